@@ -1,0 +1,1 @@
+"""checkpoint -> engine: checkpoint readers, model families, one module per target."""

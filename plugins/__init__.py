@@ -1,0 +1,1 @@
+"""Streaming attention: its definition, and one implementation per runtime."""

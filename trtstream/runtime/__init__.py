@@ -1,0 +1,1 @@
+"""Runs an engine: batching, sessions, sampling and text, the same for every target."""
