@@ -145,14 +145,7 @@ class BuildConfig:
 def kv_bytes_per_session(model: ModelConfig, build: BuildConfig) -> int:
     """Bytes of KV cache that one session owns, whatever the length of its conversation."""
     width = {"float32": 4, "bfloat16": 2}[build.dtype]
-    return (
-        2
-        * model.num_hidden_layers
-        * model.num_key_value_heads
-        * model.head_dim
-        * build.max_attention_window
-        * width
-    )
+    return 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * build.max_attention_window * width
 
 
 def _known_fields(cls: type, values: dict[str, Any]) -> dict[str, Any]:
