@@ -1,0 +1,112 @@
+"""``trtstream build``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from trtstream.errors import TrtstreamError
+from trtstream.settings import DTYPES, TARGETS, BuildConfig
+
+if TYPE_CHECKING:
+    from trtstream.settings import ModelConfig
+
+DEFAULTS = BuildConfig()
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="The engine directory to write.")
+@click.option("--target", type=click.Choice(TARGETS), default="auto", show_default=True, help="What runs the engine.")
+@click.option(
+    "--sink-token-length",
+    default=DEFAULTS.sink_token_length,
+    show_default=True,
+    help="Attention sinks: first tokens of a session that are never evicted.",
+)
+@click.option(
+    "--max-sink-token-length",
+    type=int,
+    help="Room for sinks, for sessions that pin a system prompt.  [default: --sink-token-length]",
+)
+@click.option(
+    "--max-attention-window",
+    type=int,
+    help=f"Tokens that a session keeps, sinks included.  [default: {DEFAULTS.max_attention_window}, or the "
+    "checkpoint's context if that is shorter]",
+)
+@click.option("--dtype", type=click.Choice(DTYPES), default=DEFAULTS.dtype, show_default=True)
+@click.option("--quantization", type=click.Choice(["none"]), default="none", show_default=True)
+@click.option(
+    "--max-batch-size", default=DEFAULTS.max_batch_size, show_default=True, help="Sessions that decode together."
+)
+@click.option(
+    "--max-num-tokens", default=DEFAULTS.max_num_tokens, show_default=True, help="Tokens of one prefill chunk."
+)
+@click.option("--sink-token", type=int, help="Id of a learned sink token, put first in every session.")
+@click.option("--force", is_flag=True, help="Allow a window beyond the checkpoint's trained context.")
+def build(
+    checkpoint: Path,
+    output: Path,
+    target: str,
+    sink_token_length: int,
+    max_sink_token_length: int | None,
+    max_attention_window: int | None,
+    dtype: str,
+    quantization: str,
+    max_batch_size: int,
+    max_num_tokens: int,
+    sink_token: int | None,
+    force: bool,
+) -> None:
+    """Compile CHECKPOINT (a Hugging Face folder or a .gguf file) into an engine."""
+    from trtstream.build.checkpoint import open_checkpoint
+    from trtstream.build.cpu import build_cpu_engine
+    from trtstream.engine_dir import directory_bytes
+    from trtstream.progress import progress_bar
+
+    started = time.perf_counter()
+    source = open_checkpoint(checkpoint)
+    model = source.model
+    settings = BuildConfig(
+        max_batch_size=max_batch_size,
+        max_num_tokens=max_num_tokens,
+        max_attention_window=max_attention_window or min(DEFAULTS.max_attention_window, model.max_position_embeddings),
+        sink_token_length=sink_token_length,
+        max_sink_token_length=sink_token_length if max_sink_token_length is None else max_sink_token_length,
+        dtype=dtype,
+        quantization=quantization,
+        sink_token=sink_token,
+    )
+    settings.validate()
+    check_against_model(settings, model, force)
+    if sink_token_length == 0:
+        click.echo("warning: without sink tokens quality collapses once the first token leaves the window", err=True)
+    with progress_bar("Writing weights") as progress:
+        build_cpu_engine(source, settings, output, progress)
+    click.echo(
+        f"{output}: {directory_bytes(output) / 1e6:.1f} MB for target cpu in {time.perf_counter() - started:.1f} s"
+    )
+
+
+def check_against_model(settings: BuildConfig, model: ModelConfig, force: bool) -> None:
+    """Raise TrtstreamError where the sizes do not suit the checkpoint."""
+    window, trained = settings.max_attention_window, model.max_position_embeddings
+    if window > trained and model.rope is not None and model.rope.kind == "dynamic":
+        raise TrtstreamError(
+            f"--max-attention-window {window} is beyond the checkpoint's context of {trained}, and its dynamic RoPE "
+            f"scaling would depend on the length there; use at most {trained}"
+        )
+    if window > trained and not force:
+        raise TrtstreamError(
+            f"--max-attention-window {window} is beyond the checkpoint's trained context of {trained}; use at most "
+            f"{trained}, or --force"
+        )
+    if settings.sink_token is not None:
+        if not 0 <= settings.sink_token < model.vocab_size:
+            raise TrtstreamError(f"--sink-token {settings.sink_token} is outside the vocabulary of {model.vocab_size}")
+        if settings.sink_token_length < 1:
+            raise TrtstreamError("--sink-token needs --sink-token-length 1 or more")

@@ -1,0 +1,139 @@
+"""Compiles and calls decode_attention.cpp: plain C++ with a C interface, so it needs g++ and no PyTorch headers."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from trtstream.errors import TrtstreamError
+from trtstream.plugins.window import Window
+from trtstream.settings import BuildConfig, ModelConfig
+
+SOURCE = Path(__file__).with_name("decode_attention.cpp")
+# Without -ffast-math at the link step, which would switch denormals off for the whole process.
+COMPILE_FLAGS = ["-O3", "-march=native", "-ffast-math", "-std=c++17", "-fPIC", "-fopenmp"]
+LINK_FLAGS = ["-shared", "-fopenmp"]
+
+
+class Row(NamedTuple):
+    """Where one session stands at a decode step. Mirrors Row in decode_attention.cpp."""
+
+    slot: int
+    write: int
+    num_sinks: int
+    ring_count: int
+    newest: int
+    cache_position: int
+
+
+def row(slot: int, window: Window, t: int, ring_first: int) -> Row:
+    """The row of token t, written first and attended to after, in a session whose ring begins with ``ring_first``."""
+    return Row(
+        slot=slot,
+        write=window.slot(t),
+        num_sinks=min(window.sinks, t + 1),
+        ring_count=min(window.ring, max(t + 1 - ring_first, 0)),
+        newest=(t - window.sinks) % window.ring,
+        cache_position=window.cache_position(t),
+    )
+
+
+def compiler() -> str:
+    """The C++ compiler: $CXX or g++."""
+    name = os.environ.get("CXX", "g++")
+    found = shutil.which(name)
+    if found is None:
+        raise TrtstreamError(
+            f"the cpu target compiles its attention kernel and found no {name}; install g++ or set CXX"
+        )
+    return found
+
+
+def compile_kernel(model: ModelConfig, build: BuildConfig, output: Path) -> None:
+    """Compile the kernel for one model and window into the shared library ``output``, for this machine's CPU."""
+    defines = {
+        "HEAD_DIM": model.head_dim,
+        "NUM_HEADS": model.num_attention_heads,
+        "NUM_KV_HEADS": model.num_key_value_heads,
+        "WINDOW": build.max_attention_window,
+        "MAX_SINKS": build.max_sink_token_length,
+        "BFLOAT16": int(build.dtype == "bfloat16"),
+    }
+    object_file = output.with_suffix(".o")
+    _run([*COMPILE_FLAGS, *(f"-D{name}={value}" for name, value in defines.items()), "-c", SOURCE, "-o", object_file])
+    _run([*LINK_FLAGS, object_file, "-o", output])
+    object_file.unlink()
+
+
+def _run(arguments: list[str | Path]) -> str:
+    result = subprocess.run([compiler(), *arguments], capture_output=True, text=True)
+    if result.returncode:
+        first_error = next((line for line in result.stderr.splitlines() if "error" in line), result.stderr.strip())
+        raise TrtstreamError(f"{compiler()} could not compile the attention kernel: {first_error}")
+    return result.stdout
+
+
+def compiled_instruction_sets() -> list[str]:
+    """The CPU flags (names of /proc/cpuinfo) that code compiled here may use."""
+    macros = {
+        line.split()[1].strip("_").replace("_", "").lower()
+        for line in _run([*COMPILE_FLAGS, "-dM", "-E", "-x", "c++", os.devnull]).splitlines()
+    }
+    return sorted(flag for flag in cpu_flags() if flag.replace("_", "") in macros)
+
+
+def cpu_flags() -> set[str]:
+    """This machine's CPU flags, as /proc/cpuinfo names them."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return set(line.partition(":")[2].split())
+    return set()
+
+
+class DecodeKernel:
+    """The compiled kernel, ready to be called."""
+
+    def __init__(self, library: Path, max_batch_size: int) -> None:
+        loaded = ctypes.CDLL(str(library))
+        loaded.scratch_bytes.restype = ctypes.c_int64
+        self._call = loaded.decode_attention
+        self._call.restype = None
+        pointer, integer = ctypes.c_void_p, ctypes.c_int64
+        self._call.argtypes = [pointer, pointer, pointer, pointer, integer, pointer, integer, pointer, pointer]
+        self._scratch = torch.empty(max_batch_size * loaded.scratch_bytes(), dtype=torch.uint8)
+
+    def __call__(
+        self,
+        qkv: torch.Tensor,
+        rotation: torch.Tensor | None,
+        slopes: torch.Tensor | None,
+        cache: torch.Tensor,
+        rows: torch.Tensor,
+    ) -> torch.Tensor:
+        """Rotate, write and attend for one token of each of ``len(rows)`` sessions.
+
+        qkv [batch, (heads + 2 * kv_heads) * head_dim] as projected; rotation [batch, 4, head_dim / 2] float32 (cos and
+        sin at t, then at p(t)), or None with ALiBi ``slopes`` [heads] float32; ``cache`` [sessions, 2, kv_heads, window,
+        head_dim] may be a view strided in its first dimension and is changed in place; rows [batch, 6] int64. Returns
+        [batch, heads * head_dim].
+        """
+        _, _, kv_heads, _, head_dim = cache.shape
+        out = torch.empty(len(qkv), qkv.shape[1] - 2 * kv_heads * head_dim, dtype=qkv.dtype)
+        self._call(
+            qkv.data_ptr(),
+            None if rotation is None else rotation.data_ptr(),
+            None if slopes is None else slopes.data_ptr(),
+            cache.data_ptr(),
+            cache.stride(0),
+            rows.data_ptr(),
+            len(rows),
+            self._scratch.data_ptr(),
+            out.data_ptr(),
+        )
+        return out

@@ -1,0 +1,116 @@
+"""Where tokens stand: rotary frequencies, rotations in float64, and ALiBi slopes.
+
+A conversation's positions reach millions, where float32 cannot hold an angle (at t = 4,000,000 it is off by 0.2 rad),
+so angles are float64 until their cosine is taken.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from trtstream.settings import ModelConfig, RopeConfig
+
+Rotation = tuple[torch.Tensor, torch.Tensor]
+
+
+def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[torch.Tensor, float]:
+    """Rotary frequencies [head_dim / 2] in radians per token (float64), and the factor that scales cos and sin.
+
+    Scalings are transformers' (``modeling_rope_utils``): ``linear`` (position interpolation), ``llama3`` (Llama 3.1),
+    ``yarn`` (arXiv:2309.00071). ``dynamic`` is ``default`` within the original context, which the build enforces.
+    """
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    frequencies = rope.theta**-exponents
+    if rope.kind == "linear":
+        return frequencies / rope.factor, 1.0
+    if rope.kind == "llama3":
+        return _llama3(frequencies, rope), 1.0
+    if rope.kind == "yarn":
+        return _yarn(frequencies, rope, head_dim)
+    return frequencies, 1.0
+
+
+def _llama3(frequencies: torch.Tensor, rope: RopeConfig) -> torch.Tensor:
+    turns = rope.original_max_position_embeddings * frequencies / (2 * math.pi)
+    smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    smooth = smooth.clamp(0, 1)
+    return frequencies * (smooth + (1 - smooth) / rope.factor)
+
+
+def _yarn(frequencies: torch.Tensor, rope: RopeConfig, head_dim: int) -> tuple[torch.Tensor, float]:
+    def dimension_that_turns(times: float) -> float:
+        context = rope.original_max_position_embeddings
+        return head_dim * math.log(context / (times * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low = dimension_that_turns(rope.beta_fast or 32)
+    high = dimension_that_turns(rope.beta_slow or 1)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001
+    ramp = ((torch.arange(head_dim // 2, dtype=torch.float64) - low) / (high - low)).clamp(0, 1)
+    return frequencies * (1 - ramp + ramp / rope.factor), _yarn_attention_factor(rope)
+
+
+def _yarn_attention_factor(rope: RopeConfig) -> float:
+    def mscale(weight: float) -> float:
+        return 1.0 if rope.factor <= 1 else 0.1 * weight * math.log(rope.factor) + 1.0
+
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    if rope.mscale and rope.mscale_all_dim:
+        return mscale(rope.mscale) / mscale(rope.mscale_all_dim)
+    return mscale(1.0)
+
+
+def rotation(
+    positions: torch.Tensor, frequencies: torch.Tensor, scale: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin (float64) [..., head_dim / 2] of integer positions [...], both multiplied by ``scale``."""
+    angles = positions.to(torch.float64).unsqueeze(-1) * frequencies
+    return angles.cos() * scale, angles.sin() * scale
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate the pairs (i, i + head_dim / 2) of x [..., head_dim] by angles [..., head_dim / 2]; in x's dtype."""
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def alibi_slopes(num_heads: int) -> torch.Tensor:
+    """ALiBi's slope of each head [num_heads], float32 (Press et al., arXiv:2108.12409).
+
+    The bias of a key is ``-slope * distance / sqrt(head_dim)`` in Falcon, which scales the sum of score and bias.
+    """
+    power_of_two = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2 ** (-8 * i / power_of_two) for i in range(1, power_of_two + 1)]
+    slopes += [2 ** (-4 * i / power_of_two) for i in range(1, 2 * (num_heads - power_of_two) + 1, 2)]
+    return torch.tensor(slopes, dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class PositionEncoding:
+    """How a model tells positions: rotary ``frequencies`` [head_dim / 2] and ``scale``, or ALiBi ``slopes`` [heads].
+
+    ``slopes`` are divided by sqrt(head_dim): what a scaled score loses per token of distance.
+    """
+
+    frequencies: torch.Tensor | None = None
+    scale: float = 1.0
+    slopes: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, model: ModelConfig) -> PositionEncoding:
+        if model.rope is None:
+            return cls(slopes=alibi_slopes(model.num_attention_heads) * model.head_dim**-0.5)
+        return cls(*inverse_frequencies(model.rope, model.head_dim))
+
+    def rotation(self, positions: torch.Tensor) -> Rotation:
+        """cos and sin (float32) [..., head_dim / 2] at integer positions [...]."""
+        cos, sin = rotation(positions, self.frequencies, self.scale)
+        return cos.float(), sin.float()

@@ -1,0 +1,41 @@
+"""Which cache slots hold which tokens: the arithmetic that every runtime shares, on the host, in integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Window:
+    """The cache of one session: S sinks in slots [0, S_max), and a ring of R tokens in slots [S_max, S_max + R).
+
+    Token i lives in slot i if i < S, else in ``S_max + (i - S) mod R``. Nothing is ever moved.
+    """
+
+    sinks: int
+    max_sinks: int
+    ring: int
+
+    @property
+    def capacity(self) -> int:
+        """C, how many tokens a query sees at most."""
+        return self.sinks + self.ring
+
+    def cache_position(self, t: int) -> int:
+        """p(t), where the query of token t stands inside the cache."""
+        return min(t, self.capacity - 1)
+
+    def slot(self, t: int) -> int:
+        """The slot of token t."""
+        return t if t < self.sinks else self.max_sinks + (t - self.sinks) % self.ring
+
+    def slots(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The slots of tokens (int64), as `slot`."""
+        return torch.where(tokens < self.sinks, tokens, self.max_sinks + (tokens - self.sinks) % self.ring)
+
+    def kept(self, first: int, end: int) -> torch.Tensor:
+        """Those of the tokens [first, end) that the cache still holds after ``end - 1``: sinks and the last R."""
+        tokens = torch.arange(first, end)
+        return tokens[(tokens < self.sinks) | (tokens >= end - self.ring)]

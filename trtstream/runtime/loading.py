@@ -1,0 +1,56 @@
+"""Opens an engine directory: checks that it can run here, and picks its target's runtime."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from safetensors import safe_open
+
+from trtstream.engine_dir import KERNEL, WEIGHTS, EngineConfig, read_engine, verify_files
+from trtstream.errors import TrtstreamError
+from trtstream.plugins.cpu_kernel import DecodeKernel, cpu_flags
+from trtstream.runtime.cpu import CpuEngine
+from trtstream.runtime.decoder import DecoderWeights, collect_weights
+from trtstream.runtime.engine import Engine
+from trtstream.settings import kv_bytes_per_session
+
+
+def load_engine(folder: str | Path) -> Engine:
+    """Load an engine for this process. Raises TrtstreamError in one line if it is damaged or cannot run here."""
+    folder = Path(folder)
+    config = read_engine(folder)
+    if config.target != "cpu":
+        raise TrtstreamError(f"{folder} was built for target {config.target!r}; this trtstream runs: cpu")
+    missing = sorted(set(config.toolchain.get("instruction_sets", ())) - cpu_flags())
+    if missing:
+        raise TrtstreamError(f"{folder} needs a CPU with {', '.join(missing)}; build it again on this machine")
+    _check_memory(folder, config)
+    verify_files(folder, config)
+    kernel = DecodeKernel(folder / KERNEL, config.build_config.max_batch_size)
+    weights = load_weights(folder / WEIGHTS, config)
+    return CpuEngine(config.pretrained_config, config.build_config, weights, kernel)
+
+
+def load_weights(path: Path, config: EngineConfig) -> DecoderWeights:
+    """Read and pack the weights, tensor by tensor."""
+    with safe_open(path, framework="pt") as file:
+        return collect_weights(config.pretrained_config, set(file.keys()), file.get_tensor, pack=True)
+
+
+def _check_memory(folder: Path, config: EngineConfig) -> None:
+    build = config.build_config
+    weights = (folder / WEIGHTS).stat().st_size
+    caches = build.max_batch_size * kv_bytes_per_session(config.pretrained_config, build)
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                available = int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    if weights + caches > available:
+        raise TrtstreamError(
+            f"{folder} needs {weights / 1e9:.2f} GB for weights and {caches / 1e9:.2f} GB for {build.max_batch_size} "
+            f"sessions, and {available / 1e9:.2f} GB are free; build with a smaller --max-batch-size or window"
+        )
