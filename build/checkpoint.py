@@ -1,0 +1,128 @@
+"""Checkpoints: a Hugging Face folder or a .gguf file, checked up front and read one tensor at a time."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from trtstream.build.families import find_family
+from trtstream.build.families.raw_config import RawConfig
+from trtstream.build.gguf_file import GgufFile
+from trtstream.build.huggingface_folder import HuggingFaceFolder
+from trtstream.build.recipes import Recipes
+from trtstream.errors import TrtstreamError
+from trtstream.settings import ModelConfig
+
+# Rotary frequencies, saved by some though they follow from the config (GGUF's are where its config comes from).
+HARMLESS = re.compile(r"\.(rotary_emb|maybe_rotary)\.inv_freq$|^rope_freqs\.weight$")
+NAMED_AT_MOST = 5
+
+
+class Store(Protocol):
+    """A checkpoint on disk: its config in Hugging Face's spelling, and its tensors by their own names."""
+
+    layout: str
+    config: RawConfig
+    shapes: dict[str, tuple[int, ...]]
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, in floating point."""
+
+    def save_tokenizer(self, folder: Path) -> bool:
+        """See `Checkpoint.save_tokenizer`."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint. Opening has checked that every tensor is there and has the shape that ``model`` asks for.
+
+    The canonical tensor names and shapes are in `trtstream.build.recipes`.
+    """
+
+    model: ModelConfig
+    recipes: Recipes
+    store: Store
+
+    def tensor_names(self) -> list[str]:
+        return list(self.recipes)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Read one tensor: in the dtype it is stored in, or float32 where it is stored quantized."""
+        recipe = self.recipes[name]
+        return recipe.make([self.store.read(source) for source in recipe.sources])
+
+    def save_tokenizer(self, folder: Path) -> bool:
+        """Write the tokenizer, chat template included, for ``AutoTokenizer.from_pretrained(folder)``.
+
+        False, with nothing written, if the checkpoint has none: its engine serves token ids only.
+        """
+        return self.store.save_tokenizer(folder)
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a Hugging Face folder (config.json and safetensors) or a .gguf file; reads headers only.
+
+    Raises TrtstreamError, which names the thing, for whatever cannot be read or computed rightly.
+    """
+    path = Path(path)
+    if path.is_dir():
+        store: Store = HuggingFaceFolder(path)
+    elif path.is_file() and path.suffix.lower() == ".gguf":
+        store = GgufFile(path)
+    elif path.exists():
+        raise TrtstreamError(f"{path} is no checkpoint; give a Hugging Face folder or a .gguf file")
+    else:
+        raise TrtstreamError(f"{path} does not exist; give the path of a Hugging Face folder or of a .gguf file")
+    family = find_family(store.config)
+    model = family.model_config(store.config)
+    if model.num_hidden_layers > len(store.shapes):
+        raise store.config.error(
+            f"{model.num_hidden_layers} layers are promised, but the checkpoint has only {len(store.shapes)} tensors"
+        )
+    recipes = family.recipes(store.config, model, store.layout)
+    duplicate = _duplicate_lm_head(model, recipes, store)
+    if duplicate is False:
+        model = replace(model, tie_word_embeddings=False)
+        recipes = family.recipes(store.config, model, store.layout)
+    _check_tensors(path, model, recipes, store, known={"lm_head.weight"} if duplicate else set())
+    return Checkpoint(model, recipes, store)
+
+
+def _duplicate_lm_head(model: ModelConfig, recipes: Recipes, store: Store) -> bool | None:
+    """Whether a tied model's checkpoint repeats its embedding as ``lm_head.weight`` (None: it has none, or is untied).
+
+    Where the two differ the config is wrong and the model is not tied, which is also what transformers makes of it.
+    """
+    (embedding,) = recipes["embedding.weight"].sources
+    if not model.tie_word_embeddings or not {"lm_head.weight", embedding} <= set(store.shapes):
+        return None
+    return torch.equal(store.read("lm_head.weight"), store.read(embedding))
+
+
+def _check_tensors(path: Path, model: ModelConfig, recipes: Recipes, store: Store, known: set[str]) -> None:
+    expected = {name: shape for recipe in recipes.values() for name, shape in recipe.sources.items()}
+    missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in store.shapes]
+    if missing:
+        raise TrtstreamError(f"{path} lacks {_some(missing)}; fetch or save the checkpoint again")
+    misshapen = [
+        f"{name} is {list(store.shapes[name])}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if store.shapes[name] != shape
+    ]
+    if misshapen:
+        raise TrtstreamError(f"{path} does not fit its config: {_some(misshapen)}; fetch or save the checkpoint again")
+    extra = [name for name in store.shapes if name not in expected and name not in known and not HARMLESS.search(name)]
+    if extra:
+        raise TrtstreamError(
+            f"{path} has tensors that this {model.architecture} has no use for: {_some(extra)}; "
+            "it computes something else, or its config is wrong"
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED_AT_MOST} more" if len(names) > NAMED_AT_MOST else ""
+    return ", ".join(names[:NAMED_AT_MOST]) + more

@@ -1,0 +1,116 @@
+"""The Llama family: RMSNorm, RoPE, a gated MLP, and one projection each for query, key, value, gate and up."""
+
+from __future__ import annotations
+
+import torch
+
+from trtstream.build.families.raw_config import RawConfig
+from trtstream.build.recipes import Recipes
+from trtstream.settings import ModelConfig
+
+NAMES = {
+    "huggingface": {
+        "embedding": "model.embed_tokens",
+        "norm": "model.norm",
+        "lm_head": "lm_head",
+        "layer": "model.layers",
+        "attention_norm": "input_layernorm",
+        "q": "self_attn.q_proj",
+        "k": "self_attn.k_proj",
+        "v": "self_attn.v_proj",
+        "attention_output": "self_attn.o_proj",
+        "mlp_norm": "post_attention_layernorm",
+        "gate": "mlp.gate_proj",
+        "up": "mlp.up_proj",
+        "down": "mlp.down_proj",
+    },
+    "gguf": {
+        "embedding": "token_embd",
+        "norm": "output_norm",
+        "lm_head": "output",
+        "layer": "blk",
+        "attention_norm": "attn_norm",
+        "q": "attn_q",
+        "k": "attn_k",
+        "v": "attn_v",
+        "attention_output": "attn_output",
+        "mlp_norm": "ffn_norm",
+        "gate": "ffn_gate",
+        "up": "ffn_up",
+        "down": "ffn_down",
+    },
+}
+
+
+def model_config(raw: RawConfig) -> ModelConfig:
+    vocab_size, hidden_size = raw.integer("vocab_size"), raw.integer("hidden_size")
+    heads = raw.integer("num_attention_heads")
+    kv_heads = raw.integer("num_key_value_heads", default=heads)
+    if heads % kv_heads:
+        raise raw.error(f"num_attention_heads {heads} must be a multiple of num_key_value_heads {kv_heads}")
+    if raw.get("head_dim") is None and hidden_size % heads:
+        raise raw.error(f"hidden_size {hidden_size} must be a multiple of num_attention_heads {heads}")
+    head_dim = raw.integer("head_dim", default=hidden_size // heads)
+    if head_dim % 2:
+        raise raw.error(f"head_dim is {head_dim}; RoPE needs an even number")
+    max_position_embeddings = raw.integer("max_position_embeddings", default=2048)
+    return ModelConfig(
+        architecture="LlamaForCausalLM",
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=raw.integer("intermediate_size"),
+        num_hidden_layers=raw.integer("num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        max_position_embeddings=max_position_embeddings,
+        norm="rms",
+        norm_eps=raw.number("rms_norm_eps", default=1e-6),
+        hidden_act=raw.activation("hidden_act", "silu"),
+        gated_mlp=True,
+        residual="sequential",
+        shared_norm=False,
+        tie_word_embeddings=raw.flag("tie_word_embeddings", False),
+        rope=raw.rope(max_position_embeddings),
+        bos_token_id=next(iter(raw.token_ids("bos_token_id", 1, vocab_size)), None),
+        eos_token_ids=raw.token_ids("eos_token_id", 2, vocab_size),
+    )
+
+
+def recipes(raw: RawConfig, model: ModelConfig, layout: str) -> Recipes:
+    names, hidden, intermediate = NAMES[layout], model.hidden_size, model.intermediate_size
+    q_rows, kv_rows = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
+    attention_bias, mlp_bias = raw.flag("attention_bias", False), raw.flag("mlp_bias", False)
+
+    def fuse_gguf(parts: list[torch.Tensor]) -> torch.Tensor:
+        q, k, v = parts
+        return torch.cat([_half_split(q, model.num_attention_heads), _half_split(k, model.num_key_value_heads), v])
+
+    made = Recipes()
+    made.linear("embedding", {names["embedding"]: model.vocab_size}, hidden)
+    for i in range(model.num_hidden_layers):
+        ours, theirs = f"layers.{i}", f"{names['layer']}.{i}"
+        stored = {role: f"{theirs}.{name}" for role, name in names.items()}
+        made.norm(f"{ours}.attention_norm", stored["attention_norm"], hidden)
+        made.linear(
+            f"{ours}.qkv",
+            {stored["q"]: q_rows, stored["k"]: kv_rows, stored["v"]: kv_rows},
+            hidden,
+            bias=attention_bias,
+            make=fuse_gguf if layout == "gguf" else torch.cat,
+        )
+        made.linear(f"{ours}.attention_output", {stored["attention_output"]: hidden}, q_rows, bias=attention_bias)
+        made.norm(f"{ours}.mlp_norm", stored["mlp_norm"], hidden)
+        made.linear(
+            f"{ours}.gate_up", {stored["gate"]: intermediate, stored["up"]: intermediate}, hidden, bias=mlp_bias
+        )
+        made.linear(f"{ours}.down", {stored["down"]: hidden}, intermediate, bias=mlp_bias)
+    made.norm("norm", names["norm"], hidden)
+    if not model.tie_word_embeddings:
+        made.linear("lm_head", {names["lm_head"]: model.vocab_size}, hidden)
+    return made
+
+
+def _half_split(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """GGUF keeps the two dimensions that rotate together side by side; bring them half a head apart again."""
+    return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)

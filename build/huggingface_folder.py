@@ -1,0 +1,104 @@
+"""A Hugging Face checkpoint folder: config.json, generation_config.json, safetensors (sharded or not), a tokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from trtstream.build import tokenizer
+from trtstream.build.families.raw_config import RawConfig
+from trtstream.errors import TrtstreamError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+class HuggingFaceFolder:
+    layout = "huggingface"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / "config.json").is_file():
+            raise TrtstreamError(
+                f"{folder} has no config.json; give a folder as transformers' save_pretrained writes it"
+            )
+        values = _read_json(folder / "config.json")
+        if (folder / "generation_config.json").is_file():
+            # Chat models list their end-of-turn tokens here; generation follows it, not config.json.
+            generation = _read_json(folder / "generation_config.json")
+            names = ("bos_token_id", "eos_token_id")
+            values |= {name: generation[name] for name in names if generation.get(name) is not None}
+        self.config = RawConfig(str(folder / "config.json"), values)
+        self.config.refuse_unsupported()
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._files: dict[str, Path] = {}
+        for file in self._find_files():
+            self._read_header(file)
+
+    def read(self, name: str) -> torch.Tensor:
+        # Opened anew each time: an open file keeps every page that was read resident.
+        with safe_open(self._files[name], framework="pt") as file:
+            return file.get_tensor(name)
+
+    def save_tokenizer(self, folder: Path) -> bool:
+        return tokenizer.save_from_folder(self.folder, folder)
+
+    def _find_files(self) -> list[Path]:
+        index = self.folder / INDEX
+        if index.is_file():
+            weight_map = _read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+                raise TrtstreamError(f"{index} has no weight_map; fetch the checkpoint again")
+            shards = sorted(set(weight_map.values()))
+            for shard in shards:
+                if Path(shard).name != shard:
+                    raise TrtstreamError(f"{index} names the shard {shard!r}, which is outside its folder")
+                if not (self.folder / shard).is_file():
+                    raise TrtstreamError(
+                        f"{self.folder} lacks {shard}, which {INDEX} names; fetch the checkpoint again"
+                    )
+            return [self.folder / shard for shard in shards]
+        if (self.folder / SINGLE).is_file():
+            return [self.folder / SINGLE]
+        if next(self.folder.glob("*.safetensors"), None):
+            raise TrtstreamError(f"{self.folder} has safetensors, but neither {SINGLE} nor {INDEX}; add the index")
+        if next(self.folder.glob("*.bin"), None):
+            raise TrtstreamError(
+                f"{self.folder} has only .bin files, which are pickles and are not read; load it with transformers' "
+                "AutoModelForCausalLM.from_pretrained and save it again with save_pretrained"
+            )
+        raise TrtstreamError(f"{self.folder} has no {SINGLE}; fetch the checkpoint again")
+
+    def _read_header(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (it is no mapping)
+                    tensor = file.get_slice(name)
+                    if name in self._files:
+                        raise TrtstreamError(f"{name} is in both {self._files[name].name} and {path.name}")
+                    if tensor.get_dtype() not in DTYPES:
+                        raise TrtstreamError(
+                            f"{path}: {name} is stored as {tensor.get_dtype()}; expected one of {', '.join(DTYPES)}: "
+                            "use the original, unquantized checkpoint"
+                        )
+                    self.shapes[name] = tuple(tensor.get_shape())
+                    self._files[name] = path
+        except (SafetensorError, OSError) as error:
+            raise TrtstreamError(f"{path} is damaged or incomplete ({error}); fetch it again") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise TrtstreamError(f"{path} is not JSON ({error}); fetch it again") from error
+    except OSError as error:
+        raise TrtstreamError(f"{path} cannot be read: {error.strerror}") from error
+    if not isinstance(values, dict):
+        raise TrtstreamError(f"{path} holds no JSON object; fetch it again")
+    return values

