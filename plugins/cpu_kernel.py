@@ -57,7 +57,16 @@ def compiler() -> str:
 
 def compile_kernel(model: ModelConfig, build: BuildConfig, output: Path) -> None:
     """Compile the kernel for one model and window into the shared library ``output``, for this machine's CPU."""
-    defines = {
+    defines = _geometry(model, build)
+    object_file = output.with_suffix(".o")
+    _run([*COMPILE_FLAGS, *(f"-D{name}={value}" for name, value in defines.items()), "-c", SOURCE, "-o", object_file])
+    _run([*LINK_FLAGS, object_file, "-o", output])
+    object_file.unlink()
+
+
+def _geometry(model: ModelConfig, build: BuildConfig) -> dict[str, int]:
+    """The kernel's compile-time constants, in the order of ``kernel_geometry`` in decode_attention.cpp."""
+    return {
         "HEAD_DIM": model.head_dim,
         "NUM_HEADS": model.num_attention_heads,
         "NUM_KV_HEADS": model.num_key_value_heads,
@@ -65,10 +74,6 @@ def compile_kernel(model: ModelConfig, build: BuildConfig, output: Path) -> None
         "MAX_SINKS": build.max_sink_token_length,
         "BFLOAT16": int(build.dtype == "bfloat16"),
     }
-    object_file = output.with_suffix(".o")
-    _run([*COMPILE_FLAGS, *(f"-D{name}={value}" for name, value in defines.items()), "-c", SOURCE, "-o", object_file])
-    _run([*LINK_FLAGS, object_file, "-o", output])
-    object_file.unlink()
 
 
 def _run(arguments: list[str | Path]) -> str:
@@ -99,14 +104,20 @@ def cpu_flags() -> set[str]:
 class DecodeKernel:
     """The compiled kernel, ready to be called."""
 
-    def __init__(self, library: Path, max_batch_size: int) -> None:
-        loaded = ctypes.CDLL(str(library))
+    def __init__(self, library: Path, model: ModelConfig, build: BuildConfig) -> None:
+        try:
+            loaded = ctypes.CDLL(str(library.resolve()))
+        except OSError as error:
+            raise TrtstreamError(f"{library} cannot be loaded ({error}); rebuild the engine") from error
+        expected = list(_geometry(model, build).values())
+        if list((ctypes.c_int64 * len(expected)).in_dll(loaded, "kernel_geometry")) != expected:
+            raise TrtstreamError(f"{library} was compiled for other sizes than config.json gives; rebuild the engine")
         loaded.scratch_bytes.restype = ctypes.c_int64
         self._call = loaded.decode_attention
         self._call.restype = None
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
         self._call.argtypes = [pointer, pointer, pointer, pointer, integer, pointer, integer, pointer, pointer]
-        self._scratch = torch.empty(max_batch_size * loaded.scratch_bytes(), dtype=torch.uint8)
+        self._scratch = torch.empty(build.max_batch_size * loaded.scratch_bytes(), dtype=torch.uint8)
 
     def __call__(
         self,
@@ -119,9 +130,9 @@ class DecodeKernel:
         """Rotate, write and attend for one token of each of ``len(rows)`` sessions.
 
         qkv [batch, (heads + 2 * kv_heads) * head_dim] as projected; rotation [batch, 4, head_dim / 2] float32 (cos and
-        sin at t, then at p(t)), or None with ALiBi ``slopes`` [heads] float32; ``cache`` [sessions, 2, kv_heads, window,
-        head_dim] may be a view strided in its first dimension and is changed in place; rows [batch, 6] int64. Returns
-        [batch, heads * head_dim].
+        sin at t, then at p(t)), or None with ALiBi ``slopes`` [heads] float32; ``cache`` [sessions, 2, kv_heads,
+        window, head_dim] may be a view strided in its first dimension and is changed in place; rows [batch, 6] int64.
+        Returns [batch, heads * head_dim].
         """
         _, _, kv_heads, _, head_dim = cache.shape
         out = torch.empty(len(qkv), qkv.shape[1] - 2 * kv_heads * head_dim, dtype=qkv.dtype)

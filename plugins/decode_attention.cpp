@@ -165,6 +165,9 @@ void merge_blocks(const Partial* partial, scalar* out) {
 
 }  // namespace
 
+// What the kernel was compiled for, so that it is never called with another model's tensors.
+extern "C" const int64_t kernel_geometry[] = {HEAD_DIM, NUM_HEADS, NUM_KV_HEADS, WINDOW, MAX_SINKS, BFLOAT16};
+
 extern "C" int64_t scratch_bytes() { return sizeof(Scratch); }
 
 // qkv [batch, (NUM_HEADS + 2 NUM_KV_HEADS) HEAD_DIM]: projected, not rotated.

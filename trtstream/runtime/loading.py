@@ -27,7 +27,7 @@ def load_engine(folder: str | Path) -> Engine:
         raise TrtstreamError(f"{folder} needs a CPU with {', '.join(missing)}; build it again on this machine")
     _check_memory(folder, config)
     verify_files(folder, config)
-    kernel = DecodeKernel(folder / KERNEL, config.build_config.max_batch_size)
+    kernel = DecodeKernel(folder / KERNEL, config.pretrained_config, config.build_config)
     weights = load_weights(folder / WEIGHTS, config)
     return CpuEngine(config.pretrained_config, config.build_config, weights, kernel)
 

@@ -10,7 +10,7 @@ BLOCK = 32  # tokens saved ahead at once: one copy in 32 decode steps instead of
 
 
 class UndoLog:
-    """Old contents of the slots that tokens from ``first`` on overwrite: as many as the turn writes, at most a cache."""
+    """Old contents of the slots that tokens from ``first`` on overwrite: what the turn writes, at most a cache."""
 
     def __init__(self, window: Window, first: int) -> None:
         self._window = window

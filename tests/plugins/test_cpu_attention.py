@@ -1,0 +1,168 @@
+"""The cpu target's attention, one step (C++) and chunked (torch), against the reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from trtstream.plugins.chunk_attention import chunk_attention, plan_chunk
+from trtstream.plugins.cpu_kernel import DecodeKernel, compile_kernel, row
+from trtstream.plugins.positions import PositionEncoding, inverse_frequencies
+from trtstream.plugins.reference import streaming_attention
+from trtstream.plugins.window import Window
+from trtstream.settings import BuildConfig, ModelConfig, RopeConfig
+
+
+@dataclass(frozen=True)
+class Layout:
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope: RopeConfig | None
+
+
+LAYOUTS = {
+    "mha": Layout(4, 4, 16, RopeConfig()),
+    "gqa": Layout(6, 2, 32, RopeConfig()),
+    "mqa": Layout(5, 1, 8, RopeConfig()),
+    "alibi": Layout(32, 32, 4, rope=None),
+    "yarn": Layout(4, 2, 16, RopeConfig("yarn", factor=4.0, original_max_position_embeddings=64)),
+}
+
+
+class Attention:
+    """One attention layer with random projections, and the ways to run it."""
+
+    def __init__(
+        self, layout: Layout, sinks: int, max_sinks: int, ring: int, folder: Path, dtype: str = "float32"
+    ) -> None:
+        self.layout, self.window = layout, Window(sinks, max_sinks, ring)
+        self.positions = PositionEncoding.of(model(layout))
+        self.dtype = getattr(torch, dtype)
+        self.build = BuildConfig(
+            max_batch_size=3, max_attention_window=max_sinks + ring, sink_token_length=sinks,
+            max_sink_token_length=max_sinks, dtype=dtype,
+        )  # fmt: skip
+        library = folder / f"{hash((layout, self.build))}.so"
+        if not library.exists():
+            compile_kernel(model(layout), self.build, library)
+        self.kernel = DecodeKernel(library, model(layout), self.build)
+        self.cache = torch.zeros(3, 2, layout.kv_heads, max_sinks + ring, layout.head_dim, dtype=self.dtype)
+
+    def qkv(self, tokens: int, seed: int = 0) -> torch.Tensor:
+        width = (self.layout.heads + 2 * self.layout.kv_heads) * self.layout.head_dim
+        return torch.randn(tokens, width, generator=torch.Generator().manual_seed(seed)).to(self.dtype)
+
+    def reference(self, qkv: torch.Tensor) -> torch.Tensor:
+        heads, kv_heads = self.layout.heads, self.layout.kv_heads
+        q, k, v = qkv.float().view(len(qkv), -1, self.layout.head_dim).split((heads, kv_heads, kv_heads), dim=1)
+        frequencies, scale = None, 1.0
+        if self.layout.rope is not None:
+            frequencies, scale = inverse_frequencies(self.layout.rope, self.layout.head_dim)
+        return streaming_attention(q, k, v, self.window.sinks, self.window.ring, frequencies, scale).flatten(1)
+
+    def steps(self, qkv: torch.Tensor, slot: int = 1, first: int = 0) -> torch.Tensor:
+        return torch.cat([self.step([(slot, first + i, x)]) for i, x in enumerate(qkv)])
+
+    def step(self, sessions: list[tuple[int, int, torch.Tensor]]) -> torch.Tensor:
+        rows = torch.tensor([row(slot, self.window, t, self.window.sinks) for slot, t, _ in sessions])
+        rotation = None
+        if self.layout.rope is not None:
+            at = torch.tensor([[t, self.window.cache_position(t)] for _, t, _ in sessions])
+            rotation = torch.stack(self.positions.rotation(at), dim=2).flatten(1, 2)
+        return self.kernel(torch.stack([x for _, _, x in sessions]), rotation, self.positions.slopes, self.cache, rows)
+
+    def chunks(self, qkv: torch.Tensor, size: int, slot: int = 1) -> torch.Tensor:
+        outputs = []
+        for first in range(0, len(qkv), size):
+            chunk = qkv[first : first + size]
+            plan = plan_chunk(self.window, self.positions, first, len(chunk), self.window.sinks)
+            outputs.append(chunk_attention(chunk, self.cache[slot], plan, self.layout.heads))
+        return torch.cat(outputs)
+
+
+def model(layout: Layout) -> ModelConfig:
+    return ModelConfig(
+        architecture="LlamaForCausalLM", vocab_size=1, hidden_size=1, intermediate_size=1, num_hidden_layers=1,
+        num_attention_heads=layout.heads, num_key_value_heads=layout.kv_heads, head_dim=layout.head_dim,
+        max_position_embeddings=64, norm="rms", norm_eps=1e-6, hidden_act="silu", gated_mlp=True, residual="sequential",
+        shared_norm=False, tie_word_embeddings=False, rope=layout.rope, bos_token_id=None, eos_token_ids=(),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.mark.parametrize(("sinks", "max_sinks"), [(0, 0), (1, 1), (4, 4), (2, 7), (24, 24)])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_steps_and_chunks_equal_the_reference(layout: Layout, sinks: int, max_sinks: int, libraries: Path) -> None:
+    attention = Attention(layout, sinks, max_sinks, 20, libraries)
+    qkv = attention.qkv(4 * (sinks + 20) + 3)
+    expected = attention.reference(qkv)
+    assert (attention.steps(qkv) - expected).abs().max() < 2e-5
+    for size in (1, 5, 7, 20, 31, len(qkv)):  # divides the ring, does not, is the ring, is larger, is all
+        attention.cache.fill_(torch.nan)  # what was never written must never be read
+        attention.cache.nan_to_num_(1e3)
+        assert (attention.chunks(qkv, size) - expected).abs().max() < 2e-5, size
+
+
+def test_the_comparison_sees_a_sink_off_by_one(libraries: Path) -> None:
+    attention = Attention(LAYOUTS["gqa"], 4, 4, 20, libraries)
+    qkv = attention.qkv(60)
+    right = attention.reference(qkv)
+    attention.window = replace(attention.window, sinks=3)
+    assert (attention.steps(qkv) - right).abs().max() > 1e-3
+    assert (attention.chunks(qkv, 7) - right).abs().max() > 1e-3
+
+
+def test_the_cache_is_larger_than_one_block_of_the_kernel(libraries: Path) -> None:
+    attention = Attention(LAYOUTS["gqa"], 4, 4, 600, libraries)
+    qkv = attention.qkv(1300)
+    expected = attention.reference(qkv)
+    assert (attention.chunks(qkv[:1290], 100) - expected[:1290]).abs().max() < 2e-5
+    assert (attention.steps(qkv[1290:], first=1290) - expected[1290:]).abs().max() < 2e-5
+
+
+def test_sessions_of_one_step_do_not_touch_each_other(libraries: Path) -> None:
+    attention = Attention(LAYOUTS["gqa"], 4, 4, 20, libraries)
+    young, old = attention.qkv(10, seed=1), attention.qkv(70, seed=2)
+    attention.chunks(old[:60], 60, slot=2)
+    found = [attention.step([(2, 60 + i, old[60 + i]), (0, i, young[i])]) for i in range(10)]
+    expected = torch.stack((attention.reference(old)[60:], attention.reference(young)), dim=1)
+    assert (torch.stack(found) - expected).abs().max() < 2e-5
+    assert attention.cache[1].abs().max() == 0
+
+
+def test_bfloat16_within_its_own_error(libraries: Path) -> None:
+    attention = Attention(LAYOUTS["gqa"], 4, 4, 20, libraries, dtype="bfloat16")
+    qkv = attention.qkv(100)
+    expected = attention.reference(qkv)
+    for found in (attention.steps(qkv), attention.chunks(qkv, 7)):
+        assert (found.float() - expected).abs().max() < 0.05
+        assert (found.float() - expected).abs().mean() < 0.003
+
+
+@pytest.mark.parametrize("layout", [LAYOUTS["gqa"], LAYOUTS["alibi"]], ids=["rope", "alibi"])
+def test_at_position_four_million(layout: Layout, libraries: Path) -> None:
+    """Distances are what counts: a ring that begins at t = 4,000,000 gives what float64 gives there."""
+    attention = Attention(layout, 0, 0, 20, libraries)
+    first = 4_000_000
+    qkv = attention.qkv(60)
+    window, positions = attention.window, attention.positions
+    plan = plan_chunk(window, positions, first, 30, ring_first=first)
+    chunk = chunk_attention(qkv[:30], attention.cache[1], plan, layout.heads)
+    rows = [torch.tensor([row(1, window, first + i, ring_first=first)]) for i in range(30, 60)]
+    steps = []
+    for i, one in zip(range(30, 60), rows, strict=True):
+        rotation = None
+        if layout.rope is not None:
+            at = torch.tensor([[first + i, window.cache_position(first + i)]])
+            rotation = torch.stack(positions.rotation(at), dim=2).flatten(1, 2)
+        steps.append(attention.kernel(qkv[i : i + 1], rotation, positions.slopes, attention.cache, one))
+    expected = attention.reference(qkv)  # computed at 0 .. 59: attention depends on distances alone
+    assert (torch.cat((chunk, *steps)) - expected).abs().max() < 2e-5
