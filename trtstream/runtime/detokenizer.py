@@ -1,0 +1,52 @@
+"""Token ids to text, one token at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+REPLACEMENT = "\ufffd"  # what a decoder shows for bytes that are no complete character
+MAX_INCOMPLETE = 3  # bytes that a UTF-8 character can be short of its end, each shown as a replacement character
+MAX_PENDING = 32  # tokens; only broken text holds back more
+
+
+class Detokenizer:
+    """The text of a growing token sequence; every call costs the same, however long the text has become.
+
+    Tokens are decoded behind the few that came before them: a tokenizer in sentencepiece's style drops the space that
+    a text begins with, and a character may take several tokens. ``context`` are those before the first.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._context = list(context)
+        self._context_text = self._decode(self._context)
+        self._pending: list[int] = []
+        self._emitted = 0  # characters of the pending tokens' text
+
+    def push(self, token: int) -> str:
+        """The text that ``token`` completes: empty while a character is incomplete, and for special tokens."""
+        self._pending.append(token)
+        text = self._decode(self._context + self._pending)[len(self._context_text) :]
+        if not text:
+            self._pending.clear()  # a special token: as context it would hide the next one's leading space
+            return ""
+        complete = len(text)
+        while complete > max(len(text) - MAX_INCOMPLETE, self._emitted) and text[complete - 1] == REPLACEMENT:
+            complete -= 1
+        if complete < len(text) and len(self._pending) < MAX_PENDING:
+            new = text[self._emitted : complete]
+            self._emitted = complete
+            return new
+        new = text[self._emitted :]
+        self._context, self._pending, self._emitted = self._pending, [], 0
+        self._context_text = self._decode(self._context)
+        return new
+
+    def flush(self) -> str:
+        """What is held back when no more tokens come: a character that stays incomplete."""
+        return self._decode(self._context + self._pending)[len(self._context_text) + self._emitted :]
+
+    def _decode(self, tokens: list[int]) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)

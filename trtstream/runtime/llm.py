@@ -1,0 +1,127 @@
+"""The Python API: an engine, its tokenizer and its scheduler in one object."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from trtstream.errors import TrtstreamError
+from trtstream.runtime.loading import load_engine
+from trtstream.runtime.requests import TurnOutput, TurnRequest
+from trtstream.runtime.scheduler import Scheduler
+
+
+class LLM:
+    """An engine ready for use: ``with trtstream.load("engine") as llm: ...``. Methods may be called from any thread."""
+
+    def __init__(self, engine: str | Path) -> None:
+        folder = Path(engine)
+        self.engine = load_engine(folder)
+        self.tokenizer = _load_tokenizer(folder / "tokenizer")
+        self.scheduler = Scheduler(self.engine, self.tokenizer)
+
+    def session(self) -> ChatSession:
+        """A new conversation, which each turn goes on with."""
+        return ChatSession(self)
+
+    def generate(self, text: str | None = None, **options: Any) -> Iterator[str]:
+        """Yield the pieces of one answer; nothing is remembered. ``options`` are `TurnRequest`'s other fields.
+
+        Closing the iterator early cancels the turn. Raises TrtstreamError for a turn that cannot be run or fails.
+        """
+        return _texts(self.stream(text, **options))
+
+    def stream(self, text: str | None = None, **options: Any) -> Iterator[TurnOutput]:
+        """As `generate`, but yield a `TurnOutput` for each token."""
+        return _outputs(self.scheduler, TurnRequest(text=text, **options))
+
+    def close(self) -> None:
+        """Stop; turns that are running fail."""
+        self.scheduler.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class ChatSession:
+    """A conversation in an `LLM`, one turn at a time. ``session_tokens`` counts the tokens it has been fed."""
+
+    def __init__(self, llm: LLM) -> None:
+        self._scheduler = llm.scheduler
+        self._key = secrets.token_urlsafe()
+        self.session_tokens = 0
+
+    def generate(self, text: str | None = None, **options: Any) -> Iterator[str]:
+        """Yield the pieces of the next answer; as `LLM.generate` otherwise.
+
+        A turn that is cancelled leaves what it has generated in the conversation, one that fails leaves nothing.
+        """
+        return _texts(self.stream(text, **options))
+
+    def stream(self, text: str | None = None, **options: Any) -> Iterator[TurnOutput]:
+        """As `generate`, but yield a `TurnOutput` for each token."""
+        request = TurnRequest(text=text, session_key=self._key, session_tokens=self.session_tokens, **options)
+        return _outputs(self._scheduler, request, self._ended)
+
+    def close(self) -> None:
+        """Forget the conversation."""
+        for _ in self.stream(session_end=True):
+            pass
+
+    def _ended(self, output: TurnOutput) -> None:
+        self.session_tokens = output.session_tokens
+
+
+def _outputs(
+    scheduler: Scheduler, request: TurnRequest, on_end: Callable[[TurnOutput], None] | None = None
+) -> Iterator[TurnOutput]:
+    outputs: queue.SimpleQueue[TurnOutput | Exception] = queue.SimpleQueue()
+    turn = scheduler.submit(request, outputs.put)
+    running = True
+
+    def take() -> TurnOutput:
+        nonlocal running
+        output = outputs.get()
+        if isinstance(output, Exception):
+            running = False
+            raise output
+        if output.finish_reason:
+            running = False
+            if on_end is not None:
+                on_end(output)
+        return output
+
+    try:
+        while running:
+            yield take()
+    finally:  # also where the caller stops listening or presses Ctrl-C: leave no turn behind
+        turn.cancel()
+        while running:
+            take()
+
+
+def _texts(outputs: Iterator[TurnOutput]) -> Iterator[str]:
+    with contextlib.closing(outputs):
+        for output in outputs:
+            if output.text:
+                yield output.text
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    if not folder.is_dir():
+        return None
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if not tokenizer.is_fast:
+        raise TrtstreamError(f"{folder}: the tokenizer has no tokenizer.json; save it as a fast tokenizer and rebuild")
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer

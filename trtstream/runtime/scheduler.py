@@ -1,0 +1,262 @@
+"""Continuous batching: one thread steps the engine, and turns join and leave between steps."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from trtstream.errors import TrtstreamError
+from trtstream.runtime.engine import Engine
+from trtstream.runtime.prompt import first_prompt, next_prompt
+from trtstream.runtime.requests import TurnOutput, TurnRequest
+from trtstream.runtime.session import Session, SessionStore, default_max_idle_bytes
+from trtstream.runtime.turn import OnOutput, Turn
+from trtstream.runtime.validation import validate
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SchedulerStats:
+    """``running`` turns have a slot, ``queued`` ones wait for one; ``sessions`` are all that can be gone on with."""
+
+    running: int
+    queued: int
+    sessions: int
+
+
+class Scheduler:
+    """Runs turns on an engine, which from now on belongs to the scheduler's thread.
+
+    Every step feeds one token of each decoding turn in one batch, then chunks of prompts under a budget: all in all
+    ``build.max_num_tokens`` tokens, so that a long prompt does not stall the others' tokens. Prompts take turns. Turns
+    get slots in the order they came; ``max_queue_size`` turns may wait. For the other limits see `SessionStore`.
+
+    ``tokenizer`` is a fast one without truncation, or None: then requests have input_ids, and outputs ids only.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: PreTrainedTokenizerBase | None,
+        *,
+        max_queue_size: int = 256,
+        max_sessions: int = 4096,
+        max_idle_bytes: int | None = None,
+    ) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._max_queue_size = max_queue_size
+        self._sessions = SessionStore(
+            engine, default_max_idle_bytes() if max_idle_bytes is None else max_idle_bytes, max_sessions
+        )
+        self._queue: deque[Turn] = deque()
+        self._running: list[Turn] = []  # those whose prompt was fed least recently first
+        self._changed = threading.Condition()  # guards all of the above, but for the engine
+        self._refusal = ""  # why new turns are refused
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="trtstream-scheduler", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: TurnRequest, on_output: OnOutput) -> Turn:
+        """Queue a turn, from any thread. Raises TrtstreamError at once for a request that cannot be run.
+
+        ``on_output`` gets the turn's outputs on the scheduler's thread, so it must be quick: one for each token, the
+        last with a ``finish_reason``; or, when the turn fails, an exception as the last. If it raises, the client is
+        taken to be gone and the turn is cancelled.
+
+        A turn that fails or misses its deadline leaves its session as it was, and so does one that is cancelled before
+        its first token; one cancelled later keeps what it has generated.
+        """
+        validate(request, self._engine.model.vocab_size)
+        with self._changed:
+            self._check_open()
+            session = self._sessions.reserve(request)
+        try:
+            turn = self._prepare(request, session, on_output)
+            with self._changed:
+                self._check_open()
+                self._queue.append(turn)
+                self._changed.notify_all()
+        except BaseException:
+            with self._changed:
+                self._sessions.release(request.session_key)
+            raise
+        return turn
+
+    def stats(self) -> SchedulerStats:
+        with self._changed:
+            return SchedulerStats(len(self._running), len(self._queue), len(self._sessions))
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Refuse new turns from now on and wait for those submitted to end; False if ``timeout`` (seconds) passed."""
+        with self._changed:
+            self._refusal = self._refusal or "the server is shutting down; no new turns are taken"
+            return self._changed.wait_for(lambda: not self._queue and not self._running, timeout)
+
+    def close(self) -> None:
+        """Fail the turns that have not ended, drop all sessions and stop the thread."""
+        with self._changed:
+            self._refusal = "the engine is closed"
+            self._closed = True
+            self._changed.notify_all()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _check_open(self) -> None:
+        if self._refusal:
+            raise TrtstreamError(self._refusal)
+        if len(self._queue) >= self._max_queue_size:
+            raise TrtstreamError(f"the server is busy: {len(self._queue)} turns are waiting; try again later")
+
+    def _prepare(self, request: TurnRequest, session: Session | None, on_output: OnOutput) -> Turn:
+        build = self._engine.build
+        if request.text is None and request.input_ids is None:  # only ends its session
+            session, ids, prompt = session or Session(request.session_key, build.sink_token_length), [], []
+        elif session is None:
+            first = first_prompt(request, self._tokenizer, build)
+            session, ids, prompt = (
+                Session(request.session_key, first.sink_token_length),
+                first.token_ids,
+                first.token_ids,
+            )
+        else:
+            ids = next_prompt(request, self._tokenizer, session.pending)
+            prompt = [session.pending, *ids]
+        end_ids = self._engine.model.eos_token_ids if request.end_id is None else (request.end_id,)
+        end_ids = () if request.ignore_eos else end_ids
+        return Turn(request, session, prompt, len(ids), end_ids, self._tokenizer, on_output)
+
+    # From here on: the scheduler's thread.
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._queue or self._running)
+                if self._closed:
+                    break
+            try:
+                self._step()
+            except Exception as error:
+                logger.exception("a scheduler step failed")
+                for turn in [*self._running, *self._queue]:
+                    self._fail(turn, error)
+        for turn in [*self._running, *self._queue]:
+            self._fail(turn, TrtstreamError("the engine was closed before the turn ended"))
+
+    def _step(self) -> None:
+        self._remove_cancelled()
+        self._admit()
+        decoding = [turn for turn in self._running if turn.token is not None]
+        if decoding:
+            self._decode(decoding)
+        budget = max(1, self._engine.build.max_num_tokens - len(decoding))
+        for turn in [turn for turn in self._running if turn.fed < len(turn.prompt)]:
+            if budget > 0:
+                budget -= self._prefill(turn, budget)
+
+    def _remove_cancelled(self) -> None:
+        now = time.monotonic()
+        for turn in [*self._running, *self._queue]:
+            if turn.cancelled and turn.num_output_tokens:
+                self._finish(turn, turn.final_output("cancelled", self._engine.position(turn.session.slot)))
+            elif turn.cancelled:
+                self._undo(turn, turn.final_output("cancelled", turn.session.position))
+            elif turn.deadline is not None and now > turn.deadline:
+                self._fail(turn, TrtstreamError(f"the turn did not end within its timeout of {turn.request.timeout} s"))
+
+    def _admit(self) -> None:
+        while self._queue:
+            turn = self._queue[0]
+            if not turn.prompt:
+                self._end_session(turn)
+                continue
+            try:
+                rebuilt = self._sessions.enter(turn.session)
+            except Exception as error:
+                self._fail(turn, error)
+                continue
+            if rebuilt is None:
+                return
+            turn.prompt = rebuilt + turn.prompt
+            with self._changed:
+                self._running.append(self._queue.popleft())
+
+    def _decode(self, turns: list[Turn]) -> None:
+        try:
+            logits = self._engine.decode([turn.session.slot for turn in turns], [turn.token for turn in turns])
+        except Exception as error:
+            for turn in turns:
+                self._fail(turn, error)
+            return
+        for turn, row in zip(turns, logits, strict=True):
+            self._sample(turn, row)
+
+    def _prefill(self, turn: Turn, budget: int) -> int:
+        """Feed up to ``budget`` tokens of the turn's prompt; returns how many."""
+        chunk = turn.prompt[turn.fed : turn.fed + budget]
+        with self._changed:
+            self._running.remove(turn)
+            self._running.append(turn)
+        try:
+            logits = self._engine.prefill(turn.session.slot, chunk)
+        except Exception as error:
+            self._fail(turn, error)
+            return len(chunk)
+        turn.fed += len(chunk)
+        if turn.fed == len(turn.prompt):
+            self._sample(turn, logits)
+        return len(chunk)
+
+    def _sample(self, turn: Turn, logits: torch.Tensor) -> None:
+        slot = turn.session.slot
+        try:
+            visible = self._engine.visible_tokens(slot) if turn.request.repetition_penalty != 1 else ()
+            output = turn.sample(logits, visible, self._engine.position(slot))
+        except Exception as error:
+            self._fail(turn, error)
+            return
+        if output.finish_reason:
+            self._finish(turn, output)
+        else:
+            turn.emit(output)
+
+    # A turn leaves before its client hears of it: the client may answer at once with the session's next turn.
+
+    def _finish(self, turn: Turn, output: TurnOutput) -> None:
+        with self._changed:
+            self._sessions.commit(turn.session, turn.token, ends=turn.request.session_end)
+            self._leave(turn)
+        turn.emit(output)
+
+    def _end_session(self, turn: Turn) -> None:
+        with self._changed:
+            self._sessions.end(turn.session.key)
+            self._sessions.release(turn.session.key)
+            self._leave(turn)
+        turn.emit(turn.final_output("stop", turn.session.position))
+
+    def _fail(self, turn: Turn, error: Exception) -> None:
+        if not isinstance(error, TrtstreamError):
+            logger.error("a turn failed", exc_info=error)
+            error = TrtstreamError(f"the engine failed in this turn: {type(error).__name__}: {error}")
+        self._undo(turn, error)
+
+    def _undo(self, turn: Turn, output: TurnOutput | Exception) -> None:
+        with self._changed:
+            try:
+                self._sessions.rollback(turn.session)
+            except Exception as error:
+                logger.error("a session is lost: its turn could not be undone", exc_info=error)
+            self._leave(turn)
+        turn.emit(output)
+
+    def _leave(self, turn: Turn) -> None:
+        (self._running if turn in self._running else self._queue).remove(turn)
+        self._changed.notify_all()

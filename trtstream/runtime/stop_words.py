@@ -1,0 +1,34 @@
+"""Stop words: a turn's text ends before the first of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopWords:
+    """Passes text on, and holds it back while a stop word may have begun in it."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = words
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Return (the text that is certain, whether a stop word has come up); what follows a stop word is dropped."""
+        text = self._held + text
+        found = [start for word in self._words if (start := text.find(word)) >= 0]
+        if found:
+            self._held = ""
+            return text[: min(found)], True
+        certain = len(text) - max((_overlap(text, word) for word in self._words), default=0)
+        self._held = text[certain:]
+        return text[:certain], False
+
+    def flush(self) -> str:
+        """What is held back: no more text comes, so no stop word began in it."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, word: str) -> int:
+    """Length of the longest end of ``text`` that ``word`` begins with."""
+    return next((n for n in range(min(len(text), len(word) - 1), 0, -1) if text.endswith(word[:n])), 0)

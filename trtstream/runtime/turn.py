@@ -1,0 +1,90 @@
+"""One request on its way: what is still to be fed, what was sampled, and the text that came of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from trtstream.runtime.detokenizer import Detokenizer
+from trtstream.runtime.requests import TurnOutput, TurnRequest
+from trtstream.runtime.sampling import Sampler, log_probability
+from trtstream.runtime.session import Session
+from trtstream.runtime.stop_words import StopWords
+
+OnOutput = Callable[[TurnOutput | Exception], None]
+CONTEXT_TOKENS = 8  # of the prompt, for the detokenizer
+
+
+class Turn:
+    """A submitted request. `cancel` is for any thread; everything else belongs to the scheduler's."""
+
+    def __init__(
+        self,
+        request: TurnRequest,
+        session: Session,
+        prompt: list[int],
+        num_input_tokens: int,
+        end_ids: Sequence[int],
+        tokenizer: PreTrainedTokenizerBase | None,
+        on_output: OnOutput,
+    ) -> None:
+        self.request = request
+        self.session = session
+        self.prompt = prompt
+        self.fed = 0  # tokens of the prompt
+        self.token: int | None = None  # the last sampled one, not fed yet
+        self.num_input_tokens = num_input_tokens
+        self.num_output_tokens = 0
+        self.cancelled = False
+        self.deadline = None if request.timeout is None else time.monotonic() + request.timeout
+        self._end_ids = frozenset(end_ids)
+        self._sampler = Sampler(request)
+        self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer, prompt[-CONTEXT_TOKENS:])
+        self._stop_words = StopWords(request.stop_words)
+        self._on_output: OnOutput | None = on_output
+
+    def cancel(self) -> None:
+        """End the turn within a step, with what it has generated. Harmless when it has ended already."""
+        self.cancelled = True
+
+    def sample(self, logits: torch.Tensor, visible_tokens: Sequence[int], session_tokens: int) -> TurnOutput:
+        """Take the next token from ``logits`` [vocab]; ``session_tokens`` have been fed to get them."""
+        self.token = token = self._sampler(logits, visible_tokens)
+        self.num_output_tokens += 1
+        log_probs = (log_probability(logits, token),) if self.request.return_log_probs else ()
+        ended = token in self._end_ids
+        new_text = "" if ended or self._detokenizer is None else self._detokenizer.push(token)
+        text, stopped = self._stop_words.push(new_text)
+        full = self.num_output_tokens == self.request.max_tokens
+        reason = "stop" if ended or stopped else "length" if full else ""
+        if reason and not stopped:
+            text += self._flush()
+        return self._output(text, (token,), log_probs, reason, session_tokens)
+
+    def final_output(self, finish_reason: str, session_tokens: int) -> TurnOutput:
+        """The last output of a turn that ends without a new token."""
+        return self._output(self._flush(), (), (), finish_reason, session_tokens)
+
+    def emit(self, output: TurnOutput | Exception) -> None:
+        """Hand ``output`` to the client. One that fails to take it is gone: the turn is cancelled, quietly."""
+        if self._on_output is None:
+            return
+        try:
+            self._on_output(output)
+        except Exception:
+            self._on_output = None
+            self.cancelled = True
+
+    def _flush(self) -> str:
+        if self._detokenizer is None:
+            return ""
+        text, stopped = self._stop_words.push(self._detokenizer.flush())
+        return text if stopped else text + self._stop_words.flush()
+
+    def _output(
+        self, text: str, ids: tuple[int, ...], log_probs: tuple[float, ...], reason: str, session_tokens: int
+    ) -> TurnOutput:
+        return TurnOutput(text, ids, log_probs, reason, self.num_input_tokens, self.num_output_tokens, session_tokens)

@@ -1,0 +1,111 @@
+"""Refuses a request that is wrong in itself, with one line that names the field, what was found and what is allowed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from numbers import Integral, Real
+
+from trtstream.errors import TrtstreamError
+from trtstream.runtime.requests import TurnRequest
+
+MAX_TEXT_CHARACTERS = 1 << 20
+MAX_INPUT_TOKENS = 1 << 20
+MAX_KEY_CHARACTERS = 256
+MAX_STOP_WORDS = 32
+MAX_STOP_WORD_CHARACTERS = 256
+
+
+def validate(request: TurnRequest, vocab_size: int) -> None:
+    """Raise TrtstreamError for the first thing that is wrong in ``request`` whatever state its session is in."""
+    _validate_input(request, vocab_size)
+    _validate_session(request)
+    _integer("max_tokens", request.max_tokens, 1)
+    _number("temperature", request.temperature, "0 (greedy) or more", lambda value: value >= 0)
+    _integer("top_k", request.top_k, 0, vocab_size)
+    _number("top_p", request.top_p, "above 0 and at most 1", lambda value: 0 < value <= 1)
+    _number("repetition_penalty", request.repetition_penalty, "above 0 (1 is off)", lambda value: value > 0)
+    if request.random_seed is not None:
+        _integer("random_seed", request.random_seed, 0, (1 << 64) - 1)
+    if request.end_id is not None:
+        _integer("end_id", request.end_id, 0, vocab_size - 1)
+    if request.timeout is not None:
+        _number("timeout", request.timeout, "above 0 seconds", lambda value: value > 0)
+    if len(request.stop_words) > MAX_STOP_WORDS:
+        raise TrtstreamError(f"stop_words has {len(request.stop_words)} words; at most {MAX_STOP_WORDS} are allowed")
+    for word in request.stop_words:
+        _text("stop_words", word, MAX_STOP_WORD_CHARACTERS)
+        if not word:
+            raise TrtstreamError("stop_words has an empty word; each must have at least one character")
+
+
+def _validate_input(request: TurnRequest, vocab_size: int) -> None:
+    if request.text is not None and request.input_ids is not None:
+        raise TrtstreamError("the request has both text and input_ids; send one of them")
+    if request.text is None and request.input_ids is None and not request.session_end:
+        raise TrtstreamError("the request has neither text nor input_ids; send one of them")
+    if request.text is not None:
+        _text("text", request.text, MAX_TEXT_CHARACTERS)
+    elif request.chat:
+        raise TrtstreamError("chat needs text; input_ids are fed as they are")
+    elif request.input_ids is None and request.system is not None:
+        raise TrtstreamError("system needs text or input_ids after it")
+    if request.system is not None:
+        _text("system", request.system, MAX_TEXT_CHARACTERS)
+        if not request.system.strip():
+            raise TrtstreamError("system is empty; leave it out")
+    if request.input_ids is not None:
+        if len(request.input_ids) > MAX_INPUT_TOKENS:
+            raise TrtstreamError(
+                f"input_ids has {len(request.input_ids)} tokens; send at most {MAX_INPUT_TOKENS} in one turn"
+            )
+        wrong = next((i for i in request.input_ids if not isinstance(i, Integral) or not 0 <= i < vocab_size), None)
+        if wrong is not None:
+            raise TrtstreamError(f"input_ids has {wrong!r}; a token id is an integer from 0 to {vocab_size - 1}")
+
+
+def _validate_session(request: TurnRequest) -> None:
+    key = request.session_key
+    if key is None:
+        for name in ("session_start", "session_end", "session_tokens"):
+            if getattr(request, name) not in (None, False):
+                raise TrtstreamError(f"{name} needs a session; name one with session_id or sequence_id")
+    elif isinstance(key, str):
+        _text("session_id", key, MAX_KEY_CHARACTERS)
+        if not key:
+            raise TrtstreamError("session_id is empty; use at least one character, or leave it out")
+    else:
+        _integer("sequence_id", key, 0)
+    if request.session_tokens is not None:
+        _integer("session_tokens", request.session_tokens, 0)
+        if request.session_start and request.session_tokens:
+            raise TrtstreamError(f"session_tokens is {request.session_tokens} with session_start; a new session has 0")
+
+
+def _integer(name: str, value: object, least: int, most: int | None = None) -> None:
+    allowed = f"from {least} to {most}" if most is not None else f"of at least {least}"
+    if (
+        not isinstance(value, Integral)
+        or isinstance(value, bool)
+        or value < least
+        or (most is not None and value > most)
+    ):
+        raise TrtstreamError(f"{name} is {value!r}; it must be an integer {allowed}")
+
+
+def _number(name: str, value: object, allowed: str, check: Callable[[float], bool]) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value) or not check(value):
+        raise TrtstreamError(f"{name} is {value!r}; it must be a number {allowed}")
+
+
+def _text(name: str, value: object, max_characters: int) -> None:
+    if not isinstance(value, str):
+        raise TrtstreamError(f"{name} is {value!r}; it must be a string")
+    if len(value) > max_characters:
+        raise TrtstreamError(f"{name} has {len(value)} characters; at most {max_characters} are allowed")
+    if "\0" in value:
+        raise TrtstreamError(f"{name} has a NUL character; remove it")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise TrtstreamError(f"{name} has a lone surrogate at character {error.start}; remove it") from None
