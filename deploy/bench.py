@@ -8,9 +8,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,8 +19,7 @@ import click
 from trtstream.deploy.client import DEFAULT_MODEL, DEFAULT_URL, Client, new_session
 from trtstream.deploy.metrics import Distribution, Summary, TurnTiming, summarize
 from trtstream.errors import TrtstreamError
-
-PLAIN_PROGRESS_SECONDS = 10.0
+from trtstream.progress import Progress, progress_bar
 
 
 @dataclass(frozen=True)
@@ -54,14 +53,14 @@ class Level:
         self._clients = [Client(load.url, load.model_name) for _ in range(concurrency)]
         self._stopping = threading.Event()
 
-    def run(self, progress: Callable[[int], None]) -> None:
-        """Measure the level into ``timings``; ``progress`` is told how many turns are done. Ctrl-C cancels the rest."""
+    def run(self, progress: Progress) -> None:
+        """Measure the level into ``timings``. An interrupt cancels what is under way and is raised."""
         with ThreadPoolExecutor(self.concurrency) as pool:
             running = {pool.submit(self._work, client) for client in self._clients}
             try:
                 while running:
                     done, running = wait(running, timeout=0.2)
-                    progress(len(self.timings))
+                    progress(len(self.timings), self.load.requests * self.load.turns)
                     for worker in done:
                         worker.result()
             finally:
@@ -172,7 +171,7 @@ def bench(
     for clients in concurrency:
         level = Level(load, clients)
         try:
-            with show_progress(f"concurrency {clients}", requests * turns) as progress:
+            with progress_bar(f"concurrency {clients}") as progress:
                 level.run(progress)
         except KeyboardInterrupt:
             interrupted = True
@@ -195,31 +194,6 @@ def bench(
     if interrupted:
         click.echo("interrupted: these are the turns that were done", err=True)
     sys.exit(1 if errors or interrupted else 0)
-
-
-@contextmanager
-def show_progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr or, where that is no terminal, a line at the start and every ten seconds."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task(name, total=total)
-            yield lambda done: bar.update(task, completed=done)
-        return
-    click.echo(f"{name}: {total} turns", err=True)
-    due = time.monotonic() + PLAIN_PROGRESS_SECONDS
-
-    def report(done: int) -> None:
-        nonlocal due
-        if time.monotonic() >= due:
-            due = time.monotonic() + PLAIN_PROGRESS_SECONDS
-            click.echo(f"{name}: {done} of {total} turns", err=True)
-
-    yield report
 
 
 def print_table(summaries: Sequence[Summary]) -> None:

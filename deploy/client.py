@@ -153,7 +153,7 @@ class Client:
                         f"the server at {self.url} sent nothing for {self.timeout:g} s; is it overloaded or stopped?"
                     ) from None
                 if arrival is None:
-                    return
+                    raise TrtstreamError("the request was cancelled")
                 received_at, result, error = arrival
                 if error is not None:
                     raise self._error(error, answered)
@@ -168,7 +168,7 @@ class Client:
             self._triton.stop_stream(cancel_requests=not whole)
 
     def cancel(self) -> None:
-        """From any thread: cancel the request that `generate` is waiting for; its iterator ends there."""
+        """From any thread: cancel the request that is under way; whoever waits for it gets a TrtstreamError."""
         self._arrivals.put(None)
 
     def answer(self, **inputs: Any) -> Response:

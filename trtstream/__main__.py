@@ -1,0 +1,3 @@
+from trtstream.cli import main
+
+main()

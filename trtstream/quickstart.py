@@ -1,0 +1,179 @@
+"""``trtstream quickstart``: from nothing to a streaming service and back, one command after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from trtstream.errors import TrtstreamError
+
+FOLDER = Path("quickstart")
+WINDOW, SINKS, MAX_SINKS = 512, 4, 64
+CONVERSATION = ("Hi! My name is Ada and I live in Lisbon.", "Tell me one fact about the sea.", "What is my name?")
+READY_SECONDS = 180
+STOP_SECONDS = 60
+
+
+@click.command()
+@click.option("--keep-running", is_flag=True, help="Leave the server running until Ctrl-C.")
+def quickstart(keep_running: bool) -> None:
+    """Build, package, serve and test SmolLM2-135M-Instruct, and leave the engine in ./quickstart.
+
+    Each step is a command of its own and is shown before it runs.
+    """
+    from trtstream.smollm2 import fetch_smollm2
+
+    # A supervisor's stop is an interrupt like any other: the server must not outlive this process.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    checkpoint = fetch_smollm2()
+    FOLDER.mkdir(exist_ok=True)
+    engine, repository, figures = FOLDER / "engine", FOLDER / "model_repo", FOLDER / "bench.json"
+    _build(checkpoint, engine)
+    shutil.rmtree(repository, ignore_errors=True)
+    _run("package", engine, "--output", repository)
+    with _serving(repository) as url:
+        _run("smoke", "--url", url)
+        plot = ("--plot", FOLDER / "bench.png") if importlib.util.find_spec("matplotlib") else ()
+        size = ("--requests", 4, "--input-tokens", 64, "--output-tokens", 32)
+        _run("bench", "--url", url, "--concurrency", "1,4", *size, "--json", figures, *plot)
+        _converse(url)
+        _print_figures(figures)
+        if keep_running:
+            _show("chat", "--url", url)
+            click.echo(f"serving on {url}: talk to it with the command above; Ctrl-C stops it", err=True)
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.pause()
+
+
+def _build(checkpoint: Path, engine: Path) -> None:
+    """Build the engine, unless the one that is there is what would be built."""
+    from trtstream.engine_dir import read_engine, verify_files
+    from trtstream.plugins.cpu_kernel import cpu_flags
+    from trtstream.settings import BuildConfig
+
+    dtype = "bfloat16" if "avx512_bf16" in cpu_flags() else "float32"
+    wanted = BuildConfig(
+        max_attention_window=WINDOW, sink_token_length=SINKS, max_sink_token_length=MAX_SINKS, dtype=dtype
+    )
+    with contextlib.suppress(TrtstreamError):
+        config = read_engine(engine)
+        verify_files(engine, config)
+        if config.build_config == wanted:
+            click.echo(f"{engine} is up to date", err=True)
+            return
+    shutil.rmtree(engine, ignore_errors=True)
+    options = {
+        "--max-attention-window": WINDOW,
+        "--max-sink-token-length": MAX_SINKS,
+        "--sink-token-length": SINKS,
+        "--dtype": dtype,
+    }
+    _run("build", checkpoint, "--output", engine, *(word for option in options.items() for word in option))
+
+
+def _show(*words: object) -> list[str]:
+    """Show a trtstream command line as a user would type it; returns its arguments."""
+    arguments = [str(word) for word in words]
+    click.secho(f"\n$ trtstream {shlex.join(arguments)}", err=True, bold=True)
+    return arguments
+
+
+def _run(*words: object) -> None:
+    arguments = _show(*words)
+    status = subprocess.run([sys.executable, "-m", "trtstream", *arguments]).returncode
+    if status:
+        raise TrtstreamError(f"quickstart stopped: `trtstream {shlex.join(arguments)}` failed with status {status}")
+
+
+@contextlib.contextmanager
+def _serving(repository: Path) -> Iterator[str]:
+    """A server for the duration of a block; gives its gRPC url. It is stopped whatever happens in the block."""
+    grpc, http, metrics = _free_ports(8001, 8000, 8002)
+    url, log = f"127.0.0.1:{grpc}", FOLDER / "server.log"
+    arguments = _show("serve", repository, "--grpc-port", grpc, "--http-port", http, "--metrics-port", metrics)
+    with log.open("w") as output:
+        # In a session of its own, so that Ctrl-C reaches this process first and the server is stopped in order.
+        server = subprocess.Popen(
+            [sys.executable, "-m", "trtstream", *arguments],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    try:
+        _wait_ready(server, url, log)
+        click.echo(f"ready on {url}; its log is {log}", err=True)
+        yield url
+    finally:
+        click.echo("stopping the server", err=True)
+        server.terminate()
+        try:
+            server.wait(STOP_SECONDS)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def _wait_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    from trtstream.deploy.client import Client
+
+    deadline = time.monotonic() + READY_SECONDS
+    with Client(url, timeout=5) as client:
+        while True:
+            if server.poll() is not None:
+                lines = log.read_text(errors="replace").strip().splitlines() or ["nothing"]
+                raise TrtstreamError(f"the server did not start; {log} ends with: {lines[-1]}")
+            with contextlib.suppress(TrtstreamError):
+                if all(client.health().values()):
+                    return
+            if time.monotonic() > deadline:
+                raise TrtstreamError(f"the server was not ready within {READY_SECONDS} s; see {log}")
+            time.sleep(0.3)
+
+
+def _free_ports(*preferred: int) -> list[int]:
+    """The preferred ports where all are free, else as many that are."""
+    for wanted in (preferred, [0] * len(preferred)):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            sockets = [stack.enter_context(socket.socket()) for _ in wanted]
+            for listener, port in zip(sockets, wanted, strict=True):
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(("127.0.0.1", port))
+            return [listener.getsockname()[1] for listener in sockets]
+    raise TrtstreamError("no free TCP ports on 127.0.0.1")
+
+
+def _converse(url: str) -> None:
+    from trtstream.deploy.chat import Conversation
+    from trtstream.deploy.client import Client
+
+    _show("chat", "--url", url)
+    with Client(url) as client:
+        conversation = Conversation(client, session_id=None, system=None)
+        for text in CONVERSATION:
+            click.secho(f"> {text}", bold=True)
+            conversation.say(text)
+
+
+def _print_figures(figures: Path) -> None:
+    click.echo(f"\nSmolLM2-135M-Instruct on this machine, a window of {WINDOW} tokens:")
+    for level in json.loads(figures.read_text())["levels"]:
+        click.echo(
+            f"  {level['concurrency']} at a time: first token after {level['time_to_first_token_ms']['p50']:.0f} ms, "
+            f"then one every {level['inter_token_latency_ms']['p50']:.1f} ms; "
+            f"{level['output_token_throughput']:.1f} tokens/s in all"
+        )
+    click.echo(f"The engine, the model repository and the figures are in {FOLDER}/")
