@@ -16,10 +16,9 @@ import torch
 from trtstream.plugins.positions import alibi_slopes, rotate, rotation
 
 
-def visible(num_tokens: int, sinks: int, ring: int) -> torch.Tensor:
-    """Which tokens each query sees: bool [query, key]."""
-    query = torch.arange(num_tokens).unsqueeze(1)
-    key = torch.arange(num_tokens).unsqueeze(0)
+def visible(t: torch.Tensor, sinks: int, ring: int) -> torch.Tensor:
+    """Which of the tokens numbered t [T] each of them sees: bool [query, key]."""
+    query, key = t.unsqueeze(1), t.unsqueeze(0)
     return (key <= query) & ((key < sinks) | (key > query - ring))
 
 
@@ -36,16 +35,19 @@ def streaming_attention(
     ring: int,
     frequencies: torch.Tensor | None = None,
     rotation_scale: float = 1.0,
+    t: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of every token of a session to what it sees.
 
     q [T, heads, head_dim] and k, v [T, kv_heads, head_dim] as projected, not rotated, in any float dtype;
-    ``frequencies`` [head_dim / 2] (float64) rotate them, and None means ALiBi. Returns [T, heads, head_dim].
+    ``frequencies`` [head_dim / 2] (float64) rotate them, and None means ALiBi. ``t`` [T] numbers the tokens, by default
+    0, 1, 2, ...; a session of which only the sinks and recent tokens are known has a gap there. Returns [T, heads,
+    head_dim].
     """
-    num_tokens, num_heads, head_dim = q.shape
+    num_heads, head_dim = q.shape[1:]
     k = k.repeat_interleave(num_heads // k.shape[1], dim=1)
     v = v.repeat_interleave(num_heads // v.shape[1], dim=1)
-    t = torch.arange(num_tokens)
+    t = torch.arange(len(q)) if t is None else t
     p = cache_position(t, sinks, ring)
     is_sink = t < sinks
 
@@ -62,5 +64,5 @@ def streaming_attention(
         bias = -alibi_slopes(num_heads).to(q.dtype)[:, None, None] * distance
         scores = torch.einsum("qhd,khd->hqk", q, k) + bias
 
-    scores = (scores * head_dim**-0.5).masked_fill(~visible(num_tokens, sinks, ring), -torch.inf)
+    scores = (scores * head_dim**-0.5).masked_fill(~visible(t, sinks, ring), -torch.inf)
     return torch.einsum("hqk,khd->qhd", scores.softmax(dim=-1), v)

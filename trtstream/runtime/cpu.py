@@ -160,7 +160,7 @@ class CpuEngine:
         return decode_layers(embedded, self._weights, self.model, attention)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return logits(hidden, self._weights, self.model)
+        return logits(hidden, self._weights, self.model).float()
 
     def _check(self, tokens: Sequence[int]) -> None:
         if not tokens:

@@ -138,5 +138,5 @@ def decode_layers(x: torch.Tensor, weights: DecoderWeights, model: ModelConfig, 
 
 
 def logits(x: torch.Tensor, weights: DecoderWeights, model: ModelConfig) -> torch.Tensor:
-    """Hidden states [N, hidden] -> float32 logits [N, vocab]."""
-    return linear(normalize(x, weights.norm, model), weights.lm_head).float()
+    """Hidden states [N, hidden] -> logits [N, vocab] in x's dtype."""
+    return linear(normalize(x, weights.norm, model), weights.lm_head)

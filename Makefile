@@ -1,0 +1,30 @@
+# Everything happens in .venv. On a machine without an NVIDIA GPU, spare yourself gigabytes of CUDA libraries:
+#   make quickstart PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: install quickstart test lint clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' \
+		|| { echo "trtstream needs Python 3.10 to 3.12; $(PYTHON) is $$($(PYTHON) -V). Set PYTHON=python3.12" >&2; exit 1; }
+	@command -v g++ >/dev/null || { echo "trtstream needs g++ (Debian, Ubuntu: apt install g++)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server,gguf,bench,dev]'
+	@touch $@
+
+quickstart: install
+	$(BIN)/trtstream quickstart
+
+test: install lint
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) .build *.egg-info

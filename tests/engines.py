@@ -1,0 +1,47 @@
+"""Engines for tests, and the reference's logits for their checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from tests.checkpoints import write_checkpoint
+from trtstream.build.checkpoint import Checkpoint, open_checkpoint
+from trtstream.build.cpu import build_cpu_engine
+from trtstream.plugins.positions import PositionEncoding
+from trtstream.plugins.reference import streaming_attention
+from trtstream.runtime.decoder import collect_weights, decode_layers, logits
+from trtstream.settings import BuildConfig
+
+
+def build_variant(folder: Path, variant: str, **settings: object) -> tuple[Checkpoint, Path]:
+    """Write the variant's random checkpoint and build its engine; returns the checkpoint and the engine directory."""
+    checkpoint = open_checkpoint(write_checkpoint(folder / "checkpoint", variant))
+    build_cpu_engine(checkpoint, BuildConfig(**settings), folder / "engine", lambda done, total: None)
+    return checkpoint, folder / "engine"
+
+
+def reference_logits(
+    checkpoint: Checkpoint,
+    tokens: list[int],
+    sinks: int,
+    ring: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    t: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Logits [T, vocab] of a session with the reference's attention; ``t`` numbers its tokens (default 0, 1, ...)."""
+    model = checkpoint.model
+    names = set(checkpoint.tensor_names())
+    weights = collect_weights(model, names, lambda name: checkpoint.tensor(name).to(dtype), pack=False)
+    positions = PositionEncoding.of(model)
+    heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
+
+    def attention(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+        q, k, v = qkv.view(len(qkv), -1, model.head_dim).split((heads, kv_heads, kv_heads), dim=1)
+        return streaming_attention(q, k, v, sinks, ring, positions.frequencies, positions.scale, t).flatten(1)
+
+    with torch.inference_mode():
+        hidden = decode_layers(weights.embedding[torch.tensor(tokens)], weights, model, attention)
+        return logits(hidden, weights, model)

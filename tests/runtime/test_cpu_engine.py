@@ -1,0 +1,141 @@
+"""The cpu engine's bookkeeping: rollback, export and import, refusals."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.engines import build_variant
+from trtstream.build.checkpoint import open_checkpoint
+from trtstream.build.cpu import build_cpu_engine
+from trtstream.errors import TrtstreamError
+from trtstream.runtime.engine import Engine
+from trtstream.runtime.loading import load_engine
+from trtstream.settings import BuildConfig
+
+GPL = Path("/usr/share/common-licenses/GPL-3")
+RING = 20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    _, engine = build_variant(
+        tmp_path_factory.mktemp("engine"), "llama-gqa", max_batch_size=3, max_attention_window=28, max_num_tokens=16,
+        max_sink_token_length=8,
+    )  # fmt: skip
+    return engine
+
+
+@pytest.fixture
+def engine(folder: Path) -> Engine:
+    return load_engine(folder)
+
+
+def tokens(count: int, seed: int = 0) -> list[int]:
+    return torch.randint(128, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@pytest.mark.parametrize("before", [0, 2, 4, 15, 24, 90])
+@pytest.mark.parametrize("turn", [1, 3, 19, 20, 21, 33, 50])
+def test_rollback_leaves_no_trace(engine: Engine, before: int, turn: int) -> None:
+    if before:
+        engine.prefill(0, tokens(before))
+    was, visible = engine.export_state(0), engine.visible_tokens(0)
+    engine.begin_turn(0)
+    engine.prefill(0, tokens(turn, seed=1))
+    for token in tokens(turn, seed=2):
+        engine.decode([0], [token])
+    engine.rollback_turn(0)
+    now = engine.export_state(0)
+    assert (now.position, now.token_ids, engine.visible_tokens(0)) == (was.position, was.token_ids, visible)
+    slots = min(before, 4) + min(max(before - 4, 0), RING)
+    if before > 4 + RING:  # every slot was in use, so every slot must be as it was
+        assert torch.equal(now.kv_cache[..., :4, :], was.kv_cache[..., :4, :])
+        assert torch.equal(now.kv_cache[..., 8:, :], was.kv_cache[..., 8:, :])
+    again = load_and_feed(engine, 1, was if before else None, turn)
+    engine.prefill(0, tokens(turn, seed=3))
+    assert torch.equal(engine.decode([0], [5])[0], again), slots
+
+
+def load_and_feed(engine: Engine, slot: int, state: object, turn: int) -> torch.Tensor:
+    engine.reset(slot)
+    if state is not None:
+        engine.import_state(slot, state)
+    engine.prefill(slot, tokens(turn, seed=3))
+    return engine.decode([slot], [5])[0]
+
+
+def test_a_turn_without_a_log_cannot_be_rolled_back(engine: Engine) -> None:
+    engine.begin_turn(0)
+    engine.prefill(0, [1, 2, 3])
+    engine.commit_turn(0)
+    with pytest.raises(TrtstreamError, match="no turn to roll back"):
+        engine.rollback_turn(0)
+
+
+def test_an_exported_state_is_a_copy(engine: Engine) -> None:
+    engine.prefill(0, tokens(50))
+    state = engine.export_state(0)
+    kept = copy.deepcopy(state)
+    engine.prefill(0, tokens(10))
+    assert torch.equal(state.kv_cache, kept.kv_cache)
+    assert state.token_ids == kept.token_ids
+
+
+def test_visible_tokens_are_sinks_and_ring(engine: Engine) -> None:
+    fed = tokens(100)
+    engine.reset(0, 2)
+    engine.prefill(0, fed[:10])
+    assert engine.visible_tokens(0) == fed[:10]
+    for token in fed[10:]:
+        engine.decode([0], [token])
+    assert engine.visible_tokens(0) == fed[:2] + fed[-RING:]
+
+
+def test_a_batch_equals_each_session_alone(engine: Engine) -> None:
+    fed = [tokens(60, seed=slot) for slot in range(3)]
+    alone = []
+    for slot, first in zip(range(3), (1, 25, 50), strict=True):
+        engine.reset(0)
+        engine.prefill(0, fed[slot][:first])
+        alone.append(torch.cat([engine.decode([0], [t]) for t in fed[slot][first : first + 10]]))
+    for slot, first in zip(range(3), (1, 25, 50), strict=True):
+        engine.reset(slot)
+        engine.prefill(slot, fed[slot][:first])
+    together = [engine.decode([2, 0, 1], [fed[2][50 + i], fed[0][1 + i], fed[1][25 + i]])[[1, 2, 0]] for i in range(10)]
+    assert (torch.stack(together, dim=1) - torch.stack(alone)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("bad", [[128], [-1], [0, 500], []])
+def test_bad_tokens_change_nothing(engine: Engine, bad: list[int]) -> None:
+    for feed in (lambda: engine.prefill(0, bad), lambda: engine.score(0, bad), lambda: engine.decode([0], bad)):
+        with pytest.raises(TrtstreamError):
+            feed()
+    assert engine.position(0) == 0
+
+
+def test_too_many_sinks_are_refused(engine: Engine) -> None:
+    with pytest.raises(TrtstreamError, match=r"9 sink tokens; this engine allows 0 to 8"):
+        engine.reset(0, 9)
+
+
+def test_smollm2_perplexity_of_the_papers_own_code(smollm2: Path, tmp_path: Path) -> None:
+    """700 tokens, S = 4, W = 128, float32: mit-han-lab/streaming-llm gives 21.1092 on the same checkpoint and text."""
+    from transformers import AutoTokenizer
+
+    build_cpu_engine(
+        open_checkpoint(smollm2),
+        BuildConfig(max_batch_size=1, max_attention_window=128),
+        tmp_path / "e",
+        lambda *_: None,
+    )
+    engine = load_engine(tmp_path / "e")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "e" / "tokenizer")
+    ids = tokenizer(GPL.read_text(), add_special_tokens=False)["input_ids"][:700]
+    assert math.exp(-engine.score(0, ids)[1:].mean()) == pytest.approx(21.1092, abs=0.002)
+    engine.reset(0, 3)  # the figure moves when a sink is missing
+    assert math.exp(-engine.score(0, ids)[1:].mean()) != pytest.approx(21.1092, abs=0.002)

@@ -1,0 +1,128 @@
+"""Logits of built engines: transformers' below C, the reference's from there to 4C, for every family variant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.checkpoints import VARIANTS
+from tests.engines import build_variant, reference_logits
+from trtstream.build.checkpoint import Checkpoint
+from trtstream.runtime.engine import Engine, SessionState
+from trtstream.runtime.loading import load_engine
+
+RING, MAX_SINKS = 20, 24
+TOLERANCE = 1e-4  # of the logits' standard deviation
+
+
+@dataclass(frozen=True)
+class Built:
+    folder: Path
+    checkpoint: Checkpoint
+    engine: Engine
+
+    def tokens(self, count: int) -> list[int]:
+        generator = torch.Generator().manual_seed(1)
+        return torch.randint(self.checkpoint.model.vocab_size, (count,), generator=generator).tolist()
+
+    def steps(self, slot: int, tokens: list[int]) -> torch.Tensor:
+        return torch.cat([self.engine.decode([slot], [token]) for token in tokens])
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    folder = tmp_path_factory.mktemp(request.param)
+    checkpoint, engine = build_variant(
+        folder, request.param, max_batch_size=3, max_attention_window=MAX_SINKS + RING, max_num_tokens=64,
+        max_sink_token_length=MAX_SINKS,
+    )  # fmt: skip
+    return Built(folder, checkpoint, load_engine(engine))
+
+
+def transformers_logits(folder: Path, tokens: list[int], monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    from transformers import AutoModelForCausalLM
+    from transformers.models.falcon import modeling_falcon
+
+    def float32_alibi(mask: torch.Tensor, num_heads: int, dtype: torch.dtype) -> torch.Tensor:
+        """transformers rounds slope * position to bfloat16; the same formula without that (32 heads)."""
+        slopes = 2.0 ** (-8 / num_heads * torch.arange(1, num_heads + 1))
+        return (slopes[:, None] * torch.arange(mask.shape[1])).reshape(num_heads, 1, -1).to(dtype)
+
+    monkeypatch.setattr(modeling_falcon, "build_alibi_tensor", float32_alibi)
+    # Not "eager", which adds ALiBi's bias twice (transformers 5.23: once in the mask, once to the scores).
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    with torch.inference_mode():
+        return model(torch.tensor([tokens])).logits[0]
+
+
+def assert_equal(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert (found - expected).abs().max() < TOLERANCE * expected.std()
+
+
+@pytest.mark.parametrize("sinks", [0, 1, 4, MAX_SINKS])
+def test_dense_below_capacity(built: Built, sinks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = built.tokens(sinks + RING)
+    expected = transformers_logits(built.folder / "checkpoint", tokens, monkeypatch)
+    built.engine.reset(0, sinks)
+    assert_equal(built.steps(0, tokens), expected)
+    built.engine.reset(1, sinks)
+    assert_equal(built.engine.prefill(1, tokens), expected[-1])
+
+
+@pytest.mark.parametrize("sinks", [0, 1, 4, MAX_SINKS])
+def test_streaming_to_four_times_capacity(built: Built, sinks: int) -> None:
+    tokens = built.tokens(4 * (sinks + RING) + 3)
+    expected = reference_logits(built.checkpoint, tokens, sinks, RING)
+    log_probs = expected[:-1].log_softmax(dim=-1).gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
+    built.engine.reset(0, sinks)
+    assert_equal(built.steps(0, tokens), expected)
+    for size in (1, 5, 7, RING, 31, 64):  # divides the ring, does not, is the ring, is larger
+        built.engine.reset(1, sinks)
+        chunks = [built.engine.score(1, tokens[i : i + size]) for i in range(0, len(tokens), size)]
+        assert (torch.cat(chunks)[1:] - log_probs).abs().max() < TOLERANCE * expected.std()
+    built.engine.reset(2, sinks)
+    assert_equal(built.engine.prefill(2, tokens), expected[-1])
+
+
+def test_the_comparison_sees_a_sink_off_by_one(built: Built) -> None:
+    tokens = built.tokens(3 * (4 + RING))
+    built.engine.reset(0, 4)
+    found = built.steps(0, tokens)
+    for wrong in ((3, RING + 1), (5, RING - 1), (4, RING - 1)):
+        expected = reference_logits(built.checkpoint, tokens, *wrong)
+        assert (found - expected).abs().max() > 100 * TOLERANCE * expected.std()
+
+
+def test_rebuilt_from_its_ids(built: Built) -> None:
+    """DESIGN: the receptive field grows by R - 1 tokens a layer, so L (R - 1) + 1 recent ids and the sinks suffice."""
+    receptive_field = built.checkpoint.model.num_hidden_layers * (RING - 1) + 1
+    tokens = built.tokens(3 * receptive_field)
+    built.engine.reset(0, 4)
+    before = built.engine.prefill(0, tokens)
+    exported = built.engine.export_state(0)
+    assert len(exported.token_ids) == 4 + receptive_field
+    fresh = load_engine(built.folder / "engine")
+    fresh.import_state(2, SessionState(4, exported.position, exported.token_ids))
+    assert fresh.position(2) == len(tokens)
+    next_tokens = built.tokens(2 * RING)
+    expected = built.steps(0, next_tokens)
+    assert_equal(torch.cat([fresh.decode([2], [t]) for t in next_tokens]), expected)
+    fresh.import_state(1, exported)
+    assert torch.equal(torch.cat([fresh.decode([1], [t]) for t in next_tokens]), expected)
+    too_few = SessionState(4, exported.position, exported.token_ids[:4] + exported.token_ids[4 + RING :])
+    fresh.import_state(0, too_few)
+    assert (fresh.decode([0], next_tokens[:1])[0] - expected[0]).abs().max() > TOLERANCE * before.std()
+
+
+def test_a_session_at_position_four_million(built: Built) -> None:
+    start = 4_000_000
+    tokens = built.tokens(4 + 60)
+    t = torch.cat((torch.arange(4), torch.arange(start, start + 60)))
+    expected = reference_logits(built.checkpoint, tokens, 4, RING, dtype=torch.float64, t=t)
+    built.engine.import_state(0, SessionState(4, start + 30, tokens[:34]))
+    assert_equal(built.steps(0, tokens[34:]), expected[34:])
+    built.engine.import_state(1, SessionState(4, start + 59, tokens[:63]))
+    assert_equal(built.engine.prefill(1, tokens[63:]), expected[63])

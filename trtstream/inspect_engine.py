@@ -1,0 +1,76 @@
+"""``trtstream inspect``: what an engine is, and its plan of memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trtstream.engine_dir import TOKENIZER, WEIGHTS, EngineConfig, read_engine
+from trtstream.settings import kv_bytes_per_session
+
+
+@click.command()
+@click.argument("engine", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print config.json and the plan as JSON.")
+def inspect(engine: Path, as_json: bool) -> None:
+    """Show what ENGINE is and how much memory it takes."""
+    config = read_engine(engine)
+    plan = memory_plan(engine, config)
+    if as_json:
+        click.echo(json.dumps({**config.to_dict(), "memory": plan}, indent=2))
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    for name, value in _rows(engine, config, plan):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def memory_plan(engine: Path, config: EngineConfig) -> dict[str, int]:
+    """Bytes that a loaded engine holds, whatever the length of its conversations."""
+    per_session = kv_bytes_per_session(config.pretrained_config, config.build_config)
+    weights = (engine / WEIGHTS).stat().st_size
+    caches = per_session * config.build_config.max_batch_size
+    return {
+        "weights_bytes": weights,
+        "kv_cache_bytes_per_session": per_session,
+        "kv_cache_bytes": caches,
+        "total_bytes": weights + caches,
+    }
+
+
+def _rows(engine: Path, config: EngineConfig, plan: dict[str, int]) -> list[tuple[str, str]]:
+    model, build = config.pretrained_config, config.build_config
+    heads = f"{model.num_attention_heads} heads, {model.num_key_value_heads} KV heads of {model.head_dim}"
+    position = "ALiBi" if model.rope is None else f"RoPE ({model.rope.kind}, theta {model.rope.theta:g})"
+    sinks = f"{build.sink_token_length} (room for {build.max_sink_token_length})"
+    tokenizer = "with a tokenizer" if (engine / TOKENIZER).is_dir() else "without a tokenizer (input_ids only)"
+
+    def megabytes(key: str) -> str:
+        return f"{plan[key] / 1e6:,.1f} MB"
+
+    return [
+        ("engine", f"{engine} ({tokenizer})"),
+        ("target", f"{config.target}, {_toolchain(config.toolchain)}"),
+        ("model", f"{model.architecture}, {model.num_hidden_layers} layers of {model.hidden_size}, {heads}"),
+        ("positions", f"{position}, trained on {model.max_position_embeddings} tokens"),
+        ("dtype", f"{build.dtype}, quantization {build.quantization}"),
+        ("attention window", f"{build.max_attention_window} tokens: {build.ring} recent, sink tokens {sinks}"),
+        ("batch", f"{build.max_batch_size} sessions, prefill chunks of {build.max_num_tokens} tokens"),
+        ("memory: weights", megabytes("weights_bytes")),
+        (
+            "memory: KV cache",
+            f"{megabytes('kv_cache_bytes_per_session')} a session, {megabytes('kv_cache_bytes')} in all",
+        ),
+        ("memory: total", f"{megabytes('total_bytes')}, however long the conversations get"),
+    ]
+
+
+def _toolchain(toolchain: dict[str, Any]) -> str:
+    return f"trtstream {toolchain.get('trtstream')}, torch {toolchain.get('torch')}"
