@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 import traceback
 
@@ -46,6 +47,8 @@ def cli(debug: bool) -> None:
 def main() -> None:
     """Run the command line: exit 0 (done), 1 (the work failed) or 2 (bad usage)."""
     debug = "--debug" in sys.argv[1:]
+    # Unwind on SIGTERM too, so that temporary folders go and child processes stop.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         cli()
     except TrtstreamError as error:

@@ -123,12 +123,12 @@ def test_too_many_sinks_are_refused(engine: Engine) -> None:
         engine.reset(0, 9)
 
 
-def test_smollm2_perplexity_of_the_papers_own_code(smollm2: Path, tmp_path: Path) -> None:
+def test_smollm2_perplexity_of_the_papers_own_code(smollm2_gguf: Path, tmp_path: Path) -> None:
     """700 tokens, S = 4, W = 128, float32: mit-han-lab/streaming-llm gives 21.1092 on the same checkpoint and text."""
     from transformers import AutoTokenizer
 
     build_cpu_engine(
-        open_checkpoint(smollm2),
+        open_checkpoint(smollm2_gguf),
         BuildConfig(max_batch_size=1, max_attention_window=128),
         tmp_path / "e",
         lambda *_: None,

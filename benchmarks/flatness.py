@@ -1,0 +1,100 @@
+"""Does an endless conversation stay as fast and as small as a young one?
+
+Feeds one session many tokens and watches resident memory; then steps it in turn with a young session (A B A B ...) and
+compares the medians. Writes JSON and prints a summary:
+
+    python benchmarks/flatness.py ENGINE --tokens 200000 --json benchmarks/results/flatness.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from machine import machine
+
+from trtstream.runtime.engine import Engine
+from trtstream.runtime.loading import load_engine
+
+
+def resident_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("no VmRSS in /proc/self/status")
+
+
+def feed(engine: Engine, total: int, samples: int) -> list[dict[str, float]]:
+    """Feed ``total`` random tokens to slot 0 in equal parts; position, resident bytes and ms per token after each."""
+    generator = torch.Generator().manual_seed(0)
+    history = []
+    for _ in range(samples):
+        tokens = torch.randint(engine.model.vocab_size, (total // samples,), generator=generator).tolist()
+        started = time.perf_counter()
+        engine.prefill(0, tokens)
+        elapsed = time.perf_counter() - started
+        history.append(
+            {
+                "position": engine.position(0),
+                "resident_bytes": resident_bytes(),
+                "prefill_ms_per_token": elapsed / len(tokens) * 1e3,
+            }
+        )
+        print(f"{engine.position(0):>9,} tokens, {resident_bytes() / 1e6:,.1f} MB", file=sys.stderr)
+    return history
+
+
+def step_in_turn(engine: Engine, steps: int) -> dict[str, float]:
+    """Median milliseconds of a decode step of the old session (slot 0) and of a young one (slot 1), A B A B."""
+    engine.prefill(1, list(range(2 * engine.build.max_attention_window)))
+    times: dict[int, list[float]] = {0: [], 1: []}
+    for _ in range(steps):
+        for slot, taken in times.items():
+            started = time.perf_counter()
+            engine.decode([slot], [7])
+            taken.append((time.perf_counter() - started) * 1e3)
+    old, young = (statistics.median(taken) for taken in times.values())
+    return {"steps": steps, "old_ms": old, "young_ms": young, "old_to_young": old / young}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("engine", type=Path)
+    parser.add_argument("--tokens", type=int, default=200_000)
+    parser.add_argument("--samples", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+
+    engine = load_engine(arguments.engine)
+    engine.prefill(0, list(range(2 * engine.build.max_attention_window)))  # warm: every buffer exists
+    history = feed(engine, arguments.tokens, arguments.samples)
+    resident = [sample["resident_bytes"] for sample in history]
+    result: dict[str, Any] = {
+        "machine": machine(),
+        "architecture": engine.model.architecture,
+        "max_attention_window": engine.build.max_attention_window,
+        "dtype": engine.build.dtype,
+        "history": history,
+        "resident_growth": max(resident) / resident[0] - 1,
+        "decode": step_in_turn(engine, arguments.steps),
+    }
+    decode = result["decode"]
+    print(
+        f"{engine.position(0):,} tokens: resident memory grew by {result['resident_growth']:.2%}; decode "
+        f"{decode['old_ms']:.1f} ms old, {decode['young_ms']:.1f} ms young, ratio {decode['old_to_young']:.3f}"
+    )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
