@@ -53,7 +53,8 @@ def _system_length(tokenizer: PreTrainedTokenizerBase, text: str, system: str, u
         return len(alone)
     # The system text is somewhere inside the user's message: what stays the same when that begins differently.
     other = _render(tokenizer, [("system", system), ("user", "B" if user.strip().startswith("A") else "A")])
-    return next(i for i, (mine, others) in enumerate(zip(text, other, strict=False)) if mine != others)
+    pairs = enumerate(zip(text, other, strict=False))
+    return next((i for i, (mine, others) in pairs if mine != others), len(text))
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[tuple[str, str]], answer: bool = True) -> str:

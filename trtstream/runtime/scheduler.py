@@ -227,20 +227,19 @@ class Scheduler:
         else:
             turn.emit(output)
 
-    # A turn leaves before its client hears of it: the client may answer at once with the session's next turn.
+    # A session is released before its client hears of the turn's end, because that may bring the session's next turn at
+    # once. A turn leaves after that, so that a drained scheduler has no word left to say.
 
     def _finish(self, turn: Turn, output: TurnOutput) -> None:
         with self._changed:
             self._sessions.commit(turn.session, turn.token, ends=turn.request.session_end)
-            self._leave(turn)
-        turn.emit(output)
+        self._leave(turn, output)
 
     def _end_session(self, turn: Turn) -> None:
         with self._changed:
             self._sessions.end(turn.session.key)
             self._sessions.release(turn.session.key)
-            self._leave(turn)
-        turn.emit(turn.final_output("stop", turn.session.position))
+        self._leave(turn, turn.final_output("stop", turn.session.position))
 
     def _fail(self, turn: Turn, error: Exception) -> None:
         if not isinstance(error, TrtstreamError):
@@ -254,9 +253,10 @@ class Scheduler:
                 self._sessions.rollback(turn.session)
             except Exception as error:
                 logger.error("a session is lost: its turn could not be undone", exc_info=error)
-            self._leave(turn)
-        turn.emit(output)
+        self._leave(turn, output)
 
-    def _leave(self, turn: Turn) -> None:
-        (self._running if turn in self._running else self._queue).remove(turn)
-        self._changed.notify_all()
+    def _leave(self, turn: Turn, output: TurnOutput | Exception) -> None:
+        turn.emit(output)
+        with self._changed:
+            (self._running if turn in self._running else self._queue).remove(turn)
+            self._changed.notify_all()

@@ -67,8 +67,8 @@ def _validate_input(request: TurnRequest, vocab_size: int) -> None:
 def _validate_session(request: TurnRequest) -> None:
     key = request.session_key
     if key is None:
-        for name in ("session_start", "session_end", "session_tokens"):
-            if getattr(request, name) not in (None, False):
+        for name, unset in (("session_start", False), ("session_end", False), ("session_tokens", None)):
+            if getattr(request, name) is not unset:
                 raise TrtstreamError(f"{name} needs a session; name one with session_id or sequence_id")
     elif isinstance(key, str):
         _text("session_id", key, MAX_KEY_CHARACTERS)

@@ -1,0 +1,58 @@
+"""One tiny random Llama with a token for each byte, built once; tests load it for themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from tests.checkpoints import write_checkpoint
+from tests.runtime.clients import BOS, EOS, byte_tokenizer
+from trtstream.build.checkpoint import open_checkpoint
+from trtstream.build.cpu import build_cpu_engine
+from trtstream.runtime.engine import Engine
+from trtstream.runtime.loading import load_engine
+from trtstream.runtime.scheduler import Scheduler
+from trtstream.settings import BuildConfig
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return byte_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def engine_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> Path:
+    folder = tmp_path_factory.mktemp("runtime")
+    write_checkpoint(folder / "checkpoint", "llama-gqa", vocab_size=260, bos_token_id=BOS, eos_token_id=EOS)
+    tokenizer.save_pretrained(folder / "checkpoint")
+    # A session sees 4 + 20 tokens, or 12 + 20 with a system text.
+    sizes = BuildConfig(max_batch_size=3, max_num_tokens=16, max_attention_window=32, max_sink_token_length=12)
+    build_cpu_engine(open_checkpoint(folder / "checkpoint"), sizes, folder / "engine", lambda done, total: None)
+    return folder / "engine"
+
+
+@pytest.fixture
+def engine(engine_folder: Path) -> Engine:
+    return load_engine(engine_folder)
+
+
+@pytest.fixture
+def schedule(engine_folder: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Callable[..., Scheduler]]:
+    """Makes schedulers, on an engine of their own unless told otherwise, that are closed when the test ends."""
+    made: list[Scheduler] = []
+
+    def schedule(engine: Engine | None = None, **limits: int) -> Scheduler:
+        made.append(Scheduler(engine or load_engine(engine_folder), tokenizer, **limits))
+        return made[-1]
+
+    yield schedule
+    for scheduler in made:
+        scheduler.close()
+
+
+@pytest.fixture
+def scheduler(schedule: Callable[..., Scheduler]) -> Scheduler:
+    return schedule()

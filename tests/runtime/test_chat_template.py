@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.runtime.clients import CHATML, EOS, byte_tokenizer
+from trtstream.errors import TrtstreamError
+from trtstream.runtime.prompt import first_prompt, next_prompt
+from trtstream.runtime.requests import TurnRequest
+from trtstream.settings import BuildConfig
+
+BUILD = BuildConfig(max_sink_token_length=100)
+INST = """{% if messages[0]['role'] == 'system' %}{% set system = '<<SYS>>' + messages[0]['content'] + '<</SYS>>' %}
+{%- set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}
+{%- for message in messages %}{% if message['role'] == 'user' -%}
+<s>[INST] {{ system if loop.first }}{{ message['content'] }} [/INST]
+{%- else %} {{ message['content'] }} <|im_end|>{% endif %}{% endfor %}"""
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+IGNORES_SYSTEM = "{% for message in messages if message['role'] != 'system' %}{{ message['content'] }}{% endfor %}"
+
+
+def text(tokenizer, ids) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def first(template: str, user: str = "Hi", system: str | None = None, build: BuildConfig = BUILD):
+    return first_prompt(TurnRequest(text=user, chat=True, system=system), byte_tokenizer(template), build)
+
+
+def following(template: str, last_token: int, user: str = "More") -> str:
+    tokenizer = byte_tokenizer(template)
+    return text(tokenizer, next_prompt(TurnRequest(text=user, chat=True), tokenizer, last_token))
+
+
+def test_first_turn_is_the_whole_template():
+    prompt = first(CHATML)
+    assert text(byte_tokenizer(), prompt.token_ids) == (
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert prompt.sink_token_length == 4
+
+
+def test_next_turn_is_what_the_template_adds():
+    assert following(CHATML, EOS) == "\n<|im_start|>user\nMore<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_an_unfinished_answer_is_closed_first():
+    assert following(CHATML, ord("x")) == "<|im_end|>\n<|im_start|>user\nMore<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_template_with_a_space_before_the_end_of_turn():
+    assert following(INST, EOS) == "<s>[INST] More [/INST]"
+    assert following(INST, ord("x")) == " <|im_end|><s>[INST] More [/INST]"
+
+
+def test_turns_join_up_to_the_template_of_the_whole_conversation():
+    for template, user in ((CHATML, "placeholder answer"), (INST, "placeholder question")):
+        tokenizer = byte_tokenizer(template)
+        answer = tokenizer.encode("Yes <|im_end|>" if template is INST else "Yes<|im_end|>")
+        fed = [*first(template).token_ids, *(tokenizer.encode(" ") if template is INST else []), *answer]
+        fed += next_prompt(TurnRequest(text=user, chat=True), tokenizer, fed[-1])
+        conversation = [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Yes"},
+            {"role": "user", "content": user},
+        ]
+        rendered = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+        assert text(tokenizer, fed) == rendered
+
+
+@pytest.mark.parametrize(
+    ("template", "pinned"),
+    [(CHATML, "<|im_start|>system\nBe brief.<|im_end|>\n"), (INST, "<s>[INST] <<SYS>>Be brief.<</SYS>>")],
+)
+@pytest.mark.parametrize("user", ["Hi", "A", "Be brief."])
+def test_a_system_text_is_pinned(template, pinned, user):
+    prompt = first(template, user, system="Be brief.")
+    assert text(byte_tokenizer(), prompt.token_ids[: prompt.sink_token_length]) == pinned
+
+
+def test_a_system_text_that_has_no_room():
+    length = first(CHATML, system="Be brief.").sink_token_length
+    first(CHATML, system="Be brief.", build=BuildConfig(max_sink_token_length=length))
+    with pytest.raises(TrtstreamError) as error:
+        first(CHATML, system="Be brief.", build=BuildConfig(max_sink_token_length=length - 1))
+    assert f"system has {length} tokens and this engine can pin {length - 1}" in str(error.value)
+    assert f"--max-sink-token-length {length}" in str(error.value)
+
+
+@pytest.mark.parametrize("template", [NO_SYSTEM, IGNORES_SYSTEM])
+def test_a_template_without_a_system_role(template):
+    with pytest.raises(TrtstreamError, match="no system role"):
+        first(template, system="Be brief.")
+
+
+def test_no_template_and_no_tokenizer():
+    with pytest.raises(TrtstreamError, match="no chat template"):
+        first(None)
+    with pytest.raises(TrtstreamError, match="no tokenizer; send input_ids"):
+        first_prompt(TurnRequest(text="a"), None, BUILD)
+    assert first_prompt(TurnRequest(input_ids=(1, 2)), None, BUILD).token_ids == [1, 2]
+
+
+def test_a_template_that_refuses_the_turn():
+    with pytest.raises(TrtstreamError, match="refuses this turn: not today"):
+        first("{{ raise_exception('not today') }}")
+
+
+def test_a_template_that_hides_answers():
+    with pytest.raises(TrtstreamError, match="does not show earlier answers"):
+        following("{{ messages[-1]['content'] }}", EOS)
+
+
+def test_raw_text_gets_special_tokens_once_per_session():
+    tokenizer = byte_tokenizer()
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<s> $A", special_tokens=[("<s>", 256)])
+    assert first_prompt(TurnRequest(text="a"), tokenizer, BUILD).token_ids == [256, *b"a"]
+    assert next_prompt(TurnRequest(text="b"), tokenizer, ord("x")) == [*b"b"]
+    pinned = first_prompt(TurnRequest(text="a", system="Rules"), tokenizer, BUILD)
+    assert (pinned.token_ids, pinned.sink_token_length) == ([256, *b"Rulesa"], 6)
+
+
+def test_a_learned_sink_token_comes_first():
+    build = BuildConfig(sink_token=7, sink_token_length=1, max_sink_token_length=40)
+    prompt = first_prompt(TurnRequest(text="a"), byte_tokenizer(), build)
+    assert (prompt.token_ids, prompt.sink_token_length) == ([7, *b"a"], 1)
+    chat = first(CHATML, system="Be brief.", build=build)
+    assert chat.token_ids[0] == 7
+    assert text(byte_tokenizer(), chat.token_ids[1 : chat.sink_token_length]).endswith("Be brief.<|im_end|>\n")
+
+
+def test_nothing_to_start_from():
+    with pytest.raises(TrtstreamError, match="no tokens to start from"):
+        first_prompt(TurnRequest(text=""), byte_tokenizer(), BUILD)
+
+
+def test_system_after_the_first_turn():
+    with pytest.raises(TrtstreamError, match="system is for a session's first turn"):
+        next_prompt(TurnRequest(text="a", system="Be brief.", chat=True), byte_tokenizer(), EOS)

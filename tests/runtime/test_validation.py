@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from trtstream.errors import TrtstreamError
+from trtstream.runtime.requests import TurnRequest
+from trtstream.runtime.validation import validate
+
+REFUSED = [
+    ({}, "neither text nor input_ids"),
+    ({"text": "a", "input_ids": (1,)}, "both text and input_ids"),
+    ({"text": 7}, "text is 7; it must be a string"),
+    ({"text": "a\0b"}, "text has a NUL character"),
+    ({"text": "a\ud800"}, "text has a lone surrogate at character 1"),
+    ({"text": "a" * (1 << 20 | 1)}, "text has 1048577 characters; at most 1048576"),
+    ({"input_ids": (1, 100)}, "input_ids has 100; a token id is an integer from 0 to 99"),
+    ({"input_ids": (-1,)}, "input_ids has -1"),
+    ({"input_ids": (0.5,)}, "input_ids has 0.5"),
+    ({"input_ids": (1,), "chat": True}, "chat needs text"),
+    ({"text": "a", "system": " "}, "system is empty"),
+    ({"session_key": "k", "session_end": True, "system": "s"}, "system needs text or input_ids"),
+    ({"text": "a", "session_key": ""}, "session_id is empty"),
+    ({"text": "a", "session_key": "k" * 257}, "session_id has 257 characters"),
+    ({"text": "a", "session_key": -1}, "sequence_id is -1"),
+    ({"text": "a", "session_start": True}, "session_start needs a session"),
+    ({"text": "a", "session_end": True}, "session_end needs a session"),
+    ({"text": "a", "session_tokens": 0}, "session_tokens needs a session"),
+    ({"text": "a", "session_key": "k", "session_tokens": -1}, "session_tokens is -1"),
+    ({"text": "a", "session_key": "k", "session_start": True, "session_tokens": 5}, "a new session has 0"),
+    ({"text": "a", "max_tokens": 0}, "max_tokens is 0; it must be an integer of at least 1"),
+    ({"text": "a", "max_tokens": True}, "max_tokens is True"),
+    ({"text": "a", "temperature": -0.1}, "temperature is -0.1; it must be a number 0"),
+    ({"text": "a", "temperature": math.nan}, "temperature is nan"),
+    ({"text": "a", "temperature": "hot"}, "temperature is 'hot'"),
+    ({"text": "a", "top_k": -1}, "top_k is -1; it must be an integer from 0 to 100"),
+    ({"text": "a", "top_k": 101}, "top_k is 101"),
+    ({"text": "a", "top_p": 0.0}, "top_p is 0.0; it must be a number above 0 and at most 1"),
+    ({"text": "a", "top_p": 1.1}, "top_p is 1.1"),
+    ({"text": "a", "repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+    ({"text": "a", "repetition_penalty": math.inf}, "repetition_penalty is inf"),
+    ({"text": "a", "random_seed": 2**64}, "random_seed is 18446744073709551616"),
+    ({"text": "a", "end_id": 100}, "end_id is 100; it must be an integer from 0 to 99"),
+    ({"text": "a", "timeout": 0.0}, "timeout is 0.0"),
+    ({"text": "a", "stop_words": ("",)}, "stop_words has an empty word"),
+    ({"text": "a", "stop_words": ("a",) * 33}, "stop_words has 33 words; at most 32"),
+    ({"text": "a", "stop_words": ("a" * 257,)}, "stop_words has 257 characters"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), REFUSED, ids=[message[:40] for _, message in REFUSED])
+def test_refused(fields, message):
+    with pytest.raises(TrtstreamError) as error:
+        validate(TurnRequest(**fields), vocab_size=100)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"text": ""},
+        {"text": "naïve 😀", "temperature": 1.5, "top_k": 100, "top_p": 1.0, "random_seed": 2**64 - 1, "end_id": 99},
+        {"input_ids": (0, 99), "session_key": 0, "session_tokens": 0, "session_start": True},
+        {"session_key": "k", "session_end": True},
+    ],
+)
+def test_allowed(fields):
+    validate(TurnRequest(**fields), vocab_size=100)
