@@ -13,6 +13,17 @@ from trtstream.build.families.raw_config import RawConfig
 from trtstream.errors import TrtstreamError
 
 ROPE_FREQS = "rope_freqs.weight"
+ROPE_KEYS = {
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+}
 
 
 class GgufFile:
@@ -21,10 +32,12 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._metadata, self._tensors = _read_header(path)
+        if self._metadata.get("split.count", 1) not in (0, 1):
+            raise TrtstreamError(f"{path} is one of {self._metadata['split.count']} parts; join them first")
         self.shapes = {name: tuple(reversed(tensor.shape.tolist())) for name, tensor in self._tensors.items()}
         for tensor in self._tensors.values():
             self._check_type(tensor)
-        architecture = self._metadata.get("general.architecture")
+        architecture = str(self._metadata.get("general.architecture"))
         configs = {"llama": self._llama_config, "falcon": self._falcon_config}
         if architecture not in configs:
             raise TrtstreamError(
@@ -101,10 +114,13 @@ class GgufFile:
             "rope_parameters": self._rope_parameters(own, head_dim),
             "tie_word_embeddings": "output.weight" not in self.shapes,
             "bos_token_id": self._metadata.get("tokenizer.ggml.bos_token_id"),
-            "eos_token_id": [token for token in dict.fromkeys(ends) if token is not None],
+            "eos_token_id": [token for token in ends if token is not None],
         }
 
     def _rope_parameters(self, own: RawConfig, head_dim: int) -> dict[str, Any]:
+        unknown = sorted(key for key in own.values if key.startswith("rope.") and key not in ROPE_KEYS)
+        if unknown:
+            raise own.error(f"{unknown[0]} is not supported; use the Hugging Face checkpoint")
         kind = own.get("rope.scaling.type", default="none")
         rope = {"rope_type": kind, "rope_theta": own.number("rope.freq_base", default=10000.0)}
         if ROPE_FREQS in self.shapes:
@@ -117,8 +133,6 @@ class GgufFile:
             return rope | ({"rope_type": "default"} if factor == 1.0 else {"rope_type": "linear", "factor": factor})
         rope["factor"] = own.number("rope.scaling.factor")
         if kind == "yarn":
-            if own.number("rope.scaling.attn_factor", default=1.0) != 1.0:
-                raise own.error("YaRN with an attn_factor of its own is not supported")
             rope["original_max_position_embeddings"] = own.integer("rope.scaling.original_context_length")
             rope["beta_fast"] = own.number("rope.scaling.yarn_beta_fast", default=32.0)
             rope["beta_slow"] = own.number("rope.scaling.yarn_beta_slow", default=1.0)
@@ -185,7 +199,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                 metadata[name] = value[0] if isinstance(value, list) and len(set(value)) == 1 else value
     except Exception as error:  # whatever a hostile file provokes in the reader
         raise TrtstreamError(
-            f"{path} is damaged or no GGUF file ({error or type(error).__name__}); fetch it again"
+            f"{path} is damaged or no GGUF file ({str(error) or type(error).__name__}); fetch it again"
         ) from error
     if reader.byte_order != "I":
         raise TrtstreamError(f"{path} is in the other byte order than this machine; convert it")

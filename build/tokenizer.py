@@ -9,13 +9,24 @@ from typing import Any
 from trtstream.errors import TrtstreamError
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# Values of tokenizer.ggml.pre that mean the same split.
+LLAMA3 = ("llama-bpe", "llama3", "llama-v3", "falcon3")
+GPT2 = ("default", "gpt-2")
 
 
 def save_from_folder(source: Path, folder: Path) -> bool:
     """Save the tokenizer of a Hugging Face folder into ``folder``; False if it has none."""
     if not any((source / name).is_file() for name in FILES):
         return False
-    _load(source, source).save_pretrained(folder)
+    mend = "mend or remove its tokenizer files"
+    if not (source / "tokenizer.json").is_file():
+        if not (source / "tokenizer_config.json").is_file():
+            # transformers would guess the class, and cut text otherwise than the model was trained on.
+            raise TrtstreamError(
+                f"{source} has neither tokenizer.json nor tokenizer_config.json; fetch one of them too"
+            )
+        mend = "add a tokenizer.json, or pip install 'sentencepiece<0.2.2' to have its tokenizer.model converted"
+    _load(source, source, mend).save_pretrained(folder)
     return True
 
 
@@ -28,16 +39,12 @@ def save_from_gguf(path: Path, pre_tokenizer: str, folder: Path) -> None:
         # Alone in a folder, so that no tokenizer file beside it is mixed in.
         link = Path(alone) / "model.gguf"
         link.symlink_to(path.resolve())
-        tokenizer = _load(path, link.parent, gguf_file=link.name)
+        tokenizer = _load(path, link.parent, "use the Hugging Face checkpoint", gguf_file=link.name)
     model = tokenizer.backend_tokenizer.model
     if type(model).__name__ == "BPE" and not model.byte_fallback:
         tokenizer.backend_tokenizer.pre_tokenizer = _pre_tokenizer(path, pre_tokenizer)
         model.ignore_merges = pre_tokenizer in LLAMA3
     tokenizer.save_pretrained(folder)
-
-
-LLAMA3 = ("llama-bpe", "llama3", "llama-v3", "falcon3")
-GPT2 = ("default", "gpt-2")
 
 
 def _pre_tokenizer(path: Path, name: str) -> Any:
@@ -71,16 +78,14 @@ def _pre_tokenizer(path: Path, name: str) -> Any:
     )
 
 
-def _load(source: Path, folder: Path, **options: Any) -> Any:
+def _load(source: Path, folder: Path, mend: str, **options: Any) -> Any:
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
     except Exception as error:  # transformers and tokenizers raise bare Exceptions too
         reason = " ".join(str(error).split())
-        raise TrtstreamError(
-            f"the tokenizer of {source} cannot be loaded ({reason}); mend or remove its tokenizer files"
-        ) from error
+        raise TrtstreamError(f"the tokenizer of {source} cannot be loaded ({reason}); {mend}") from error
     if not tokenizer.is_fast:
-        raise TrtstreamError(f"the tokenizer of {source} has no fast version; save one as tokenizer.json beside it")
+        raise TrtstreamError(f"the tokenizer of {source} has no fast version; {mend}")
     return tokenizer

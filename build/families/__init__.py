@@ -25,8 +25,8 @@ MODEL_TYPES = {
 
 def find_family(raw: RawConfig) -> ModuleType:
     """The module for the config's architecture; TrtstreamError names one that is not supported."""
-    architectures, model_type = raw.get("architectures"), raw.get("model_type")
-    name = architectures[0] if isinstance(architectures, list) and architectures else MODEL_TYPES.get(model_type)
+    architectures, model_type = raw.get("architectures"), str(raw.get("model_type"))
+    name = str(architectures[0]) if isinstance(architectures, list) and architectures else MODEL_TYPES.get(model_type)
     if name not in ARCHITECTURES:
         raise raw.error(
             f"the architecture {name or model_type!r} is not supported; supported are {', '.join(ARCHITECTURES)}"

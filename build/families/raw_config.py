@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +46,7 @@ class RawConfig:
 
     def number(self, *names: str, default: float | None = None) -> float:
         value = self.get(*names, default=default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e30:
             raise self.error(f"{names[0]} is {value!r}; it must be a number above 0")
         return float(value)
 
@@ -59,7 +58,7 @@ class RawConfig:
 
     def activation(self, name: str, default: str) -> str:
         value = self.get(name, default=default)
-        if value not in ACTIVATIONS:
+        if str(value) not in ACTIVATIONS:
             raise self.error(f"{name} is {value!r}; supported are {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[value]
 
@@ -71,12 +70,12 @@ class RawConfig:
         for token in ids:
             if not isinstance(token, int) or isinstance(token, bool):
                 raise self.error(f"{name} is {value!r}; it must be a token id or a list of them")
-        return tuple(token for token in ids if 0 <= token < vocab_size)
+        return tuple(dict.fromkeys(token for token in ids if 0 <= token < vocab_size))
 
     def refuse_unsupported(self) -> None:
         """Refuse what no family of ours computes."""
         quantization = self.get("quantization_config", "compression_config")
-        if quantization is not None:
+        if quantization:
             method = quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else quantization
             raise self.error(
                 f"the checkpoint is quantized ({method}), which cannot be read; use the original, unquantized "
@@ -92,14 +91,17 @@ class RawConfig:
         parameters = self.get("rope_scaling", "rope_parameters", default={})
         if not isinstance(parameters, dict):
             raise self.error(f"rope_scaling is {parameters!r}; it must be an object")
-        outer = {name: self.values.get(name) for name in ("rope_theta", "original_max_position_embeddings")}
-        raw = RawConfig(f"{self.where}: RoPE", {**outer, **parameters})
+        # As in transformers, the config's own original context goes before the one among the parameters.
+        original = self.get(
+            "original_max_position_embeddings", default=parameters.get("original_max_position_embeddings")
+        )
+        raw = RawConfig(f"{self.where}: RoPE", {**parameters, "original_max_position_embeddings": original})
         kind = raw.get("rope_type", "type", default="default")
         if kind not in ROPE_KINDS:
             raise raw.error(f"the type {kind!r} is not supported; supported are {', '.join(ROPE_KINDS)}")
         if self.get("partial_rotary_factor", default=raw.get("partial_rotary_factor", default=1.0)) != 1.0:
             raise raw.error("partial_rotary_factor must be 1; rotating a part of each head is not supported")
-        rope = {"kind": kind, "theta": raw.number("rope_theta", default=10000.0)}
+        rope = {"kind": kind, "theta": raw.number("rope_theta", default=self.get("rope_theta", default=10000.0))}
         if kind in ("linear", "dynamic", "llama3"):
             rope["factor"] = raw.number("factor")
         if kind in ("llama3", "yarn"):

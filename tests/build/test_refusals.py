@@ -1,0 +1,181 @@
+"""What is no good is refused before any work, with one line that names it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.checkpoints import write_checkpoint
+from trtstream.build.checkpoint import open_checkpoint
+from trtstream.errors import TrtstreamError
+
+Change = Callable[[Path], object]
+
+
+def refuse(folder: Path, message: str) -> None:
+    with pytest.raises(TrtstreamError, match=message) as caught:
+        open_checkpoint(folder)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def config(**values: object) -> Change:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return change
+
+
+def tensors(**values: torch.Tensor | None) -> Change:
+    """Replace tensors (None: remove them); dots are written as two underscores."""
+
+    def change(folder: Path) -> None:
+        stored = load_file(folder / "model.safetensors")
+        for name, value in values.items():
+            name = name.replace("__", ".")
+            if value is None:
+                del stored[name]
+            else:
+                stored[name] = value
+        save_file(stored, folder / "model.safetensors")
+
+    return change
+
+
+def rope(**parameters: object) -> Change:
+    return config(rope_parameters={"rope_theta": 10000.0, **parameters})
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def pickle_only(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def index(shards: object) -> Change:
+    return lambda folder: (folder / "model.safetensors.index.json").write_text(json.dumps(shards))
+
+
+REFUSALS: dict[str, tuple[str, Change, str]] = {
+    "architecture": (
+        "llama-gqa",
+        config(architectures=["MistralForCausalLM"], model_type="mistral"),
+        "the architecture 'MistralForCausalLM' is not supported; supported are LlamaForCausalLM, FalconForCausalLM",
+    ),
+    "model type alone": (
+        "llama-gqa",
+        config(architectures=None, model_type="gpt_neox"),
+        "the architecture 'gpt_neox' is not supported",
+    ),
+    "gptq": (
+        "llama-gqa",
+        config(quantization_config={"quant_method": "gptq", "bits": 4}),
+        r"quantized \(gptq\), which cannot be read; use the original",
+    ),
+    "int8 tensors": (
+        "llama-gqa",
+        tensors(model__norm__weight=torch.ones(64, dtype=torch.int8)),
+        r"model\.norm\.weight is stored as I8; expected one of F64, F32, F16, BF16",
+    ),
+    "sliding window": ("llama-gqa", config(sliding_window=4096), "sliding_window is 4096; models with a sliding"),
+    "activation": ("llama-gqa", config(hidden_act="mish"), "hidden_act is 'mish'; supported are silu, swish, gelu"),
+    "rope type": (
+        "llama-gqa",
+        rope(rope_type="longrope"),
+        "RoPE: the type 'longrope' is not supported; supported are d",
+    ),
+    "rope factor": ("llama-gqa", rope(rope_type="linear"), "RoPE: factor is None; it must be a number above 0"),
+    "rope bounds": (
+        "llama-gqa",
+        rope(rope_type="llama3", factor=8, low_freq_factor=4, high_freq_factor=1),
+        "RoPE: high_freq_factor must be above low_freq_factor",
+    ),
+    "partial rotary": ("llama-gqa", config(partial_rotary_factor=0.5), "partial_rotary_factor must be 1"),
+    "grouping": ("llama-gqa", config(num_key_value_heads=3), "must be a multiple of num_key_value_heads 3"),
+    "no size": ("llama-gqa", config(hidden_size=None), "hidden_size is None; it must be a whole number"),
+    "size in words": ("llama-gqa", config(hidden_size="big"), "hidden_size is 'big'; it must be a whole number"),
+    "flag": ("llama-gqa", config(attention_bias="no"), "attention_bias is 'no'; it must be true or false"),
+    "end token": (
+        "llama-gqa",
+        lambda folder: (folder / "generation_config.json").write_text('{"eos_token_id": "</s>"}'),
+        "eos_token_id is '</s>'; it must be a token id",
+    ),
+    "layers without end": ("llama-gqa", config(num_hidden_layers=10**9), "1000000000 layers are promised, but"),
+    "vocabulary": (
+        "llama-gqa",
+        config(vocab_size=130),
+        r"model\.embed_tokens\.weight is \[128, 64\], expected \[130, 64\], lm_head\.weight is",
+    ),
+    "missing tensors": (
+        "llama-gqa",
+        tensors(model__layers__1__mlp__up_proj__weight=None, lm_head__weight=None),
+        r"lacks model\.layers\.1\.mlp\.up_proj\.weight \[96, 64\], lm_head\.weight \[128, 64\]; fetch",
+    ),
+    "missing biases": ("llama-gqa", config(mlp_bias=True), r"gate_proj\.bias \[96\], .* and 4 more; fetch or save"),
+    "unexpected tensor": (
+        "llama-gqa",
+        tensors(model__layers__0__self_attn__q_norm__weight=torch.ones(16)),
+        r"no use for: model\.layers\.0\.self_attn\.q_norm\.weight; it computes something else",
+    ),
+    "new Falcon with ALiBi": ("falcon-40b", config(alibi=True), "new_decoder_architecture with alibi or without"),
+    "sequential new Falcon": ("falcon-40b", config(parallel_attn=False), "new_decoder_architecture with alibi or"),
+    "three norms": ("falcon-40b", config(num_ln_in_parallel_attn=3), "num_ln_in_parallel_attn is 3; it must be 1 or 2"),
+    "another Falcon": (
+        "falcon-7b",
+        config(multi_query=False),
+        r"query_key_value\.weight is \[56, 40\], expected \[120,",
+    ),
+    "torn file": ("llama-gqa", truncate, r"model\.safetensors is damaged or incomplete .*; fetch it again"),
+    "pickles": ("llama-gqa", pickle_only, r"has only \.bin files, which are pickles .* save it again with save_pretr"),
+    "no weights": ("llama-gqa", lambda folder: (folder / "model.safetensors").unlink(), r"has no model\.safetensors"),
+    "torn config": (
+        "llama-gqa",
+        lambda folder: (folder / "config.json").write_text('{"hidden_size": 6'),
+        r"config\.json is not JSON .*; fetch it again",
+    ),
+    "config of another kind": (
+        "llama-gqa",
+        lambda folder: (folder / "config.json").write_text("[1]"),
+        r"config\.json holds no JSON object",
+    ),
+    "no config": ("llama-gqa", lambda folder: (folder / "config.json").unlink(), r"has no config\.json; give a folder"),
+    "missing shard": (
+        "llama-gqa",
+        index({"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}),
+        r"lacks model-00001-of-00002\.safetensors, which model\.safetensors\.index\.json names",
+    ),
+    "shard elsewhere": (
+        "llama-gqa",
+        index({"weight_map": {"lm_head.weight": "../other.safetensors"}}),
+        r"names the shard '\.\./other\.safetensors', which is outside its folder",
+    ),
+    "index of another kind": ("llama-gqa", index({"weights": []}), r"index\.json has no weight_map; fetch"),
+    "shards without an index": (
+        "llama-gqa",
+        lambda folder: (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors"),
+        r"but neither model\.safetensors nor model\.safetensors\.index\.json; add the index",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusal(name: str, tmp_path: Path) -> None:
+    variant, change, message = REFUSALS[name]
+    change(write_checkpoint(tmp_path, variant))
+    refuse(tmp_path, message)
+
+
+def test_paths_that_are_no_checkpoint(tmp_path: Path) -> None:
+    refuse(tmp_path / "nothing", "does not exist; give the path of a Hugging Face folder or of a .gguf file")
+    refuse(tmp_path, r"has no config\.json; give a folder as transformers' save_pretrained writes it")
+    (tmp_path / "model.onnx").touch()
+    refuse(tmp_path / "model.onnx", r"is no checkpoint; give a Hugging Face folder or a \.gguf file")
