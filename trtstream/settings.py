@@ -47,7 +47,8 @@ class ModelConfig:
     * ``residual = "parallel"``: ``x += attention(attention_norm(x)) + mlp(mlp_norm(x))``, where ``mlp_norm`` is
       ``attention_norm`` itself if ``shared_norm``.
 
-    ``gated_mlp``: ``down(act(gate(x)) * up(x))``, else ``down(act(up(x)))``. ``rope`` is None for ALiBi models.
+    ``gated_mlp``: ``down(act(gate(x)) * up(x))``, else ``down(act(up(x)))``; ``hidden_act`` is ``silu``, ``gelu``,
+    ``gelu_pytorch_tanh`` or ``relu``. ``rope`` is None for ALiBi models.
     """
 
     architecture: str
