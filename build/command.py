@@ -65,7 +65,7 @@ def build(
     """Compile CHECKPOINT (a Hugging Face folder or a .gguf file) into an engine."""
     from trtstream.build.checkpoint import open_checkpoint
     from trtstream.build.cpu import build_cpu_engine
-    from trtstream.engine_dir import directory_bytes
+    from trtstream.engine_dir import TOKENIZER, directory_bytes
     from trtstream.progress import progress_bar
 
     started = time.perf_counter()
@@ -87,6 +87,8 @@ def build(
         click.echo("warning: without sink tokens quality collapses once the first token leaves the window", err=True)
     with progress_bar("Writing weights") as progress:
         build_cpu_engine(source, settings, output, progress)
+    if not (output / TOKENIZER).is_dir():
+        click.echo("warning: the checkpoint has no tokenizer, so the engine takes input_ids and no text", err=True)
     click.echo(
         f"{output}: {directory_bytes(output) / 1e6:.1f} MB for target cpu in {time.perf_counter() - started:.1f} s"
     )

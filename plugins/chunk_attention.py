@@ -93,13 +93,13 @@ def chunk_attention(qkv: torch.Tensor, cache: torch.Tensor, plan: ChunkPlan, num
     keys, values = torch.cat((old_sinks, new_sinks, *recent), dim=2).float()
     num_sinks = plan.old_sinks + plan.new_sinks
 
-    def grouped(query: torch.Tensor) -> torch.Tensor:  # the queries of one key-value head side by side
-        return query.reshape(kv_heads, -1, head_dim)
+    def grouped(query: torch.Tensor) -> torch.Tensor:  # the queries of one key-value head side by side, scaled
+        return (query * head_dim**-0.5).reshape(kv_heads, -1, head_dim)
 
-    to_sinks = grouped(q_at_p) @ keys[:, :num_sinks].transpose(1, 2)
-    to_recent = grouped(q_at_t) @ keys[:, num_sinks:].transpose(1, 2)
-    scores = torch.cat((to_sinks, to_recent), dim=-1).view(num_heads, q.shape[1], -1)
-    weights = scores.mul_(head_dim**-0.5).add_(plan.bias).softmax(dim=-1)
+    # The few columns of sinks are computed twice: cheaper than joining two products of different queries.
+    scores = grouped(q_at_t) @ keys.transpose(1, 2)
+    scores[:, :, :num_sinks] = grouped(q_at_p) @ keys[:, :num_sinks].transpose(1, 2)
+    weights = scores.view(num_heads, q.shape[1], -1).add_(plan.bias).softmax(dim=-1)
     out = weights.view(kv_heads, -1, keys.shape[1]) @ values
 
     cache[:, :, plan.kept_slots] = chunk[:, :, plan.kept]
