@@ -1,0 +1,115 @@
+"""Reads one Triton request into a `TurnRequest`. Knows Triton's conventions, and nothing of its Python backend."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from trtstream.errors import TrtstreamError
+from trtstream.runtime.requests import SessionKey, TurnRequest
+
+MIN_PUBLIC_SESSION_ID = 16  # characters
+SEQUENCE_START, SEQUENCE_END = 1, 2  # bits of Triton's request flags
+PARAMETERS = {"id": str, "sequence_id": (int, str), "sequence_start": bool, "sequence_end": bool, "timeout": int}
+SCALARS = (
+    "max_tokens",
+    "chat",
+    "system",
+    "session_end",
+    "session_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "repetition_penalty",
+    "random_seed",
+    "end_id",
+    "ignore_eos",
+    "return_log_probs",
+)
+
+
+def parse_turn(
+    tensors: Mapping[str, np.ndarray],
+    *,
+    parameters: str = "{}",
+    correlation_id: int | str = 0,
+    flags: int = 0,
+    timeout_us: int = 0,
+    request_id: str = "",
+    public: bool = False,
+) -> tuple[TurnRequest, bool]:
+    """The turn that a request asks for, and whether it wants its outputs streamed.
+
+    ``tensors`` are the inputs by name, strings as arrays of bytes. ``correlation_id`` and ``flags`` carry Triton's
+    sequence fields over gRPC; over HTTP they arrive in ``parameters`` (a JSON object), as the request's id and
+    ``timeout`` do. ``timeout_us`` is in microseconds; 0 is none. A ``public`` service takes session ids of at least
+    16 characters and no numbers. Raises TrtstreamError for what cannot be read; `Scheduler.submit` checks the values.
+    """
+    options = _parse_parameters(parameters)
+    fields: dict[str, Any] = {name: _scalar(name, tensors[name]) for name in SCALARS if name in tensors}
+    if "text_input" in tensors:
+        fields["text"] = _scalar("text_input", tensors["text_input"])
+    if "input_ids" in tensors:
+        fields["input_ids"] = tuple(_vector("input_ids", tensors["input_ids"]).tolist())
+    if "stop_words" in tensors:
+        fields["stop_words"] = tuple(_text("stop_words", word) for word in _vector("stop_words", tensors["stop_words"]))
+    key = _scalar("session_id", tensors["session_id"]) if "session_id" in tensors else None
+    if key is None:
+        key = options.get("sequence_id") or correlation_id or None  # 0 and "" are Triton's "no sequence"
+    if public and key is not None:
+        _check_unguessable(key)
+    timeout_us = timeout_us or options.get("timeout", 0)
+    fields["session_end"] = (
+        fields.get("session_end", False) or options.get("sequence_end", False) or bool(flags & SEQUENCE_END)
+    )
+    turn = TurnRequest(
+        session_key=key,
+        session_start=options.get("sequence_start", False) or bool(flags & SEQUENCE_START),
+        timeout=timeout_us / 1e6 if timeout_us else None,
+        request_id=request_id,
+        **fields,
+    )
+    return turn, "stream" in tensors and _scalar("stream", tensors["stream"])
+
+
+def _parse_parameters(parameters: str) -> dict[str, Any]:
+    options = json.loads(parameters or "{}")
+    for name, value in options.items():
+        if name not in PARAMETERS:
+            raise TrtstreamError(f"unknown request parameter or input {name!r}; see the model's inputs")
+        expected = PARAMETERS[name]
+        if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+            raise TrtstreamError(f"request parameter {name!r} is {value!r}; it has the wrong type")
+    return options
+
+
+def _check_unguessable(key: SessionKey) -> None:
+    if not isinstance(key, str):
+        raise TrtstreamError("numeric sequence ids are refused on a public service: use a random session_id")
+    if len(key) < MIN_PUBLIC_SESSION_ID:
+        raise TrtstreamError(
+            f"session_id has {len(key)} characters; a public service needs {MIN_PUBLIC_SESSION_ID} random ones or more"
+        )
+
+
+def _scalar(name: str, tensor: np.ndarray) -> Any:
+    if tensor.shape != (1,):
+        raise TrtstreamError(f"{name} has shape {list(tensor.shape)}; it must be [1]")
+    value = tensor[0]
+    return _text(name, value) if isinstance(value, (bytes, str)) else value.item()
+
+
+def _vector(name: str, tensor: np.ndarray) -> np.ndarray:
+    if tensor.ndim != 1 or not tensor.size:
+        raise TrtstreamError(f"{name} has shape {list(tensor.shape)}; it must be [N] with N of at least 1")
+    return tensor
+
+
+def _text(name: str, value: bytes | str) -> str:
+    try:
+        return value if isinstance(value, str) else value.decode()
+    except UnicodeDecodeError as error:
+        raise TrtstreamError(f"{name} is not UTF-8 (byte {error.start}); encode it as UTF-8") from None
