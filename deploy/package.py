@@ -1,0 +1,104 @@
+"""``trtstream package``: an engine becomes a model in a Triton model repository."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import string
+import tempfile
+from pathlib import Path
+
+import click
+
+from trtstream.engine_dir import EngineConfig, directory_bytes, read_engine
+from trtstream.errors import TrtstreamError
+
+TEMPLATE = Path(__file__).parent.parent / "model_repo" / "trtstream"
+DEFAULT_MODEL_NAME = "trtstream"
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+@click.command()
+@click.argument("engine", type=click.Path(path_type=Path))
+@click.option(
+    "--output", required=True, type=click.Path(path_type=Path), help="The model repository to write or add to."
+)
+@click.option("--model-name", default=DEFAULT_MODEL_NAME, show_default=True, help="The model's name in Triton.")
+def package(engine: Path, output: Path, model_name: str) -> None:
+    """Put ENGINE as a model into the Triton model repository --output.
+
+    The repository holds all it needs and can be moved. Engine files are hard links where the file system allows it, so
+    that they take no space of their own.
+    """
+    model = package_engine(engine, output, model_name)
+    click.echo(f"{model}: {directory_bytes(model):,} bytes; serve it with `trtstream serve {output}`")
+
+
+def package_engine(engine: Path, output: Path, model_name: str = DEFAULT_MODEL_NAME) -> Path:
+    """Add an engine to a model repository, whole or not at all; returns the model's folder ``output/model_name``.
+
+    Raises TrtstreamError if ``engine`` is none, or if ``output`` has that model or is something else than a repository.
+    """
+    if not MODEL_NAME.fullmatch(model_name):
+        raise TrtstreamError(
+            f"--model-name is {model_name!r}; use up to 128 letters, digits, '_', '-' and '.', beginning with a letter "
+            "or a digit"
+        )
+    config = read_engine(engine)
+    output, engine = output.resolve(), engine.resolve()
+    if output == engine or engine in output.parents:
+        raise TrtstreamError(f"{output} is inside the engine {engine}; choose an --output outside it")
+    model = output / model_name
+    if output.exists() and model_name in model_names(output):
+        raise TrtstreamError(f"{model} exists already; remove it or choose another --model-name")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the repository, not in it: Triton takes every folder in there for a model, hidden ones too.
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as work:
+            new = Path(work, model_name)
+            write_model(new, model_name, config, engine_dir="1/engine")
+            shutil.copytree(engine, new / "1" / "engine", copy_function=_link_or_copy)
+            output.mkdir(exist_ok=True)
+            new.rename(model)
+    except (OSError, shutil.Error) as error:
+        raise TrtstreamError(f"cannot write {model}: {error}") from error
+    return model
+
+
+def write_model(folder: Path, model_name: str, config: EngineConfig, engine_dir: str) -> None:
+    """Write a model's config.pbtxt and model.py; ``engine_dir`` is absolute, or relative to ``folder``."""
+    template = string.Template((TEMPLATE / "config.pbtxt").read_text())
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(
+        template.substitute(
+            model_name=model_name,
+            engine_dir=json.dumps(engine_dir, ensure_ascii=False),
+            vocab_size=config.pretrained_config.vocab_size,
+            max_attention_window=config.build_config.max_attention_window,
+            sink_token_length=config.build_config.sink_token_length,
+        )
+    )
+    shutil.copyfile(TEMPLATE / "1" / "model.py", folder / "1" / "model.py")
+
+
+def model_names(repository: Path) -> list[str]:
+    """The models of a repository, sorted. Raises TrtstreamError if it has a folder that is no model."""
+    try:
+        folders = sorted(entry for entry in repository.iterdir() if entry.is_dir())
+    except OSError as error:
+        raise TrtstreamError(f"{repository} is no model repository: {error.strerror}") from error
+    for folder in folders:
+        if not (folder / "config.pbtxt").is_file():
+            raise TrtstreamError(
+                f"{repository} is no Triton model repository: {folder.name} has no config.pbtxt; move it out of there"
+            )
+    return [folder.name for folder in folders]
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(os.path.realpath(source), target)  # what a symbolic link points to, not the link
+    except OSError:
+        shutil.copyfile(source, target)
