@@ -1,0 +1,290 @@
+"""``trtstream serve`` as a process: what it refuses, how it stops, and what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from tests.deploy.conftest import Server, serve_process
+from tests.deploy.test_service import Stream, ids, reason
+from trtstream.cli import cli
+from trtstream.deploy.package import package_engine
+from trtstream.deploy.tritonserver import find_tritonserver
+from trtstream.errors import TrtstreamError
+
+Start = Callable[..., Server]
+
+
+def refused(*arguments: object) -> tuple[int, str]:
+    """Exit code and the last line of stderr of a ``serve`` that must fail."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("trtstream"), "serve", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == ""
+    return done.returncode, done.stderr.strip().splitlines()[-1]
+
+
+def family(process_id: int) -> set[int]:
+    """Ids of a process's living descendants."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            after_name = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if after_name[0] != "Z":
+            parents[int(stat.parent.name)] = int(after_name[1])
+    found: set[int] = set()
+    while new := {child for child, parent in parents.items() if parent in found | {process_id}} - found:
+        found |= new
+    return found
+
+
+def alive(process_ids: set[int]) -> set[int]:
+    living = set()
+    for process_id in process_ids:
+        try:
+            if Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                living.add(process_id)
+        except OSError:
+            pass
+    return living
+
+
+def wait_for_death(process_ids: set[int]) -> None:
+    for _ in range(150):
+        if not alive(process_ids):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"still alive: {alive(process_ids)}")
+
+
+def leftovers(process_ids: set[int]) -> list[Path]:
+    """The temporary folder and the shared memory that are named in Triton's command line."""
+    arguments = b"\0".join(Path(f"/proc/{one}/cmdline").read_bytes() for one in process_ids).decode()
+    work = re.search(r"--backend-directory=(\S+?)/backends", arguments)
+    memory = re.search(r"shm-region-prefix-name=([\w-]+)", arguments)
+    found = [Path(work[1]), *Path("/dev/shm").glob(f"{memory[1]}*")]
+    assert len(found) == 2
+    return found
+
+
+def test_sigterm_lets_turns_end_and_ignores_idle_streams(start: Start) -> None:
+    server = start()
+    children = family(server.process.pid)
+    assert len(children) >= 2  # Triton and the Python backend
+    idle, busy = Stream(server.grpc_url), Stream(server.grpc_url)
+    idle.ask(text_input="a", max_tokens=1)
+    busy.send(text_input="a", max_tokens=2000, ignore_eos=True, stream=True)
+    busy.next()
+    server.process.send_signal(signal.SIGTERM)
+    rest = busy.all()
+    assert reason(rest[-1]) == "length"
+    assert len(ids(*rest)) == 1999
+    assert server.process.wait(60) == 0, server.log.read_text()
+    wait_for_death(children)
+    assert server.process.stdout.read() == ""  # the ready line was all
+    for stream in (idle, busy):
+        stream.client.close()
+
+
+def test_new_turns_are_refused_while_draining_and_late_ones_cut(start: Start) -> None:
+    server = start("--drain-timeout", "1")
+    busy, late = Stream(server.grpc_url), Stream(server.grpc_url)
+    busy.send(text_input="a", max_tokens=10_000_000, ignore_eos=True)
+    late.ask(text_input="a", max_tokens=1)
+    server.process.send_signal(signal.SIGINT)
+    while "draining" not in server.log.read_text():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    with pytest.raises(InferenceServerException, match="shutting down"):
+        late.ask(text_input="a", max_tokens=1)
+    with pytest.raises(InferenceServerException, match="closed before the turn ended"):
+        busy.next()
+    assert server.process.wait(60) == 1
+    assert "cut short" in server.log.read_text().splitlines()[-1]
+    for stream in (busy, late):
+        stream.close()
+
+
+def test_a_second_signal_kills_at_once_and_leaves_nothing(start: Start) -> None:
+    server = start("--drain-timeout", "600")
+    children = family(server.process.pid)
+    left = leftovers(children)
+    busy = Stream(server.grpc_url)
+    busy.send(text_input="a", max_tokens=10_000_000, ignore_eos=True, stream=True)
+    busy.next()
+    server.process.send_signal(signal.SIGINT)
+    while "draining" not in server.log.read_text():
+        time.sleep(0.01)
+    assert server.stop(signal.SIGINT) == 1
+    assert not alive(children)
+    assert not [path for path in left if path.exists()]
+    busy.client.close()
+
+
+def test_sigkill_leaves_no_orphans(start: Start) -> None:
+    server = start()
+    children = family(server.process.pid)
+    stream = Stream(server.grpc_url)
+    stream.send(text_input="a", max_tokens=10_000_000, ignore_eos=True, stream=True)
+    stream.next()
+    server.stop(signal.SIGKILL)
+    wait_for_death(children)
+    stream.client.close()
+
+
+def test_a_triton_that_dies_is_told(start: Start) -> None:
+    server = start()
+    children = family(server.process.pid)
+    (triton,) = (child for child in children if "tritonserver" in os.path.basename(os.readlink(f"/proc/{child}/exe")))
+    os.kill(triton, signal.SIGKILL)
+    assert server.process.wait(30) == 1
+    assert "tritonserver exited with code -9" in server.log.read_text().splitlines()[-1]
+    assert not alive(children)
+
+
+def test_a_repository_can_be_moved(start: Start, engine: Path, tmp_path: Path) -> None:
+    package_engine(engine, tmp_path / "here", "first")
+    package_engine(engine, tmp_path / "here", "second")
+    there = (tmp_path / "here").rename(tmp_path / "there")
+    for _ in range(2):  # a second start finds the first one's traces
+        server = start(source=there)
+        assert server.models == ["first", "second"]
+        with urllib.request.urlopen(f"http://{server.http_url}/v2/models/second/ready", timeout=10) as response:
+            assert response.status == 200
+        assert server.stop() == 0, server.log.read_text()
+
+
+def test_tls(start: Start, tmp_path: Path) -> None:
+    if not shutil.which("openssl"):
+        pytest.skip("openssl makes the certificate")
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    request = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+    names = ("-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", cert)
+    subprocess.run(["openssl", *request.split(), *names], check=True, capture_output=True)
+    server = start("--host", "0.0.0.0", "--tls-cert", str(cert), "--tls-key", str(key))
+    assert server.grpc_url.startswith("0.0.0.0:")
+    assert server.http_url.startswith("127.0.0.1:")
+    assert server.metrics_url.startswith("127.0.0.1:")
+    url = f"localhost:{server.grpc_url.rpartition(':')[2]}"
+    client = InferenceServerClient(url, ssl=True, root_certificates=str(cert))
+    assert client.is_model_ready("trtstream")
+    stream = Stream(url, client)
+    with pytest.raises(InferenceServerException, match="numeric sequence ids are refused"):
+        stream.ask({"sequence_id": 5}, text_input="a", max_tokens=1)
+    with pytest.raises(InferenceServerException, match="5 characters"):
+        stream.ask(text_input="a", max_tokens=1, session_id="short")
+    assert ids(stream.ask(text_input="a", max_tokens=1, session_id="0123456789abcdef"))
+    stream.close()
+    with pytest.raises(InferenceServerException), InferenceServerClient(url) as plain:
+        plain.is_server_live(client_timeout=3)
+
+
+def test_other_hosts_need_tls_or_consent(engine: Path) -> None:
+    code, line = refused(engine, "--host", "0.0.0.0")
+    assert code == 2
+    assert "--tls-cert and --tls-key, or --insecure" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--tls-cert", __file__], "go together"),
+        (["--host", "no such host"], "no such host"),
+        (["--grpc-port", "65536"], "--grpc-port"),
+    ],
+)
+def test_bad_usage(engine: Path, options: list[str], named: str) -> None:
+    code, line = refused(engine, *options)
+    assert code == 2
+    assert named in line
+
+
+def test_a_port_in_use(engine: Path) -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        code, line = refused(engine, "--grpc-port", 0, "--http-port", port, "--metrics-port", 0)
+    assert code == 1
+    assert line == f"trtstream: --http-port {port} on 127.0.0.1 cannot be used (Address already in use); choose another"
+
+
+def test_two_options_cannot_have_one_port(engine: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code, line = refused(engine, "--grpc-port", port, "--http-port", port, "--metrics-port", 0)
+    assert code == 1
+    assert f"--http-port {port}" in line
+
+
+def test_what_cannot_be_served(tmp_path: Path) -> None:
+    ports = ("--grpc-port", 0, "--http-port", 0, "--metrics-port", 0)
+    code, line = refused(tmp_path / "nothing", *ports)
+    assert (code, line) == (1, f"trtstream: {tmp_path}/nothing is no folder; give an engine or a model repository")
+    code, line = refused(tmp_path, *ports)
+    assert (code, line) == (
+        1,
+        f"trtstream: {tmp_path} is neither an engine nor a model repository; see `trtstream package`",
+    )
+
+
+def test_a_damaged_engine_is_told_in_one_line(engine: Path, tmp_path: Path) -> None:
+    model = package_engine(shutil.copytree(engine, tmp_path / "engine"), tmp_path / "repository")
+    weights = model / "1" / "engine" / "rank0.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    log = tmp_path / "log"
+    process = serve_process(tmp_path / "repository", log)
+    assert process.wait(60) == 1
+    assert process.stdout.read() == ""
+    lines = log.read_text().splitlines()
+    assert re.fullmatch(r"trtstream: .*rank0.safetensors is damaged .*; rebuild the engine", lines[-1])
+    assert len(lines) == 2  # and that it was starting
+
+
+def test_a_stop_before_it_is_ready(engine: Path, tmp_path: Path) -> None:
+    process = serve_process(engine, tmp_path / "log")
+    while "starting" not in (tmp_path / "log").read_text():
+        time.sleep(0.01)
+    children = family(process.pid)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    assert process.stdout.read() == ""
+    assert not alive(children)
+
+
+def test_no_triton_anywhere(monkeypatch: pytest.MonkeyPatch, engine: Path, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "pytriton", None)
+    result = CliRunner().invoke(cli, ["serve", str(engine), "--grpc-port=0", "--http-port=0", "--metrics-port=0"])
+    assert isinstance(result.exception, TrtstreamError)
+    assert "pip install 'trtstream[server]'" in str(result.exception)
+
+
+def test_a_triton_on_path_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    binary = tmp_path / "tritonserver"
+    binary.write_text("#!/bin/sh\nexit 1\n")
+    binary.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    found = find_tritonserver(tmp_path)
+    assert (found.binary, found.backends) == (binary, None)

@@ -1,0 +1,304 @@
+"""What a client with nothing but tritonclient or HTTP can do with a served model."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import queue
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+MODEL = "trtstream"
+DTYPES = {bool: np.bool_, int: np.int32, float: np.float32, str: np.object_}
+
+
+def tensors(**values: Any) -> list[InferInput]:
+    inputs = []
+    for name, value in values.items():
+        items = value if isinstance(value, (list, np.ndarray)) else [value]
+        array = np.array([item.encode() if isinstance(item, str) else item for item in items])
+        if not isinstance(value, np.ndarray):
+            array = array.astype(DTYPES.get(type(items[0]), np.object_))
+        tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+        tensor.set_data_from_numpy(array)
+        inputs.append(tensor)
+    return inputs
+
+
+class Stream:
+    """One gRPC stream, and what arrives on it."""
+
+    def __init__(self, url: str, client: InferenceServerClient | None = None) -> None:
+        self.client = client or InferenceServerClient(url)
+        self.arrivals: queue.Queue[tuple[Any, Any]] = queue.Queue()
+        self.client.start_stream(lambda result, error: self.arrivals.put((result, error)))
+
+    def send(self, options: dict[str, Any] | None = None, **inputs: Any) -> None:
+        self.client.async_stream_infer(MODEL, tensors(**inputs), **(options or {}))
+
+    def next(self) -> Any:
+        result, error = self.arrivals.get(timeout=30)
+        if error is not None:
+            raise error
+        return result
+
+    def all(self) -> list[Any]:
+        results = [self.next()]
+        while not final(results[-1]):
+            results.append(self.next())
+        return results
+
+    def ask(self, options: dict[str, Any] | None = None, **inputs: Any) -> Any:
+        self.send(options, **inputs)
+        results = self.all()
+        assert len(results) == 1
+        return results[0]
+
+    def close(self) -> None:
+        self.client.stop_stream(cancel_requests=True)
+        self.client.close()
+
+
+@pytest.fixture
+def stream(server: Any) -> Iterator[Stream]:
+    stream = Stream(server.grpc_url)
+    yield stream
+    stream.close()
+
+
+def final(result: Any) -> bool:
+    return result.get_response().parameters["triton_final_response"].bool_param
+
+
+def text(*results: Any) -> str:
+    return b"".join(result.as_numpy("text_output")[0] for result in results).decode()
+
+
+def ids(*results: Any) -> list[int]:
+    return [token for result in results for token in result.as_numpy("output_ids").tolist()]
+
+
+def number(result: Any, name: str) -> int:
+    return int(result.as_numpy(name)[0])
+
+
+def reason(result: Any) -> str:
+    return result.as_numpy("finish_reason")[0].decode()
+
+
+def post(server: Any, endpoint: str, body: dict[str, Any]) -> Any:
+    url = f"http://{server.http_url}/v2/models/{MODEL}/{endpoint}"
+    return urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode()), timeout=30)
+
+
+def test_streamed_and_whole_answers_are_the_same(stream: Stream) -> None:
+    question = {"text_input": "Hello", "max_tokens": 12, "ignore_eos": True, "return_log_probs": True}
+    whole = stream.ask(**question)
+    stream.send(stream=True, **question)
+    pieces = stream.all()
+    assert len(pieces) == 12
+    assert [reason(piece) for piece in pieces] == [""] * 11 + ["length"]
+    assert ids(*pieces) == ids(whole)
+    assert len(ids(whole)) == 12
+    assert text(*pieces) == text(whole)
+    assert len(whole.as_numpy("output_log_probs")) == 12
+    assert number(whole, "num_input_tokens") == 5
+    assert number(whole, "num_output_tokens") == 12
+    assert number(whole, "session_tokens") == 16  # the last sampled one is pending
+
+
+@pytest.mark.parametrize("kind", ["session_id", "numeric sequence_id", "string sequence_id"])
+def test_a_session_goes_on_where_it_was(stream: Stream, kind: str) -> None:
+    options = {"numeric sequence_id": {"sequence_id": 77}, "string sequence_id": {"sequence_id": "77 in words"}}.get(
+        kind
+    )
+    names = {} if options else {"session_id": "the seventy-seventh session"}
+    turn = {"max_tokens": 4, "ignore_eos": True, **names}
+    start = {**options, "sequence_start": True} if options else None
+    first = stream.ask(start, text_input="abc", **turn)
+    assert number(first, "session_tokens") == 6
+    second = stream.ask(options, text_input="de", session_tokens=6, **turn)
+    assert number(second, "session_tokens") == 12
+    # What the two turns fed, in one: the session has not forgotten.
+    fed = [ord(c) for c in "abc"] + ids(first) + [ord(c) for c in "de"]
+    assert ids(stream.ask(input_ids=fed, max_tokens=4, ignore_eos=True)) == ids(second)
+    if options:
+        stream.ask({**options, "sequence_end": True}, text_input="f", **turn)
+    else:
+        stream.ask(session_end=True, **names)
+    with pytest.raises(InferenceServerException, match="session"):
+        stream.ask(options, text_input="g", session_tokens=12, **turn)
+
+
+def test_session_id_wins_and_numbers_are_not_strings(stream: Stream) -> None:
+    turn = {"text_input": "abc", "max_tokens": 1, "ignore_eos": True}
+    stream.ask({"sequence_id": 5, "sequence_start": True}, **turn)
+    assert number(stream.ask({"sequence_id": "5"}, **turn), "session_tokens") == 3
+    assert number(stream.ask({"sequence_id": 5}, session_id="another", **turn), "session_tokens") == 3
+    assert number(stream.ask({"sequence_id": 5}, **turn), "session_tokens") == 7
+    assert number(stream.ask({"sequence_id": 5, "sequence_start": True}, **turn), "session_tokens") == 3
+
+
+def test_session_tokens_must_be_the_servers(stream: Stream) -> None:
+    stream.ask(text_input="abc", max_tokens=2, session_id="counted", ignore_eos=True)
+    with pytest.raises(InferenceServerException, match="session_tokens"):
+        stream.ask(text_input="abc", max_tokens=2, session_id="counted", session_tokens=99)
+    assert number(stream.ask(session_id="counted", text_input="d", max_tokens=1), "session_tokens") == 6
+
+
+def test_chat_with_a_system_text(stream: Stream) -> None:
+    turn = {"chat": True, "session_id": "chat", "max_tokens": 3, "ignore_eos": True}
+    first = stream.ask(text_input="Hi", system="Be kind.", **turn)
+    assert number(first, "num_input_tokens") == len("<system>Be kind.\n<user>Hi\n<assistant>")
+    assert stream.ask(text_input="And?", **turn).as_numpy("output_ids").size == 3
+
+
+def test_http_generate(server: Any) -> None:
+    body = {"text_input": "Hello", "max_tokens": 8, "ignore_eos": True, "stop_words": ["no such word"]}
+    answer = json.load(post(server, "generate", body))
+    assert answer["finish_reason"] == "length"
+    assert len(answer["output_ids"]) == 8
+    with post(server, "generate_stream", {**body, "stream": True}) as response:
+        assert response.headers["Content-Type"].startswith("text/event-stream")
+        events = [json.loads(line.removeprefix(b"data: ")) for line in response if line.startswith(b"data: ")]
+    assert len(events) == 8
+    assert "".join(event["text_output"] for event in events) == answer["text_output"]
+    assert [event["finish_reason"] for event in events] == [""] * 7 + ["length"]
+
+
+def test_http_sessions(server: Any) -> None:
+    turn = {"id": "mine", "text_input": "abc", "max_tokens": 2, "ignore_eos": True, "timeout": 30_000_000}
+    first = json.load(post(server, "generate", {**turn, "sequence_id": 9, "sequence_start": True}))
+    assert (first["id"], first["session_tokens"]) == ("mine", 4)
+    assert json.load(post(server, "generate", {**turn, "sequence_id": 9, "sequence_end": True}))["session_tokens"] == 9
+    assert json.load(post(server, "generate", {**turn, "sequence_id": 9}))["session_tokens"] == 4
+
+
+BAD_REQUESTS = {
+    "unknown parameter": ({"parameters": {"max_token": 5}}, {"text_input": "a"}, "'max_token'"),
+    "nothing": ({}, {}, "text"),
+    "two inputs": ({}, {"text_input": "a", "input_ids": [1]}, "input_ids"),
+    "no ids": ({}, {"input_ids": np.zeros(0, np.int32)}, "input_ids"),
+    "ids out of range": ({}, {"input_ids": [5, 128]}, "128"),
+    "negative max_tokens": ({}, {"text_input": "a", "max_tokens": -1}, "max_tokens"),
+    "nan": ({}, {"text_input": "a", "temperature": float("nan")}, "temperature"),
+    "not UTF-8": ({}, {"text_input": np.array([b"\xff\xfe"], np.object_)}, "UTF-8"),
+    "wrong shape": ({}, {"text_input": ["a", "b"]}, "shape"),
+    "wrong type": ({}, {"text_input": "a", "max_tokens": 1.5}, "max_tokens"),
+    "session_tokens of nobody": ({}, {"text_input": "a", "session_tokens": 5}, "session"),
+    "lost session": ({}, {"text_input": "a", "session_id": "nobody", "session_tokens": 5}, "session"),
+    "past its deadline": ({"timeout": 1}, {"text_input": "a", "max_tokens": 1000, "ignore_eos": True}, "timeout"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_REQUESTS)
+def test_an_error_goes_to_its_own_request(server: Any, stream: Stream, case: str) -> None:
+    options, inputs, named = BAD_REQUESTS[case]
+    good = Stream(server.grpc_url)
+    good.send(text_input="good", max_tokens=50, ignore_eos=True, stream=True)
+    with pytest.raises(InferenceServerException, match=named) as caught:
+        stream.ask({"request_id": "bad one", **options}, **inputs)
+    assert "\n" not in caught.value.message().strip()
+    assert "bad one" in caught.value.message() or "<id_unknown>" in caught.value.message()
+    assert len(ids(*good.all())) == 50
+    assert stream.ask(text_input="still here", max_tokens=1).as_numpy("output_ids").size == 1
+    good.close()
+
+
+def test_http_errors_are_json(server: Any) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        post(server, "generate", {"text_input": "a", "max_token": 5})
+    assert "'max_token'" in json.load(caught.value)["error"]
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_clients_that_vanish_free_their_slots(server: Any, protocol: str) -> None:
+    endless = {"text_input": "a", "max_tokens": 1_000_000, "ignore_eos": True, "stream": True}
+    for _ in range(6):  # more than there are slots
+        if protocol == "grpc":
+            client = Stream(server.grpc_url)
+            client.send(**endless)
+            client.next()
+            client.close()
+        else:
+            response = post(server, "generate_stream", endless)
+            response.readline()
+            response.close()
+    asker = Stream(server.grpc_url)
+    assert asker.ask(text_input="b", max_tokens=1).as_numpy("output_ids").size == 1
+    asker.close()
+
+
+def test_a_waiting_client_that_vanishes_is_forgotten(server: Any) -> None:
+    streams = [Stream(server.grpc_url) for _ in range(5)]
+    for one in streams[:4]:  # all slots
+        one.send(text_input="a", max_tokens=1_000_000, ignore_eos=True, stream=True)
+        one.next()
+    streams[4].send(text_input="a", session_id="waiting", max_tokens=1_000_000, ignore_eos=True)
+    time.sleep(0.2)
+    streams[4].close()  # without an output to notice it by
+    asker = Stream(server.grpc_url)
+    refusals = 0
+    while True:  # its session is free again, though no slot is: the next turn is not refused, but waits
+        asker.send(text_input="b", session_id="waiting", max_tokens=1)
+        try:
+            _, error = asker.arrivals.get(timeout=0.5)
+        except queue.Empty:
+            break
+        assert "waiting" in str(error)
+        refusals += 1
+        assert refusals < 1000
+    for one in streams[:4]:
+        one.close()
+    assert asker.next().as_numpy("output_ids").size == 1
+    asker.close()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.get_model_repository_index(),
+        lambda client: client.load_model(MODEL),
+        lambda client: client.unload_model(MODEL),
+        lambda client: client.get_system_shared_memory_status(),
+        lambda client: client.register_system_shared_memory("a", "/a", 8),
+        lambda client: client.get_trace_settings(),
+        lambda client: client.update_log_settings({"log_file": "/tmp/owned"}),
+    ],
+)
+def test_grpc_apis_are_closed(stream: Stream, call: Any) -> None:
+    with pytest.raises(InferenceServerException, match="restricted"):
+        call(stream.client)
+    for value in ("no request", "no"):  # the header is known, and no value of it fits
+        with pytest.raises(InferenceServerException, match="restricted"):
+            stream.client.get_log_settings(headers={"triton-grpc-protocol-closed-by-trtstream": value})
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    "path",
+    ["repository/index", f"repository/models/{MODEL}/unload", "systemsharedmemory/status", "trace/setting", "logging"],
+)
+def test_http_apis_are_closed(server: Any, method: str, path: str) -> None:
+    for headers in ({}, {"closed-by-trtstream": "no request"}):
+        request = urllib.request.Request(f"http://{server.http_url}/v2/{path}", b"{}", headers, method=method)
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request, timeout=10)
+        assert "restricted" in json.load(caught.value)["error"]
+
+
+def test_no_header_opens_the_closed_apis(server: Any) -> None:
+    """The value that is wanted has a line break; folded over two lines it still does not get through."""
+    connection = http.client.HTTPConnection(server.http_url, timeout=10)
+    connection.request("GET", "/v2/logging", headers={"closed-by-trtstream": "no\r\n request"})
+    with pytest.raises(http.client.RemoteDisconnected):
+        connection.getresponse()
+    connection.close()
