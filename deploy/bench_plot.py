@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def save_plot(path: Path, summaries: Sequence[Summary], title: str) -> None:
         axes[3].legend()
         axes[3].xaxis.get_major_locator().set_params(integer=True)
     for axis in axes:
-        if axis.has_data():
+        if math.isfinite(axis.dataLim.ymax):
             axis.set_ylim(0, 1.1 * axis.dataLim.ymax)
         axis.grid(alpha=0.3)
     figure.savefig(path, format="png", dpi=120)

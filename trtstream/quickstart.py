@@ -6,13 +6,12 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from trtstream.errors import TrtstreamError
 FOLDER = Path("quickstart")
 WINDOW, SINKS, MAX_SINKS = 512, 4, 64
 CONVERSATION = ("Hi! My name is Ada and I live in Lisbon.", "Tell me one fact about the sea.", "What is my name?")
-READY_SECONDS = 180
 STOP_SECONDS = 60
 
 
@@ -101,22 +99,25 @@ def _run(*words: object) -> None:
 @contextlib.contextmanager
 def _serving(repository: Path) -> Iterator[str]:
     """A server for the duration of a block; gives its gRPC url. It is stopped whatever happens in the block."""
-    grpc, http, metrics = _free_ports(8001, 8000, 8002)
-    url, log = f"127.0.0.1:{grpc}", FOLDER / "server.log"
-    arguments = _show("serve", repository, "--grpc-port", grpc, "--http-port", http, "--metrics-port", metrics)
+    log = FOLDER / "server.log"
+    arguments = _show("serve", repository, "--grpc-port", 0, "--http-port", 0, "--metrics-port", 0)
     with log.open("w") as output:
-        # In a session of its own, so that Ctrl-C reaches this process first and the server is stopped in order.
+        # In a session of its own, so that Ctrl-C reaches this process alone, which stops the server in order.
         server = subprocess.Popen(
             [sys.executable, "-m", "trtstream", *arguments],
-            stdout=output,
-            stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            text=True,
             start_new_session=True,
         )
     try:
-        _wait_ready(server, url, log)
-        click.echo(f"ready on {url}; its log is {log}", err=True)
-        yield url
+        ready = server.stdout.readline()
+        if not ready:
+            lines = log.read_text(errors="replace").strip().splitlines() or ["nothing"]
+            raise TrtstreamError(f"the server did not start; {log} ends with: {lines[-1]}")
+        click.echo(f"{ready.strip()} (its log is {log})", err=True)
+        yield re.search(r"grpc=(\S+)", ready)[1]
     finally:
         click.echo("stopping the server", err=True)
         server.terminate()
@@ -125,35 +126,6 @@ def _serving(repository: Path) -> Iterator[str]:
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
-
-
-def _wait_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    from trtstream.deploy.client import Client
-
-    deadline = time.monotonic() + READY_SECONDS
-    with Client(url, timeout=5) as client:
-        while True:
-            if server.poll() is not None:
-                lines = log.read_text(errors="replace").strip().splitlines() or ["nothing"]
-                raise TrtstreamError(f"the server did not start; {log} ends with: {lines[-1]}")
-            with contextlib.suppress(TrtstreamError):
-                if all(client.health().values()):
-                    return
-            if time.monotonic() > deadline:
-                raise TrtstreamError(f"the server was not ready within {READY_SECONDS} s; see {log}")
-            time.sleep(0.3)
-
-
-def _free_ports(*preferred: int) -> list[int]:
-    """The preferred ports where all are free, else as many that are."""
-    for wanted in (preferred, [0] * len(preferred)):
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            sockets = [stack.enter_context(socket.socket()) for _ in wanted]
-            for listener, port in zip(sockets, wanted, strict=True):
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                listener.bind(("127.0.0.1", port))
-            return [listener.getsockname()[1] for listener in sockets]
-    raise TrtstreamError("no free TCP ports on 127.0.0.1")
 
 
 def _converse(url: str) -> None:
