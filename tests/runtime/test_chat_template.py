@@ -43,8 +43,9 @@ def test_next_turn_is_what_the_template_adds():
     assert following(CHATML, EOS) == "\n<|im_start|>user\nMore<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_an_unfinished_answer_is_closed_first():
-    assert following(CHATML, ord("x")) == "<|im_end|>\n<|im_start|>user\nMore<|im_end|>\n<|im_start|>assistant\n"
+@pytest.mark.parametrize("last", ["x", "<", "\n"])  # "<" only looks like the end of turn
+def test_an_unfinished_answer_is_closed_first(last):
+    assert following(CHATML, ord(last)) == "<|im_end|>\n<|im_start|>user\nMore<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_a_template_with_a_space_before_the_end_of_turn():

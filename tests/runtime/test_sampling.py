@@ -7,7 +7,7 @@ import torch
 
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.requests import TurnRequest
-from trtstream.runtime.sampling import Sampler, distribution, log_probability, penalize_repetition
+from trtstream.runtime.sampling import Sampler, distribution, draw, log_probability, penalize_repetition
 
 PROBABILITIES = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15])
 LOGITS = PROBABILITIES.log() + 7  # a shift changes nothing
@@ -38,6 +38,26 @@ def test_top_k_keeps_the_best_and_renormalizes():
 )
 def test_top_p_keeps_the_fewest_that_reach_it(top_p, tokens):
     assert set(kept(top_p=top_p)) == tokens
+
+
+@pytest.mark.parametrize("spread", [0.1, 3.0])
+def test_top_p_in_a_large_vocabulary(spread):
+    logits = torch.randn(5000, generator=torch.Generator().manual_seed(0)) * spread
+    expected, total = [], 0.0
+    for p, token in sorted(((p, token) for token, p in enumerate(logits.double().softmax(-1).tolist())), reverse=True):
+        if total >= 0.9:
+            break
+        expected.append(token)
+        total += p
+    tokens, probabilities = distribution(logits, 1.0, top_p=0.9)
+    assert tokens[probabilities > 0].tolist() == expected
+    assert float(probabilities.sum()) == pytest.approx(1)
+
+
+def test_a_token_of_probability_zero_is_never_drawn():
+    probabilities = torch.tensor([0.0, 0.0, 1.0, 0.0], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    assert {draw(probabilities, generator) for _ in range(1000)} == {2}
 
 
 def test_top_p_counts_what_top_k_left():

@@ -39,9 +39,10 @@ def next_turn(tokenizer: PreTrainedTokenizerBase, user: str, last_token: int) ->
     _, found, suffix = text.partition(ANSWER)
     if not found:
         raise TrtstreamError("the engine's chat template does not show earlier answers: use chat in first turns only")
-    last = tokenizer.decode([last_token], skip_special_tokens=False)
-    without_space = suffix.lstrip()
-    return without_space[len(last) :] if last.strip() and without_space.startswith(last) else suffix
+    if last_token not in tokenizer.added_tokens_decoder:  # a piece of text, whatever it looks like
+        return suffix
+    last, without_space = tokenizer.convert_ids_to_tokens(last_token), suffix.lstrip()
+    return without_space[len(last) :] if without_space.startswith(last) else suffix
 
 
 def _system_length(tokenizer: PreTrainedTokenizerBase, text: str, system: str, user: str) -> int:

@@ -9,6 +9,8 @@ import torch
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.requests import TurnRequest
 
+USUAL_NUCLEUS = 512  # tokens that hold top_p of nearly every distribution: found without sorting the vocabulary
+
 
 class Sampler:
     """One turn's sampling: its parameters and its own random numbers (same seed, same logits, same tokens)."""
@@ -32,7 +34,7 @@ class Sampler:
         if request.temperature == 0:
             return int(token)
         tokens, probabilities = distribution(logits, request.temperature, request.top_k, request.top_p)
-        return int(tokens[torch.multinomial(probabilities, 1, generator=self._generator)])
+        return int(tokens[draw(probabilities, self._generator)])
 
 
 def penalize_repetition(logits: torch.Tensor, tokens: Sequence[int], penalty: float) -> torch.Tensor:
@@ -51,18 +53,26 @@ def distribution(
     probability, top-p keeps the first ones whose sum reaches ``top_p``, and so always one.
     """
     scaled = (logits.double() - logits.max()) / temperature
+    if top_k == 0 and top_p == 1:
+        return torch.arange(len(scaled)), scaled.softmax(-1)
+    best, tokens = scaled.topk(min(top_k or USUAL_NUCLEUS, len(scaled)))
     if top_k:
-        scaled, tokens = scaled.topk(min(top_k, len(scaled)))
-    elif top_p < 1:
-        scaled, tokens = scaled.sort(descending=True)
+        probabilities = best.softmax(-1)
     else:
-        tokens = torch.arange(len(scaled))
-    probabilities = scaled.softmax(-1)
-    if top_p < 1:
-        before = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= top_p, 0)
-        probabilities = probabilities / probabilities.sum()
-    return tokens, probabilities
+        probabilities = (best - scaled.logsumexp(-1)).exp()
+        if probabilities.sum() < top_p:
+            best, tokens = scaled.sort(descending=True)
+            probabilities = best.softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities
+    kept = probabilities.masked_fill(before >= top_p, 0)
+    return tokens, kept / kept.sum()
+
+
+def draw(probabilities: torch.Tensor, generator: torch.Generator) -> int:
+    """An index into ``probabilities`` [n], by inverting their sum: several times as fast as torch.multinomial."""
+    cumulative = probabilities.cumsum(-1)
+    point = torch.rand((), dtype=cumulative.dtype, generator=generator) * cumulative[-1]
+    return min(int(torch.searchsorted(cumulative, point, right=True)), len(cumulative) - 1)
 
 
 def log_probability(logits: torch.Tensor, token: int) -> float:

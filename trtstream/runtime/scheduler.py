@@ -117,15 +117,14 @@ class Scheduler:
 
     def _prepare(self, request: TurnRequest, session: Session | None, on_output: OnOutput) -> Turn:
         build = self._engine.build
+        ids: list[int] = []
         if request.text is None and request.input_ids is None:  # only ends its session
-            session, ids, prompt = session or Session(request.session_key, build.sink_token_length), [], []
+            session = session or Session(request.session_key, build.sink_token_length)
+            prompt: list[int] = []
         elif session is None:
             first = first_prompt(request, self._tokenizer, build)
-            session, ids, prompt = (
-                Session(request.session_key, first.sink_token_length),
-                first.token_ids,
-                first.token_ids,
-            )
+            session = Session(request.session_key, first.sink_token_length)
+            prompt = ids = first.token_ids
         else:
             ids = next_prompt(request, self._tokenizer, session.pending)
             prompt = [session.pending, *ids]
@@ -145,10 +144,14 @@ class Scheduler:
                 self._step()
             except Exception as error:
                 logger.exception("a scheduler step failed")
-                for turn in [*self._running, *self._queue]:
+                for turn in self._turns():
                     self._fail(turn, error)
-        for turn in [*self._running, *self._queue]:
+        for turn in self._turns():
             self._fail(turn, TrtstreamError("the engine was closed before the turn ended"))
+
+    def _turns(self) -> list[Turn]:
+        with self._changed:
+            return [*self._running, *self._queue]
 
     def _step(self) -> None:
         self._remove_cancelled()
@@ -163,7 +166,7 @@ class Scheduler:
 
     def _remove_cancelled(self) -> None:
         now = time.monotonic()
-        for turn in [*self._running, *self._queue]:
+        for turn in self._turns():
             if turn.cancelled and turn.num_output_tokens:
                 self._finish(turn, turn.final_output("cancelled", self._engine.position(turn.session.slot)))
             elif turn.cancelled:

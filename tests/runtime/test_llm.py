@@ -1,0 +1,102 @@
+"""The Python API, on a tiny random model and on a trained chat model."""
+
+from __future__ import annotations
+
+import _thread
+import threading
+
+import pytest
+from transformers import AutoTokenizer
+
+import trtstream
+from trtstream.build.checkpoint import open_checkpoint
+from trtstream.build.cpu import build_cpu_engine
+from trtstream.errors import TrtstreamError
+from trtstream.runtime.scheduler import SchedulerStats
+from trtstream.settings import BuildConfig
+
+
+@pytest.fixture
+def llm(engine_folder):
+    with trtstream.load(engine_folder) as llm:
+        yield llm
+
+
+def test_generate_yields_the_pieces_of_the_answer(llm):
+    outputs = list(llm.stream("Hello", max_tokens=12, ignore_eos=True))
+    assert [len(output.token_ids) for output in outputs] == [1] * 12
+    pieces = list(llm.generate("Hello", max_tokens=12, ignore_eos=True))
+    assert "".join(pieces) == "".join(output.text for output in outputs)
+    assert "" not in pieces
+
+
+def test_a_session_goes_on(llm):
+    chat = llm.session()
+    list(chat.stream("Hello", max_tokens=6, ignore_eos=True))
+    assert chat.session_tokens == 5 + 5
+    list(chat.stream("you", max_tokens=6, ignore_eos=True))
+    assert chat.session_tokens == 5 + 6 + 3 + 5
+    assert llm.scheduler.stats().sessions == 1
+    chat.close()
+    assert llm.scheduler.stats().sessions == 0
+    with pytest.raises(TrtstreamError, match="does not exist"):
+        list(chat.generate("more"))
+
+
+def test_stopping_to_listen_cancels_the_turn_and_keeps_the_session(llm):
+    chat = llm.session()
+    pieces = chat.generate("Hello", max_tokens=1_000_000, ignore_eos=True)
+    next(pieces)
+    pieces.close()
+    assert chat.session_tokens >= 5
+    list(chat.generate("you", max_tokens=2))
+
+
+def test_ctrl_c_cancels_the_turn(llm):
+    threading.Timer(0.3, _thread.interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt):
+        list(llm.generate("Hello", max_tokens=1_000_000, ignore_eos=True))
+    assert llm.scheduler.drain(60)
+    assert llm.scheduler.stats() == SchedulerStats(0, 0, 0)
+
+
+def test_errors_are_raised_where_the_answer_is_read(llm):
+    with pytest.raises(TrtstreamError, match="top_p is 2"):
+        list(llm.generate("Hello", top_p=2))
+    with pytest.raises(TrtstreamError, match="timeout"):
+        list(llm.generate("Hello", max_tokens=1_000_000, ignore_eos=True, timeout=0.05))
+
+
+def test_a_closed_llm_refuses(engine_folder):
+    llm = trtstream.load(engine_folder)
+    llm.close()
+    with pytest.raises(TrtstreamError, match="the engine is closed"):
+        list(llm.generate("Hello"))
+
+
+def test_smollm2_remembers_in_a_session_of_its_template(smollm2_gguf, tmp_path):
+    """The fed tokens are those of the template's rendering of the whole conversation: one default system prompt."""
+    sizes = BuildConfig(max_batch_size=2, max_attention_window=512, max_sink_token_length=64)
+    build_cpu_engine(open_checkpoint(smollm2_gguf), sizes, tmp_path / "engine", lambda done, total: None)
+    questions = ["The secret word is banana. What is the secret word?", "Spell it in capital letters. 😀"]
+    with trtstream.load(tmp_path / "engine") as llm:
+        chat, fed, answers = llm.session(), [], []
+        prefill = llm.engine.prefill
+        llm.engine.prefill = lambda slot, tokens: (fed.extend(tokens), prefill(slot, tokens))[1]
+        for question in questions:
+            outputs = list(chat.stream(question, chat=True, max_tokens=60))
+            answers.append("".join(output.text for output in outputs))
+            # The last token, which ends the answer, is fed first in the next turn.
+            fed.extend(token for output in outputs[:-1] for token in output.token_ids)
+            assert outputs[-1].finish_reason == "stop"
+    assert "banana" in answers[0]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "engine" / "tokenizer")
+    conversation = [
+        {"role": "user", "content": questions[0]},
+        {"role": "assistant", "content": answers[0]},
+        {"role": "user", "content": questions[1]},
+        {"role": "assistant", "content": answers[1]},
+    ]
+    rendered = tokenizer.apply_chat_template(conversation, tokenize=False)
+    assert tokenizer.decode(fed) == rendered.removesuffix("<|im_end|>\n")
+    assert rendered.count("<|im_start|>system") == 1
