@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from trtstream.errors import TrtstreamError
+
 ANSWER_SECONDS = 5.0  # for a model to answer once its time to drain is over
 ORPHAN_SECONDS = 3.0  # for a model's process to notice by itself that Triton has died
 
@@ -26,7 +28,12 @@ class DrainSocket:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "drain.sock"
         self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(self.path))
+        try:
+            self._listener.bind(str(self.path))
+        except OSError as error:
+            raise TrtstreamError(
+                f"cannot make the socket {self.path} ({error}); set TMPDIR to a shorter path"
+            ) from None
         self._listener.listen(64)
 
     def __enter__(self) -> DrainSocket:

@@ -27,7 +27,7 @@ LOOPBACK = "127.0.0.1"
 CLOSED_APIS = "model-repository,shared-memory,trace,logging"
 # A header that a request must have for these APIs, with a line break in its value, so that no request can.
 CLOSED = f"{CLOSED_APIS}:closed-by-trtstream=no\nrequest"
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EXITED = "exited"
 READY_POLL_SECONDS = 0.1
 PORT = click.IntRange(0, 65535)
@@ -111,7 +111,7 @@ def serve(
             with TritonProcess(installation, arguments, told, on_exit=lambda: events.put(EXITED)) as triton:
                 click.echo(f"starting Triton with {source}", err=True)
                 event = _wait_until_ready(addresses.http_url(), events)
-                if event == "":
+                if event is None:
                     triton.show_log()
                     click.echo(_ready_line(addresses, models))
                     event = events.get()
@@ -184,14 +184,14 @@ def _arguments(repository: Path, addresses: Addresses, tls_cert: Path | None, tl
     return arguments
 
 
-def _wait_until_ready(url: str, events: queue.SimpleQueue[str]) -> str:
-    """Wait for Triton and all its models; returns what happened first: an event, or "" for ready."""
+def _wait_until_ready(url: str, events: queue.SimpleQueue[str]) -> str | None:
+    """Wait for Triton and all its models to be ready; returns the event that came first, if one did."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy
     while True:
         with contextlib.suppress(queue.Empty):
             return events.get(timeout=READY_POLL_SECONDS)
         with contextlib.suppress(OSError, http.client.HTTPException), opener.open(f"{url}/v2/health/ready", timeout=1):
-            return ""
+            return None
 
 
 def _ready_line(addresses: Addresses, models: list[str]) -> str:
@@ -204,7 +204,7 @@ def _ready_line(addresses: Addresses, models: list[str]) -> str:
 def _death(triton: TritonProcess) -> TrtstreamError:
     """Why Triton exited by itself: the model's own word if it gave one, else the last lines of the log."""
     tail = triton.tail()
-    reason = re.search(r"TrtstreamError: (.*?)(\\n|\"?$)", "\n".join(tail), re.MULTILINE)
+    reason = re.search(r"failed to load .*TrtstreamError: (.*?)(\\n|\"?$)", "\n".join(tail), re.MULTILINE)
     if reason:
         return TrtstreamError(reason[1])
     click.echo("\n".join(tail), err=True)

@@ -62,10 +62,11 @@ def _libpython_folder() -> Path:
     """Where this Python's shared library is. With another's the backend would fail, or worse, run."""
     library = sysconfig.get_config_var("INSTSONAME")
     folder = Path(sysconfig.get_config_var("LIBDIR"))
+    multiarch = sysconfig.get_config_var("MULTIARCH") or ""
     major_minor = f"{sys.version_info.major}.{sys.version_info.minor}"
     if not library.startswith("libpython") or ".so" not in library:  # a static Python names its .a archive
         library = f"libpython{major_minor}.so.1.0"
-    for candidate in (folder, folder / (sysconfig.get_config_var("MULTIARCH") or "")):
+    for candidate in (folder, folder / multiarch, Path(sys.base_prefix, "lib")):  # the last: a Python that was moved
         if (candidate / library).is_file():
             return candidate
     raise TrtstreamError(
