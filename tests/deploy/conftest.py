@@ -55,7 +55,7 @@ def serve_process(source: Path, log: Path, *options: str, **environment: str) ->
     """Start ``trtstream serve`` on free ports, as a user would."""
     ports = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
     return subprocess.Popen(
-        [Path(sys.executable).with_name("trtstream"), "serve", str(source), *ports, *options],
+        [sys.executable, "-m", "trtstream", "serve", str(source), *ports, *options],
         stdout=subprocess.PIPE,
         stderr=log.open("w"),
         text=True,
@@ -102,8 +102,8 @@ def start(engine: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
     yield start
     for process in processes:
-        process.kill()
-        process.wait()
+        process.terminate()
+        process.wait(START_SECONDS)
 
 
 def _write_tokenizer(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 import urllib.error
 import urllib.request
@@ -21,7 +23,7 @@ from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from tests.deploy.conftest import Server, serve_process
-from tests.deploy.test_service import Stream, ids, reason
+from tests.deploy.test_service import Stream, ids, post, reason
 from trtstream.cli import cli
 from trtstream.deploy.package import package_engine
 from trtstream.deploy.tritonserver import find_tritonserver
@@ -33,7 +35,7 @@ Start = Callable[..., Server]
 def refused(*arguments: object) -> tuple[int, str]:
     """Exit code and the last line of stderr of a ``serve`` that must fail."""
     done = subprocess.run(
-        [Path(sys.executable).with_name("trtstream"), "serve", *map(str, arguments)],
+        [sys.executable, "-m", "trtstream", "serve", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -136,7 +138,7 @@ def test_a_second_signal_kills_at_once_and_leaves_nothing(start: Start) -> None:
     while "draining" not in server.log.read_text():
         time.sleep(0.01)
     assert server.stop(signal.SIGINT) == 1
-    assert not alive(children)
+    wait_for_death(children)
     assert not [path for path in left if path.exists()]
     busy.client.close()
 
@@ -159,19 +161,20 @@ def test_a_triton_that_dies_is_told(start: Start) -> None:
     os.kill(triton, signal.SIGKILL)
     assert server.process.wait(30) == 1
     assert "tritonserver exited with code -9" in server.log.read_text().splitlines()[-1]
-    assert not alive(children)
+    wait_for_death(children)
 
 
 def test_a_repository_can_be_moved(start: Start, engine: Path, tmp_path: Path) -> None:
     package_engine(engine, tmp_path / "here", "first")
     package_engine(engine, tmp_path / "here", "second")
     there = (tmp_path / "here").rename(tmp_path / "there")
-    for _ in range(2):  # a second start finds the first one's traces
-        server = start(source=there)
-        assert server.models == ["first", "second"]
-        with urllib.request.urlopen(f"http://{server.http_url}/v2/models/second/ready", timeout=10) as response:
+    compileall.compile_dir(there, quiet=1)  # as a first start might: Triton must not mind
+    server = start(source=there)
+    assert server.models == ["first", "second"]
+    for model in server.models:
+        with urllib.request.urlopen(f"http://{server.http_url}/v2/models/{model}/ready", timeout=10) as response:
             assert response.status == 200
-        assert server.stop() == 0, server.log.read_text()
+    assert server.stop() == 0, server.log.read_text()
 
 
 def test_tls(start: Start, tmp_path: Path) -> None:
@@ -197,6 +200,14 @@ def test_tls(start: Start, tmp_path: Path) -> None:
     stream.close()
     with pytest.raises(InferenceServerException), InferenceServerClient(url) as plain:
         plain.is_server_live(client_timeout=3)
+
+
+def test_insecure_serves_everybody_but_guards_sessions(start: Start) -> None:
+    server = start("--host", "0.0.0.0", "--insecure")
+    assert [url.rpartition(":")[0] for url in (server.grpc_url, server.http_url, server.metrics_url)] == ["0.0.0.0"] * 3
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        post(server, "generate", {"text_input": "a", "sequence_id": 5})
+    assert "numeric sequence ids are refused" in caught.value.read().decode()
 
 
 def test_other_hosts_need_tls_or_consent(engine: Path) -> None:
@@ -270,7 +281,7 @@ def test_a_stop_before_it_is_ready(engine: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
     assert process.stdout.read() == ""
-    assert not alive(children)
+    wait_for_death(children)
 
 
 def test_no_triton_anywhere(monkeypatch: pytest.MonkeyPatch, engine: Path, tmp_path: Path) -> None:
@@ -279,6 +290,24 @@ def test_no_triton_anywhere(monkeypatch: pytest.MonkeyPatch, engine: Path, tmp_p
     result = CliRunner().invoke(cli, ["serve", str(engine), "--grpc-port=0", "--http-port=0", "--metrics-port=0"])
     assert isinstance(result.exception, TrtstreamError)
     assert "pip install 'trtstream[server]'" in str(result.exception)
+
+
+def test_no_shared_python_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = {"INSTSONAME": "libpython3.11.a", "LIBDIR": str(tmp_path), "MULTIARCH": "x86_64-linux-gnu"}
+    monkeypatch.setattr(sysconfig, "get_config_var", found.get)
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path))
+    major_minor = f"{sys.version_info.major}.{sys.version_info.minor}"
+    with pytest.raises(TrtstreamError, match=rf"needs libpython{major_minor}\.so.* apt install libpython{major_minor}"):
+        find_tritonserver(tmp_path)
+
+
+def test_a_temporary_folder_with_a_long_path(engine: Path, tmp_path: Path) -> None:
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    process = serve_process(engine, tmp_path / "log", TMPDIR=str(deep))
+    assert process.wait(30) == 1
+    assert "set TMPDIR to a shorter path" in (tmp_path / "log").read_text()
+    assert not list(deep.iterdir())
 
 
 def test_a_triton_on_path_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
