@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 import trtstream
+from tests.runtime.clients import wait_until
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.cpu import build_cpu_engine
 from trtstream.errors import TrtstreamError
@@ -53,7 +54,11 @@ def test_stopping_to_listen_cancels_the_turn_and_keeps_the_session(llm):
 
 
 def test_ctrl_c_cancels_the_turn(llm):
-    threading.Timer(0.3, _thread.interrupt_main).start()
+    def press_ctrl_c() -> None:
+        wait_until(lambda: llm.scheduler.stats().running)
+        _thread.interrupt_main()
+
+    threading.Thread(target=press_ctrl_c).start()
     with pytest.raises(KeyboardInterrupt):
         list(llm.generate("Hello", max_tokens=1_000_000, ignore_eos=True))
     assert llm.scheduler.drain(60)
