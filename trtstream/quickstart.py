@@ -21,7 +21,11 @@ from trtstream.errors import TrtstreamError
 
 FOLDER = Path("quickstart")
 WINDOW, SINKS, MAX_SINKS = 512, 4, 64
-CONVERSATION = ("Hi! My name is Ada and I live in Lisbon.", "Tell me one fact about the sea.", "What is my name?")
+CONVERSATION = (
+    "The secret word is banana. Please repeat it.",
+    "What is the capital of France?",
+    "What is the secret word?",
+)
 STOP_SECONDS = 60
 
 

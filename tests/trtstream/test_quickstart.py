@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trtstream.deploy.client import Client
+from trtstream.errors import TrtstreamError
+
+
+@pytest.mark.slow
+def test_quickstart_serves_until_it_is_stopped(smollm2_gguf: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "trtstream", "quickstart", "--keep-running"]
+    stdout, stderr = tmp_path / "stdout", tmp_path / "stderr"
+    with stdout.open("w") as out, stderr.open("w") as err:
+        run = subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=err)
+    try:
+        while run.poll() is None and "Ctrl-C stops it" not in stderr.read_text():
+            try:
+                run.wait(0.5)
+            except subprocess.TimeoutExpired:
+                continue
+        url = re.search(r"serving on (\S+):", stderr.read_text())[1]
+        with Client(url) as client:
+            assert all(client.health().values())
+    finally:
+        run.send_signal(signal.SIGTERM)
+        status = run.wait(90)
+    assert status == 0
+    with Client(url) as client, pytest.raises(TrtstreamError, match="no Triton gRPC service answers"):
+        client.health()
+
+    transcript = stdout.read_text()
+    assert "> What is the secret word?\nThe secret word is banana.\n" in transcript
+    assert "SmolLM2-135M-Instruct on this machine" in transcript
+    commands = re.findall(r"^\$ trtstream (\w+)", stderr.read_text(), re.MULTILINE)
+    assert commands == ["build", "package", "serve", "smoke", "bench", "chat", "chat"]
+    levels = json.loads((tmp_path / "quickstart" / "bench.json").read_text())["levels"]
+    assert [(level["concurrency"], level["errors"]) for level in levels] == [(1, 0), (4, 0)]
