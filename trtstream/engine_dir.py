@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trtstream.checksum import file_sha256
 from trtstream.errors import TrtstreamError
 from trtstream.settings import FORMAT_VERSION, BuildConfig, ModelConfig
 
@@ -71,7 +71,7 @@ def write_config(
     folder: Path, target: str, model: ModelConfig, build: BuildConfig, toolchain: dict[str, Any]
 ) -> EngineConfig:
     """Write config.json over all the files that ``folder`` holds."""
-    files = {str(path.relative_to(folder)): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     config = EngineConfig(target, model, build, toolchain, files)
     (folder / CONFIG).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
     return config
@@ -114,16 +114,8 @@ def read_engine(folder: str | Path) -> EngineConfig:
 def verify_files(folder: Path, config: EngineConfig) -> None:
     """Raise TrtstreamError if a file is not the one that was built."""
     for name, expected in config.files.items():
-        if _sha256(folder / name) != expected:
+        if file_sha256(folder / name) != expected:
             raise TrtstreamError(f"{folder / name} is damaged (its SHA-256 is not config.json's); rebuild the engine")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def directory_bytes(folder: Path) -> int:

