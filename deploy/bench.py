@@ -111,7 +111,7 @@ class Level:
 
 
 def parse_concurrency(_context: click.Context, _option: click.Parameter, value: str) -> list[int]:
-    levels = [int(part) if part.strip().isdigit() else 0 for part in value.split(",")]
+    levels = [int(part) if part.strip().isdecimal() else 0 for part in value.split(",")]
     if min(levels) < 1:
         raise click.BadParameter(f"{value!r} is not a list of positive numbers such as 1,4,8")
     return levels
