@@ -51,7 +51,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         cli()
-    except TrtstreamError as error:
+    except (TrtstreamError, OSError) as error:
         if debug:
             traceback.print_exc()
         click.echo(f"trtstream: {error}", err=True)

@@ -1,0 +1,120 @@
+"""The command line's contract: exit codes, one-line errors, and light imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import write_checkpoint
+
+
+def trtstream(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "trtstream", *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), "llama-rope-dynamic")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = "torch, transformers, tritonclient, numpy, matplotlib, rich.console"
+    code = f"""
+import sys
+from click.testing import CliRunner
+from trtstream.cli import cli
+result = CliRunner().invoke(cli, ["--help"])
+assert result.exit_code == 0 and "quickstart" in result.output, result.output
+print([name for name in "{heavy}".split(", ") if name in sys.modules])
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["build", "inspect", "package", "serve", "smoke", "bench", "chat", "quickstart"])
+def test_every_command_has_help(command: str) -> None:
+    result = trtstream(command, "--help")
+    assert result.returncode == 0
+    assert result.stdout.startswith("Usage:")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-attention-window", 5000], "beyond the checkpoint's context of 4096, and its dynamic RoPE"),
+        (["--max-attention-window", 5000, "--force"], "beyond the checkpoint's context of 4096, and its dynamic RoPE"),
+        (["--max-attention-window", 4], "no room for recent tokens; use a larger window or fewer sinks"),
+        (
+            ["--sink-token-length", 8, "--max-sink-token-length", 4],
+            "max_sink_token_length is 4, below sink_token_length",
+        ),
+        (["--sink-token-length", -1], "sink_token_length is -1; it must be 0 or more"),
+        (["--max-batch-size", 0], "max_batch_size is 0; it must be at least 1"),
+        (["--sink-token", 128], "--sink-token 128 is outside the vocabulary of 128"),
+        (["--sink-token", 1, "--sink-token-length", 0], "--sink-token needs --sink-token-length 1 or more"),
+    ],
+)
+def test_build_refuses(options: list[object], message: str, checkpoint: Path, tmp_path: Path) -> None:
+    result = trtstream("build", checkpoint, "--output", tmp_path / "engine", *options)
+    assert result.returncode == 1
+    assert result.stderr.startswith("trtstream: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_window_beyond_the_trained_context_needs_force(tmp_path: Path) -> None:
+    short = write_checkpoint(tmp_path / "checkpoint", "llama-gqa", max_position_embeddings=64)
+    refused = trtstream("build", short, "--output", tmp_path / "engine", "--max-attention-window", 100)
+    assert refused.returncode == 1
+    assert "window 100 is beyond the checkpoint's trained context of 64; use at most 64, or --force" in refused.stderr
+    forced = trtstream("build", short, "--output", tmp_path / "engine", "--max-attention-window", 100, "--force")
+    assert forced.returncode == 0, forced.stderr
+    again = trtstream("build", short, "--output", tmp_path / "engine")
+    assert again.returncode == 1
+    assert "exists already; remove it or choose another --output" in again.stderr
+
+
+def test_no_sinks_is_warned_of(checkpoint: Path, tmp_path: Path) -> None:
+    result = trtstream("build", checkpoint, "--output", tmp_path / "engine", "--sink-token-length", 0)
+    assert result.returncode == 0
+    assert "warning: without sink tokens quality collapses" in result.stderr
+
+
+def test_without_a_compiler_the_build_says_so(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    result = trtstream("build", checkpoint, "--output", tmp_path / "engine")
+    assert result.returncode == 1
+    assert "found no no-such-compiler; install g++ or set CXX" in result.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk: the same write fails in the same way."""
+    command = f"ulimit -f 80; exec {sys.executable} -m trtstream build {checkpoint} --output {tmp_path}/engine"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == f"trtstream: cannot write {tmp_path}/engine: File too large"
+    assert "Traceback" not in result.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_bad_usage_exits_2_and_debug_shows_the_traceback(tmp_path: Path) -> None:
+    assert trtstream("build").returncode == 2
+    assert trtstream("no-such-command").returncode == 2
+    assert "Traceback" not in trtstream("inspect", tmp_path).stderr
+    assert "Traceback" in trtstream("--debug", "inspect", tmp_path).stderr
+
+
+def test_inspect_as_json(checkpoint: Path, tmp_path: Path) -> None:
+    import json
+
+    trtstream("build", checkpoint, "--output", tmp_path / "engine", "--max-attention-window", 64, "--dtype", "bfloat16")
+    shown = json.loads(trtstream("inspect", tmp_path / "engine", "--json").stdout)
+    assert shown["build_config"]["max_attention_window"] == 64
+    # 2 (keys, values) x 3 layers x 2 KV heads x 64 slots x 16 dimensions x 2 bytes
+    assert shown["memory"]["kv_cache_bytes_per_session"] == 2 * 3 * 2 * 64 * 16 * 2
