@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from trtstream.deploy.client import DEFAULT_MODEL, DEFAULT_URL, Client, new_session
+from trtstream.deploy.client import Client, new_session, service_options
 from trtstream.deploy.metrics import Distribution, Summary, TurnTiming, summarize
 from trtstream.errors import TrtstreamError
 from trtstream.progress import Progress, progress_bar
@@ -45,12 +45,12 @@ class Load:
 class Level:
     """One concurrency: that many clients, each sending its next request as soon as its last one is answered."""
 
-    def __init__(self, load: Load, concurrency: int) -> None:
+    def __init__(self, load: Load, concurrency: int, tls_ca: Path | None) -> None:
         self.load = load
         self.concurrency = concurrency
         self.timings: list[TurnTiming] = []
         self._requests = iter(range(load.requests))
-        self._clients = [Client(load.url, load.model_name) for _ in range(concurrency)]
+        self._clients = [Client(load.url, load.model_name, tls_ca) for _ in range(concurrency)]
         self._stopping = threading.Event()
 
     def run(self, progress: Progress) -> None:
@@ -128,8 +128,7 @@ FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 
 
 @click.command()
-@click.option("--url", default=DEFAULT_URL, show_default=True, help="host:port of Triton's gRPC service.")
-@click.option("--model-name", default=DEFAULT_MODEL, show_default=True, help="The model's name on the server.")
+@service_options
 @click.option(
     "--concurrency", default="1,4,8", show_default=True, callback=parse_concurrency, help="Clients at a time."
 )
@@ -142,6 +141,7 @@ FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 def bench(
     url: str,
     model_name: str,
+    tls_ca: Path | None,
     concurrency: list[int],
     requests: int,
     input_tokens: int,
@@ -160,7 +160,7 @@ def bench(
         from trtstream.deploy.bench_plot import require_matplotlib
 
         require_matplotlib()
-    with Client(url, model_name) as client:
+    with Client(url, model_name, tls_ca) as client:
         model = client.model()
         load = Load(url, model_name, model.parameter("vocab_size"), requests, input_tokens, output_tokens, turns)
         client.answer(input_ids=load.prompt(-1, 1), max_tokens=2, ignore_eos=True)  # not counted: warms the server up
@@ -169,7 +169,7 @@ def bench(
     errors: Counter[str] = Counter()
     interrupted = False
     for clients in concurrency:
-        level = Level(load, clients)
+        level = Level(load, clients, tls_ca)
         try:
             with progress_bar(f"concurrency {clients}") as progress:
                 level.run(progress)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import secrets
 import sys
 from contextlib import closing, suppress
+from pathlib import Path
 
 import click
 
-from trtstream.deploy.client import DEFAULT_MODEL, DEFAULT_URL, Client, Response
+from trtstream.deploy.client import Client, Response, service_options
 from trtstream.errors import TrtstreamError
 
 MAX_TOKENS = 1024
@@ -95,18 +96,17 @@ class Conversation:
 
 
 @click.command()
-@click.option("--url", default=DEFAULT_URL, show_default=True, help="host:port of Triton's gRPC service.")
-@click.option("--model-name", default=DEFAULT_MODEL, show_default=True, help="The model's name on the server.")
+@service_options
 @click.option("--session", "session_id", help="Come back to the conversation with this id.")
 @click.option("--system", help="A system text for a new conversation; all of it stays in the model's sight.")
-def chat(url: str, model_name: str, session_id: str | None, system: str | None) -> None:
+def chat(url: str, model_name: str, tls_ca: Path | None, session_id: str | None, system: str | None) -> None:
     """Chat with a served model. Ctrl-C cancels an answer, Ctrl-D ends the chat.
 
     Where stdin is no terminal every line is a turn, and stdout gets the answers alone.
     """
     if session_id and system:
         raise click.UsageError("--system is for a new conversation and --session for an old one; give one of them")
-    with Client(url, model_name) as client:
+    with Client(url, model_name, tls_ca) as client:
         client.model()
         conversation = Conversation(client, session_id, system)
         if sys.stdin.isatty():

@@ -6,9 +6,12 @@ import contextlib
 import queue
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import click
 
 from trtstream.errors import TrtstreamError
 
@@ -88,11 +91,19 @@ class ServedModel:
 class Client:
     """A connection to the Triton server at ``url`` (``host:port`` of its gRPC service).
 
-    One turn at a time: a client belongs to one thread. ``timeout`` is how long the server may stay silent, in seconds.
-    Whatever goes wrong between here and the model is raised as TrtstreamError.
+    One turn at a time: a client belongs to one thread. With ``tls_ca``, a PEM file of the certificates to trust, the
+    connection is encrypted. ``timeout`` is how long the server may stay silent, in seconds. Whatever goes wrong between
+    here and the model is raised as TrtstreamError.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, model_name: str = DEFAULT_MODEL, timeout: float = 120.0) -> None:
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        model_name: str = DEFAULT_MODEL,
+        tls_ca: Path | None = None,
+        *,
+        timeout: float = 120.0,
+    ) -> None:
         from tritonclient.grpc import InferenceServerClient
 
         if "://" in url:
@@ -100,7 +111,8 @@ class Client:
         self.url = url
         self.model_name = model_name
         self.timeout = timeout
-        self._triton = InferenceServerClient(url)
+        tls = {} if tls_ca is None else {"ssl": True, "root_certificates": str(tls_ca)}
+        self._triton = InferenceServerClient(url, **tls)
         self._arrivals: queue.SimpleQueue[tuple[float, Any, Any] | None] = queue.SimpleQueue()
 
     def __enter__(self) -> Client:
@@ -217,6 +229,21 @@ class Client:
         if "unknown model" in message:
             return TrtstreamError(f"the server at {self.url} has no model {self.model_name!r}; see --model-name")
         return TrtstreamError(message)
+
+
+def service_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of every client command: ``url``, ``model_name`` and ``tls_ca``, as `Client` takes them."""
+    for option in (
+        click.option(
+            "--tls-ca",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="Connect over TLS, trusting the certificates in this PEM file.",
+        ),
+        click.option("--model-name", default=DEFAULT_MODEL, show_default=True, help="The model's name on the server."),
+        click.option("--url", default=DEFAULT_URL, show_default=True, help="host:port of Triton's gRPC service."),
+    ):
+        command = option(command)
+    return command
 
 
 def join(responses: Sequence[Response]) -> Response:

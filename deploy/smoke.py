@@ -12,12 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import click
 
 from trtstream.deploy.client import (
-    DEFAULT_MODEL,
-    DEFAULT_URL,
     INPUTS,
     OUTPUTS,
     Client,
@@ -25,6 +24,7 @@ from trtstream.deploy.client import (
     ServedModel,
     join,
     new_session,
+    service_options,
 )
 from trtstream.errors import TrtstreamError
 
@@ -235,16 +235,15 @@ def run_check(name: str, check: Check, client: Client, model: ServedModel) -> Ch
 
 
 @click.command()
-@click.option("--url", default=DEFAULT_URL, show_default=True, help="host:port of Triton's gRPC service.")
-@click.option("--model-name", default=DEFAULT_MODEL, show_default=True, help="The model's name on the server.")
+@service_options
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
-def smoke(url: str, model_name: str, as_json: bool) -> None:
+def smoke(url: str, model_name: str, tls_ca: Path | None, as_json: bool) -> None:
     """Check a served model from the client side; exit 1 if any check fails."""
     from rich.console import Console
 
     results: list[CheckResult] = []
     in_terminal = sys.stdout.isatty()
-    with Client(url, model_name) as client, Console(stderr=True).status("") as status:
+    with Client(url, model_name, tls_ca) as client, Console(stderr=True).status("") as status:
         model = client.model()
         for name, check in CHECKS.items():
             status.update(f"checking: {name}")

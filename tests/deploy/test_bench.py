@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.deploy.command_line import run_trtstream
+from tests.command_line import run_trtstream
 from trtstream.deploy.bench import Level, Load
 from trtstream.deploy.bench_plot import save_plot
 from trtstream.deploy.metrics import TurnTiming, distribution, summarize
@@ -86,7 +86,7 @@ def test_bench_writes_figures(server, tmp_path) -> None:
 
 def test_failed_requests_are_counted(server) -> None:
     load = Load(server.grpc_url, "trtstream", 1 << 30, requests=3, input_tokens=4, output_tokens=2, turns=2)
-    level = Level(load, concurrency=2)
+    level = Level(load, concurrency=2, tls_ca=None)
     level.run(lambda done, total: None)
     assert len(level.timings) == 3  # a session ends with its first error
     assert all("input_ids" in timing.error for timing in level.timings)

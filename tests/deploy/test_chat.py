@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.deploy.command_line import run_trtstream
+from tests.command_line import run_trtstream
 from trtstream.deploy.chat import MAX_TOKENS, Conversation, SessionLostError
 from trtstream.deploy.client import Client, new_session
 from trtstream.errors import TrtstreamError

@@ -22,6 +22,7 @@ from click.testing import CliRunner
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
+from tests.command_line import run_trtstream
 from tests.deploy.conftest import Server, serve_process
 from tests.deploy.test_service import Stream, ids, post, reason
 from trtstream.cli import cli
@@ -200,6 +201,8 @@ def test_tls(start: Start, tmp_path: Path) -> None:
         stream.ask(text_input="a", max_tokens=1, session_id="short")
     assert ids(stream.ask(text_input="a", max_tokens=1, session_id="0123456789abcdef"))
     stream.close()
+    assert run_trtstream("smoke", "--url", url, "--tls-ca", cert).returncode == 0
+    assert run_trtstream("smoke", "--url", url).returncode == 1
     with pytest.raises(InferenceServerException), InferenceServerClient(url) as plain:
         plain.is_server_live(client_timeout=3)
 

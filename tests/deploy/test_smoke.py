@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.deploy.command_line import run_trtstream
+from tests.command_line import run_trtstream
 from trtstream.deploy.client import INPUTS, OUTPUTS, Client, Response, ServedModel
 from trtstream.deploy.smoke import (
     CHECKS,

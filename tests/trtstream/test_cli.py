@@ -9,10 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import write_checkpoint
-
-
-def trtstream(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "trtstream", *map(str, arguments)], capture_output=True, text=True)
+from tests.command_line import run_trtstream
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +32,7 @@ print([name for name in "{heavy}".split(", ") if name in sys.modules])
 
 @pytest.mark.parametrize("command", ["build", "inspect", "package", "serve", "smoke", "bench", "chat", "quickstart"])
 def test_every_command_has_help(command: str) -> None:
-    result = trtstream(command, "--help")
+    result = run_trtstream(command, "--help")
     assert result.returncode == 0
     assert result.stdout.startswith("Usage:")
 
@@ -57,7 +54,7 @@ def test_every_command_has_help(command: str) -> None:
     ],
 )
 def test_build_refuses(options: list[object], message: str, checkpoint: Path, tmp_path: Path) -> None:
-    result = trtstream("build", checkpoint, "--output", tmp_path / "engine", *options)
+    result = run_trtstream("build", checkpoint, "--output", tmp_path / "engine", *options)
     assert result.returncode == 1
     assert result.stderr.startswith("trtstream: ")
     assert message in result.stderr
@@ -67,18 +64,18 @@ def test_build_refuses(options: list[object], message: str, checkpoint: Path, tm
 
 def test_a_window_beyond_the_trained_context_needs_force(tmp_path: Path) -> None:
     short = write_checkpoint(tmp_path / "checkpoint", "llama-gqa", max_position_embeddings=64)
-    refused = trtstream("build", short, "--output", tmp_path / "engine", "--max-attention-window", 100)
+    refused = run_trtstream("build", short, "--output", tmp_path / "engine", "--max-attention-window", 100)
     assert refused.returncode == 1
     assert "window 100 is beyond the checkpoint's trained context of 64; use at most 64, or --force" in refused.stderr
-    forced = trtstream("build", short, "--output", tmp_path / "engine", "--max-attention-window", 100, "--force")
+    forced = run_trtstream("build", short, "--output", tmp_path / "engine", "--max-attention-window", 100, "--force")
     assert forced.returncode == 0, forced.stderr
-    again = trtstream("build", short, "--output", tmp_path / "engine")
+    again = run_trtstream("build", short, "--output", tmp_path / "engine")
     assert again.returncode == 1
     assert "exists already; remove it or choose another --output" in again.stderr
 
 
 def test_no_sinks_is_warned_of(checkpoint: Path, tmp_path: Path) -> None:
-    result = trtstream("build", checkpoint, "--output", tmp_path / "engine", "--sink-token-length", 0)
+    result = run_trtstream("build", checkpoint, "--output", tmp_path / "engine", "--sink-token-length", 0)
     assert result.returncode == 0
     assert "warning: without sink tokens quality collapses" in result.stderr
 
@@ -87,7 +84,7 @@ def test_without_a_compiler_the_build_says_so(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    result = trtstream("build", checkpoint, "--output", tmp_path / "engine")
+    result = run_trtstream("build", checkpoint, "--output", tmp_path / "engine")
     assert result.returncode == 1
     assert "found no no-such-compiler; install g++ or set CXX" in result.stderr
     assert not any(tmp_path.iterdir())
@@ -104,17 +101,19 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint: Path, tmp_path: 
 
 
 def test_bad_usage_exits_2_and_debug_shows_the_traceback(tmp_path: Path) -> None:
-    assert trtstream("build").returncode == 2
-    assert trtstream("no-such-command").returncode == 2
-    assert "Traceback" not in trtstream("inspect", tmp_path).stderr
-    assert "Traceback" in trtstream("--debug", "inspect", tmp_path).stderr
+    assert run_trtstream("build").returncode == 2
+    assert run_trtstream("no-such-command").returncode == 2
+    assert "Traceback" not in run_trtstream("inspect", tmp_path).stderr
+    assert "Traceback" in run_trtstream("--debug", "inspect", tmp_path).stderr
 
 
 def test_inspect_as_json(checkpoint: Path, tmp_path: Path) -> None:
     import json
 
-    trtstream("build", checkpoint, "--output", tmp_path / "engine", "--max-attention-window", 64, "--dtype", "bfloat16")
-    shown = json.loads(trtstream("inspect", tmp_path / "engine", "--json").stdout)
+    run_trtstream(
+        "build", checkpoint, "--output", tmp_path / "engine", "--max-attention-window", 64, "--dtype", "bfloat16"
+    )
+    shown = json.loads(run_trtstream("inspect", tmp_path / "engine", "--json").stdout)
     assert shown["build_config"]["max_attention_window"] == 64
     # 2 (keys, values) x 3 layers x 2 KV heads x 64 slots x 16 dimensions x 2 bytes
     assert shown["memory"]["kv_cache_bytes_per_session"] == 2 * 3 * 2 * 64 * 16 * 2
