@@ -6,6 +6,7 @@ import contextlib
 import queue
 import secrets
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ class LLM:
 
     def __init__(self, engine: str | Path) -> None:
         folder = Path(engine)
-        self.engine = load_engine(folder)
+        # In a thread that ends: OpenMP keeps a pool of threads for each thread that computes, and once there are more
+        # threads in all than cores, it makes the scheduler's sleep where they should spin (1.5 times the latency).
+        with ThreadPoolExecutor(1) as loading:
+            self.engine = loading.submit(load_engine, folder).result()
         self.tokenizer = _load_tokenizer(folder / "tokenizer")
         self.scheduler = Scheduler(self.engine, self.tokenizer)
 
