@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -12,12 +12,11 @@ from trtstream.build.checkpoint import Checkpoint
 from trtstream.build.safetensors_writer import write_safetensors
 from trtstream.engine_dir import KERNEL, TOKENIZER, WEIGHTS, EngineConfig, new_directory, write_config
 from trtstream.plugins.cpu_kernel import compile_kernel, compiled_instruction_sets
+from trtstream.progress import Progress
 from trtstream.settings import BuildConfig
 
 
-def build_cpu_engine(
-    checkpoint: Checkpoint, build: BuildConfig, output: Path, progress: Callable[[int, int], None]
-) -> EngineConfig:
+def build_cpu_engine(checkpoint: Checkpoint, build: BuildConfig, output: Path, progress: Progress) -> EngineConfig:
     """Write the engine directory ``output``, whole or not at all.
 
     ``progress`` is told how many of how many tensors are written. Peak memory is near the largest tensor.

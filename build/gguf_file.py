@@ -11,6 +11,8 @@ import torch
 from trtstream.build import tokenizer
 from trtstream.build.families.raw_config import RawConfig
 from trtstream.errors import TrtstreamError
+from trtstream.plugins.positions import inverse_frequencies
+from trtstream.settings import RopeConfig
 
 ROPE_FREQS = "rope_freqs.weight"
 ROPE_KEYS = {
@@ -143,9 +145,8 @@ class GgufFile:
         bounds, so that the largest divisor tells the rest; anything else is refused."""
         divisors = self.read(ROPE_FREQS).double()
         factor, low, high, original = round(float(divisors.max()), 3), 1.0, 4.0, 8192
-        frequencies = theta ** (-torch.arange(0, 2 * len(divisors), 2, dtype=torch.float64) / head_dim)
-        smooth = ((original * frequencies / (2 * torch.pi) - low) / (high - low)).clamp(0, 1)
-        expected = 1 / ((1 - smooth) / factor + smooth)
+        scaled = RopeConfig("llama3", theta, factor, original, low_freq_factor=low, high_freq_factor=high)
+        expected = inverse_frequencies(RopeConfig(theta=theta), head_dim)[0] / inverse_frequencies(scaled, head_dim)[0]
         if divisors.shape != (head_dim // 2,) or not torch.allclose(divisors, expected, rtol=1e-3):
             raise TrtstreamError(
                 f"{self.path}: {ROPE_FREQS} is not the RoPE scaling of a Llama 3; use the Hugging Face checkpoint"

@@ -6,12 +6,15 @@ import ctypes
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from trtstream.errors import TrtstreamError
+from trtstream.plugins.positions import PositionEncoding
 from trtstream.plugins.window import Window
 from trtstream.settings import BuildConfig, ModelConfig
 
@@ -32,16 +35,44 @@ class Row(NamedTuple):
     cache_position: int
 
 
-def row(slot: int, window: Window, t: int, ring_first: int) -> Row:
-    """The row of token t, written first and attended to after, in a session whose ring begins with ``ring_first``."""
-    return Row(
-        slot=slot,
-        write=window.slot(t),
-        num_sinks=min(window.sinks, t + 1),
-        ring_count=min(window.ring, max(t + 1 - ring_first, 0)),
-        newest=(t - window.sinks) % window.ring,
-        cache_position=window.cache_position(t),
-    )
+@dataclass(frozen=True)
+class Step:
+    """The next token of one session: number t, in a ring that begins with token ``ring_first`` (>= S)."""
+
+    slot: int
+    window: Window
+    t: int
+    ring_first: int
+
+    def row(self) -> Row:
+        """The token is written first and attended to after."""
+        window, t = self.window, self.t
+        return Row(
+            slot=self.slot,
+            write=window.slot(t),
+            num_sinks=min(window.sinks, t + 1),
+            ring_count=min(window.ring, max(t + 1 - self.ring_first, 0)),
+            newest=(t - window.sinks) % window.ring,
+            cache_position=window.cache_position(t),
+        )
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What every layer needs to know of one decode step of several sessions: computed once, used L times."""
+
+    rows: torch.Tensor  # [batch, 6] int64
+    rotation: torch.Tensor | None  # [batch, 4, head_dim / 2] float32: cos and sin at t, then at p(t)
+    slopes: torch.Tensor | None  # [heads] float32
+
+
+def plan_step(positions: PositionEncoding, steps: Sequence[Step]) -> StepPlan:
+    """Plan one token for each of several sessions."""
+    rotation = None
+    if positions.slopes is None:
+        at = torch.tensor([[step.t, step.window.cache_position(step.t)] for step in steps])
+        rotation = torch.stack(positions.rotation(at), dim=2).flatten(1, 2)
+    return StepPlan(torch.tensor([step.row() for step in steps]), rotation, positions.slopes)
 
 
 def compiler() -> str:
@@ -119,31 +150,22 @@ class DecodeKernel:
         self._call.argtypes = [pointer, pointer, pointer, pointer, integer, pointer, integer, pointer, pointer]
         self._scratch = torch.empty(build.max_batch_size * loaded.scratch_bytes(), dtype=torch.uint8)
 
-    def __call__(
-        self,
-        qkv: torch.Tensor,
-        rotation: torch.Tensor | None,
-        slopes: torch.Tensor | None,
-        cache: torch.Tensor,
-        rows: torch.Tensor,
-    ) -> torch.Tensor:
-        """Rotate, write and attend for one token of each of ``len(rows)`` sessions.
+    def __call__(self, qkv: torch.Tensor, cache: torch.Tensor, plan: StepPlan) -> torch.Tensor:
+        """Rotate, write and attend for one token of each session of the plan.
 
-        qkv [batch, (heads + 2 * kv_heads) * head_dim] as projected; rotation [batch, 4, head_dim / 2] float32 (cos and
-        sin at t, then at p(t)), or None with ALiBi ``slopes`` [heads] float32; ``cache`` [sessions, 2, kv_heads,
-        window, head_dim] may be a view strided in its first dimension and is changed in place; rows [batch, 6] int64.
-        Returns [batch, heads * head_dim].
+        qkv [batch, (heads + 2 * kv_heads) * head_dim] as projected; ``cache`` [sessions, 2, kv_heads, window, head_dim]
+        may be a view strided in its first dimension and is changed in place. Returns [batch, heads * head_dim].
         """
         _, _, kv_heads, _, head_dim = cache.shape
         out = torch.empty(len(qkv), qkv.shape[1] - 2 * kv_heads * head_dim, dtype=qkv.dtype)
         self._call(
             qkv.data_ptr(),
-            None if rotation is None else rotation.data_ptr(),
-            None if slopes is None else slopes.data_ptr(),
+            None if plan.rotation is None else plan.rotation.data_ptr(),
+            None if plan.slopes is None else plan.slopes.data_ptr(),
             cache.data_ptr(),
             cache.stride(0),
-            rows.data_ptr(),
-            len(rows),
+            plan.rows.data_ptr(),
+            len(plan.rows),
             self._scratch.data_ptr(),
             out.data_ptr(),
         )

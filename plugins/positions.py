@@ -67,9 +67,7 @@ def _yarn_attention_factor(rope: RopeConfig) -> float:
     return mscale(1.0)
 
 
-def rotation(
-    positions: torch.Tensor, frequencies: torch.Tensor, scale: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor]:
+def rotation(positions: torch.Tensor, frequencies: torch.Tensor, scale: float = 1.0) -> Rotation:
     """cos and sin (float64) [..., head_dim / 2] of integer positions [...], both multiplied by ``scale``."""
     angles = positions.to(torch.float64).unsqueeze(-1) * frequencies
     return angles.cos() * scale, angles.sin() * scale

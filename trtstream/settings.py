@@ -71,10 +71,6 @@ class ModelConfig:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
 
-    @property
-    def position_embedding_type(self) -> str:
-        return "alibi" if self.rope is None else "rope"
-
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trtstream.plugins.chunk_attention import chunk_attention, plan_chunk
-from trtstream.plugins.cpu_kernel import DecodeKernel, compile_kernel, row
+from trtstream.plugins.cpu_kernel import DecodeKernel, Step, compile_kernel, plan_step
 from trtstream.plugins.positions import PositionEncoding, inverse_frequencies
 from trtstream.plugins.reference import streaming_attention
 from trtstream.plugins.window import Window
@@ -68,12 +68,8 @@ class Attention:
         return torch.cat([self.step([(slot, first + i, x)]) for i, x in enumerate(qkv)])
 
     def step(self, sessions: list[tuple[int, int, torch.Tensor]]) -> torch.Tensor:
-        rows = torch.tensor([row(slot, self.window, t, self.window.sinks) for slot, t, _ in sessions])
-        rotation = None
-        if self.layout.rope is not None:
-            at = torch.tensor([[t, self.window.cache_position(t)] for _, t, _ in sessions])
-            rotation = torch.stack(self.positions.rotation(at), dim=2).flatten(1, 2)
-        return self.kernel(torch.stack([x for _, _, x in sessions]), rotation, self.positions.slopes, self.cache, rows)
+        plan = plan_step(self.positions, [Step(slot, self.window, t, self.window.sinks) for slot, t, _ in sessions])
+        return self.kernel(torch.stack([x for _, _, x in sessions]), self.cache, plan)
 
     def chunks(self, qkv: torch.Tensor, size: int, slot: int = 1) -> torch.Tensor:
         outputs = []
@@ -156,13 +152,11 @@ def test_at_position_four_million(layout: Layout, libraries: Path) -> None:
     window, positions = attention.window, attention.positions
     plan = plan_chunk(window, positions, first, 30, ring_first=first)
     chunk = chunk_attention(qkv[:30], attention.cache[1], plan, layout.heads)
-    rows = [torch.tensor([row(1, window, first + i, ring_first=first)]) for i in range(30, 60)]
-    steps = []
-    for i, one in zip(range(30, 60), rows, strict=True):
-        rotation = None
-        if layout.rope is not None:
-            at = torch.tensor([[first + i, window.cache_position(first + i)]])
-            rotation = torch.stack(positions.rotation(at), dim=2).flatten(1, 2)
-        steps.append(attention.kernel(qkv[i : i + 1], rotation, positions.slopes, attention.cache, one))
+    steps = [
+        attention.kernel(
+            qkv[i : i + 1], attention.cache, plan_step(positions, [Step(1, window, first + i, ring_first=first)])
+        )
+        for i in range(30, 60)
+    ]
     expected = attention.reference(qkv)  # computed at 0 .. 59: attention depends on distances alone
     assert (torch.cat((chunk, *steps)) - expected).abs().max() < 2e-5

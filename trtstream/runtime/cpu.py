@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
 
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.chunk_attention import ChunkPlan, chunk_attention, plan_chunk
-from trtstream.plugins.cpu_kernel import DecodeKernel, row
+from trtstream.plugins.cpu_kernel import DecodeKernel, Step, plan_step
 from trtstream.plugins.positions import PositionEncoding
 from trtstream.plugins.window import Window
 from trtstream.runtime.decoder import Attention, DecoderWeights, decode_layers, logits
@@ -30,7 +30,7 @@ class Slot:
     sink_ids: list[int]
     recent_ids: deque[int]
     last_logits: torch.Tensor | None = None
-    undo: Undo | None = field(default=None, repr=False)
+    undo: Undo | None = None
 
     def append(self, tokens: Sequence[int]) -> None:
         missing = max(self.window.sinks - self.position, 0)
@@ -123,16 +123,11 @@ class CpuEngine:
         states = [self._slots[slot] for slot in slots]
         for slot in slots:
             self._save(slot, 1)
-        rows = torch.tensor(
-            [row(slot, s.window, s.position, s.ring_first) for slot, s in zip(slots, states, strict=True)]
-        )
-        rotation = None
-        if self._positions.slopes is None:
-            at = torch.tensor([[s.position, s.window.cache_position(s.position)] for s in states])
-            rotation = torch.stack(self._positions.rotation(at), dim=2).flatten(1, 2)  # cos t, sin t, cos p, sin p
+        steps = [Step(slot, s.window, s.position, s.ring_first) for slot, s in zip(slots, states, strict=True)]
+        plan = plan_step(self._positions, steps)
 
         def attention(layer: int, qkv: torch.Tensor) -> torch.Tensor:
-            return self._kernel(qkv, rotation, self._positions.slopes, self._cache[:, layer], rows)
+            return self._kernel(qkv, self._cache[:, layer], plan)
 
         result = self._logits(self._hidden(tokens, attention))
         for state, token, row_logits in zip(states, tokens, result, strict=True):

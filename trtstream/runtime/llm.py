@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from trtstream.engine_dir import TOKENIZER
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.requests import TurnOutput, TurnRequest
@@ -27,7 +28,7 @@ class LLM:
         # threads in all than cores, it makes the scheduler's sleep where they should spin (1.5 times the latency).
         with ThreadPoolExecutor(1) as loading:
             self.engine = loading.submit(load_engine, folder).result()
-        self.tokenizer = _load_tokenizer(folder / "tokenizer")
+        self.tokenizer = _load_tokenizer(folder / TOKENIZER)
         self.scheduler = Scheduler(self.engine, self.tokenizer)
 
     def session(self) -> ChatSession:

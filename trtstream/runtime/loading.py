@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from safetensors import safe_open
@@ -11,7 +10,7 @@ from trtstream.engine_dir import KERNEL, WEIGHTS, EngineConfig, read_engine, ver
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.cpu_kernel import DecodeKernel, cpu_flags
 from trtstream.runtime.cpu import CpuEngine
-from trtstream.runtime.decoder import DecoderWeights, collect_weights
+from trtstream.runtime.decoder import collect_weights
 from trtstream.runtime.engine import Engine
 from trtstream.settings import kv_bytes_per_session
 
@@ -28,27 +27,17 @@ def load_engine(folder: str | Path) -> Engine:
     _check_memory(folder, config)
     verify_files(folder, config)
     kernel = DecodeKernel(folder / KERNEL, config.pretrained_config, config.build_config)
-    weights = load_weights(folder / WEIGHTS, config)
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        weights = collect_weights(config.pretrained_config, set(file.keys()), file.get_tensor, pack=True)
     return CpuEngine(config.pretrained_config, config.build_config, weights, kernel)
-
-
-def load_weights(path: Path, config: EngineConfig) -> DecoderWeights:
-    """Read and pack the weights, tensor by tensor."""
-    with safe_open(path, framework="pt") as file:
-        return collect_weights(config.pretrained_config, set(file.keys()), file.get_tensor, pack=True)
 
 
 def _check_memory(folder: Path, config: EngineConfig) -> None:
     build = config.build_config
     weights = (folder / WEIGHTS).stat().st_size
     caches = build.max_batch_size * kv_bytes_per_session(config.pretrained_config, build)
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) * 1024
-    except OSError:
-        pass
+    meminfo = Path("/proc/meminfo").read_text().splitlines()
+    available = next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable:"))
     if weights + caches > available:
         raise TrtstreamError(
             f"{folder} needs {weights / 1e9:.2f} GB for weights and {caches / 1e9:.2f} GB for {build.max_batch_size} "
