@@ -14,7 +14,7 @@ from typing import Any
 
 from trtstream.checksum import file_sha256
 from trtstream.errors import TrtstreamError
-from trtstream.settings import FORMAT_VERSION, BuildConfig, ModelConfig
+from trtstream.settings import FORMAT_VERSION, BuildConfig, ModelConfig, kv_bytes_per_session
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer"
@@ -121,3 +121,16 @@ def verify_files(folder: Path, config: EngineConfig) -> None:
 def directory_bytes(folder: Path) -> int:
     """Size of all files under ``folder``."""
     return sum(os.path.getsize(path) for path in folder.rglob("*") if path.is_file())
+
+
+def memory_plan(engine: Path, config: EngineConfig) -> dict[str, int]:
+    """Bytes that a loaded engine holds, whatever the length of its conversations."""
+    per_session = kv_bytes_per_session(config.pretrained_config, config.build_config)
+    weights = (engine / WEIGHTS).stat().st_size
+    caches = per_session * config.build_config.max_batch_size
+    return {
+        "weights_bytes": weights,
+        "kv_cache_bytes_per_session": per_session,
+        "kv_cache_bytes": caches,
+        "total_bytes": weights + caches,
+    }

@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from trtstream.engine_dir import TOKENIZER, WEIGHTS, EngineConfig, read_engine
-from trtstream.settings import kv_bytes_per_session
+from trtstream.engine_dir import TOKENIZER, EngineConfig, memory_plan, read_engine
 
 
 @click.command()
@@ -30,19 +29,6 @@ def inspect(engine: Path, as_json: bool) -> None:
     for name, value in _rows(engine, config, plan):
         table.add_row(name, value)
     Console().print(table)
-
-
-def memory_plan(engine: Path, config: EngineConfig) -> dict[str, int]:
-    """Bytes that a loaded engine holds, whatever the length of its conversations."""
-    per_session = kv_bytes_per_session(config.pretrained_config, config.build_config)
-    weights = (engine / WEIGHTS).stat().st_size
-    caches = per_session * config.build_config.max_batch_size
-    return {
-        "weights_bytes": weights,
-        "kv_cache_bytes_per_session": per_session,
-        "kv_cache_bytes": caches,
-        "total_bytes": weights + caches,
-    }
 
 
 def _rows(engine: Path, config: EngineConfig, plan: dict[str, int]) -> list[tuple[str, str]]:

@@ -6,13 +6,12 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from trtstream.engine_dir import KERNEL, WEIGHTS, EngineConfig, read_engine, verify_files
+from trtstream.engine_dir import KERNEL, WEIGHTS, EngineConfig, memory_plan, read_engine, verify_files
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.cpu_kernel import DecodeKernel, cpu_flags
 from trtstream.runtime.cpu import CpuEngine
 from trtstream.runtime.decoder import collect_weights
 from trtstream.runtime.engine import Engine
-from trtstream.settings import kv_bytes_per_session
 
 
 def load_engine(folder: str | Path) -> Engine:
@@ -33,13 +32,12 @@ def load_engine(folder: str | Path) -> Engine:
 
 
 def _check_memory(folder: Path, config: EngineConfig) -> None:
-    build = config.build_config
-    weights = (folder / WEIGHTS).stat().st_size
-    caches = build.max_batch_size * kv_bytes_per_session(config.pretrained_config, build)
+    plan = memory_plan(folder, config)
     meminfo = Path("/proc/meminfo").read_text().splitlines()
     available = next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable:"))
-    if weights + caches > available:
+    if plan["total_bytes"] > available:
         raise TrtstreamError(
-            f"{folder} needs {weights / 1e9:.2f} GB for weights and {caches / 1e9:.2f} GB for {build.max_batch_size} "
-            f"sessions, and {available / 1e9:.2f} GB are free; build with a smaller --max-batch-size or window"
+            f"{folder} needs {plan['weights_bytes'] / 1e9:.2f} GB for weights and {plan['kv_cache_bytes'] / 1e9:.2f} GB "
+            f"for {config.build_config.max_batch_size} sessions, and {available / 1e9:.2f} GB are free; build with a "
+            "smaller --max-batch-size or window"
         )
