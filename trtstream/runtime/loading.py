@@ -37,7 +37,7 @@ def _check_memory(folder: Path, config: EngineConfig) -> None:
     available = next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable:"))
     if plan["total_bytes"] > available:
         raise TrtstreamError(
-            f"{folder} needs {plan['weights_bytes'] / 1e9:.2f} GB for weights and {plan['kv_cache_bytes'] / 1e9:.2f} GB "
-            f"for {config.build_config.max_batch_size} sessions, and {available / 1e9:.2f} GB are free; build with a "
-            "smaller --max-batch-size or window"
+            f"{folder} needs {plan['weights_bytes'] / 1e9:.2f} GB for weights and "
+            f"{plan['kv_cache_bytes'] / 1e9:.2f} GB for {config.build_config.max_batch_size} sessions, and "
+            f"{available / 1e9:.2f} GB are free; build with a smaller --max-batch-size or window"
         )
