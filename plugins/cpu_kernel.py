@@ -6,73 +6,18 @@ import ctypes
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from trtstream.errors import TrtstreamError
-from trtstream.plugins.positions import PositionEncoding
-from trtstream.plugins.window import Window
+from trtstream.plugins.decode_plan import StepPlan
 from trtstream.settings import BuildConfig, ModelConfig
 
 SOURCE = Path(__file__).with_name("decode_attention.cpp")
 # Without -ffast-math at the link step, which would switch denormals off for the whole process.
 COMPILE_FLAGS = ["-O3", "-march=native", "-ffast-math", "-std=c++17", "-fPIC", "-fopenmp"]
 LINK_FLAGS = ["-shared", "-fopenmp"]
-
-
-class Row(NamedTuple):
-    """Where one session stands at a decode step. Mirrors Row in decode_attention.cpp."""
-
-    slot: int
-    write: int
-    num_sinks: int
-    ring_count: int
-    newest: int
-    cache_position: int
-
-
-@dataclass(frozen=True)
-class Step:
-    """The next token of one session: number t, in a ring that begins with token ``ring_first`` (>= S)."""
-
-    slot: int
-    window: Window
-    t: int
-    ring_first: int
-
-    def row(self) -> Row:
-        """The token is written first and attended to after."""
-        window, t = self.window, self.t
-        return Row(
-            slot=self.slot,
-            write=window.slot(t),
-            num_sinks=min(window.sinks, t + 1),
-            ring_count=min(window.ring, max(t + 1 - self.ring_first, 0)),
-            newest=(t - window.sinks) % window.ring,
-            cache_position=window.cache_position(t),
-        )
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """What every layer needs to know of one decode step of several sessions: computed once, used L times."""
-
-    rows: torch.Tensor  # [batch, 6] int64
-    rotation: torch.Tensor | None  # [batch, 4, head_dim / 2] float32: cos and sin at t, then at p(t)
-    slopes: torch.Tensor | None  # [heads] float32
-
-
-def plan_step(positions: PositionEncoding, steps: Sequence[Step]) -> StepPlan:
-    """Plan one token for each of several sessions."""
-    rotation = None
-    if positions.slopes is None:
-        at = torch.tensor([[step.t, step.window.cache_position(step.t)] for step in steps])
-        rotation = torch.stack(positions.rotation(at), dim=2).flatten(1, 2)
-    return StepPlan(torch.tensor([step.row() for step in steps]), rotation, positions.slopes)
 
 
 def compiler() -> str:

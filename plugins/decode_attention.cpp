@@ -42,7 +42,7 @@ inline float load(scalar x) { return x; }
 inline scalar store(float value) { return value; }
 #endif
 
-// Where one session stands at this step. Mirrors Row in plugins/cpu.py.
+// Where one session stands at this step. Mirrors Row in plugins/decode_plan.py.
 struct Row {
   int64_t slot;            // the session's place in the batch
   int64_t write;           // cache slot of the new token

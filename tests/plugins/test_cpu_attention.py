@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from trtstream.plugins.chunk_attention import chunk_attention, plan_chunk
-from trtstream.plugins.cpu_kernel import DecodeKernel, Step, compile_kernel, plan_step
+from trtstream.plugins.cpu_kernel import DecodeKernel, compile_kernel
+from trtstream.plugins.decode_plan import Step, plan_step
 from trtstream.plugins.positions import PositionEncoding, inverse_frequencies
 from trtstream.plugins.reference import streaming_attention
 from trtstream.plugins.window import Window

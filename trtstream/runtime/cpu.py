@@ -11,7 +11,8 @@ import torch
 
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.chunk_attention import ChunkPlan, chunk_attention, plan_chunk
-from trtstream.plugins.cpu_kernel import DecodeKernel, Step, plan_step
+from trtstream.plugins.cpu_kernel import DecodeKernel
+from trtstream.plugins.decode_plan import Step, plan_step
 from trtstream.plugins.positions import PositionEncoding
 from trtstream.plugins.window import Window
 from trtstream.runtime.decoder import Attention, DecoderWeights, decode_layers, logits
