@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import importlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from trtstream.errors import TrtstreamError
-from trtstream.settings import DTYPES, TARGETS, BuildConfig
+from trtstream.settings import DTYPE_BYTES, QUANTIZATIONS, TARGETS, BuildConfig
 
 if TYPE_CHECKING:
+    from trtstream.engine_dir import EngineConfig
     from trtstream.settings import ModelConfig
 
 DEFAULTS = BuildConfig()
+
+# Each builder is called with the checkpoint, the build's settings, the output folder and a progress callback.
+BUILDERS = {
+    "cpu": "trtstream.build.cpu:build_cpu_engine",
+}
 
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="The engine directory to write.")
-@click.option("--target", type=click.Choice(TARGETS), default="auto", show_default=True, help="What runs the engine.")
+@click.option(
+    "--target",
+    type=click.Choice(["auto", *BUILDERS]),
+    default="auto",
+    show_default=True,
+    help="What runs the engine: auto takes the best that this machine can run.",
+)
 @click.option(
     "--sink-token-length",
     default=DEFAULTS.sink_token_length,
@@ -38,8 +52,12 @@ DEFAULTS = BuildConfig()
     help=f"Tokens that a session keeps, sinks included.  [default: {DEFAULTS.max_attention_window}, or the "
     "checkpoint's context if that is shorter]",
 )
-@click.option("--dtype", type=click.Choice(DTYPES), default=DEFAULTS.dtype, show_default=True)
-@click.option("--quantization", type=click.Choice(["none"]), default="none", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(list(DTYPE_BYTES)),
+    help=f"[default: {', '.join(f'{TARGETS[name].dtypes[0]} for {name}' for name in BUILDERS)}]",
+)
+@click.option("--quantization", type=click.Choice(QUANTIZATIONS), default="none", show_default=True)
 @click.option(
     "--max-batch-size", default=DEFAULTS.max_batch_size, show_default=True, help="Sessions that decode together."
 )
@@ -55,7 +73,7 @@ def build(
     sink_token_length: int,
     max_sink_token_length: int | None,
     max_attention_window: int | None,
-    dtype: str,
+    dtype: str | None,
     quantization: str,
     max_batch_size: int,
     max_num_tokens: int,
@@ -64,11 +82,11 @@ def build(
 ) -> None:
     """Compile CHECKPOINT (a Hugging Face folder or a .gguf file) into an engine."""
     from trtstream.build.checkpoint import open_checkpoint
-    from trtstream.build.cpu import build_cpu_engine
     from trtstream.engine_dir import TOKENIZER, directory_bytes
     from trtstream.progress import progress_bar
 
     started = time.perf_counter()
+    target = best_target() if target == "auto" else target
     source = open_checkpoint(checkpoint)
     model = source.model
     settings = BuildConfig(
@@ -77,21 +95,32 @@ def build(
         max_attention_window=max_attention_window or min(DEFAULTS.max_attention_window, model.max_position_embeddings),
         sink_token_length=sink_token_length,
         max_sink_token_length=sink_token_length if max_sink_token_length is None else max_sink_token_length,
-        dtype=dtype,
+        dtype=dtype or TARGETS[target].dtypes[0],
         quantization=quantization,
         sink_token=sink_token,
     )
-    settings.validate()
+    settings.validate(target)
     check_against_model(settings, model, force)
     if sink_token_length == 0:
         click.echo("warning: without sink tokens quality collapses once the first token leaves the window", err=True)
     with progress_bar("Writing weights") as progress:
-        build_cpu_engine(source, settings, output, progress)
+        builder(target)(source, settings, output, progress)
     if not (output / TOKENIZER).is_dir():
         click.echo("warning: the checkpoint has no tokenizer, so the engine takes input_ids and no text", err=True)
     click.echo(
-        f"{output}: {directory_bytes(output) / 1e6:.1f} MB for target cpu in {time.perf_counter() - started:.1f} s"
+        f"{output}: {directory_bytes(output) / 1e6:.1f} MB for target {target} in {time.perf_counter() - started:.1f} s"
     )
+
+
+def best_target() -> str:
+    """What ``--target auto`` means on this machine."""
+    return "cpu"
+
+
+def builder(target: str) -> Callable[..., EngineConfig]:
+    """The function that writes an engine for ``target``."""
+    module, _, function = BUILDERS[target].partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def check_against_model(settings: BuildConfig, model: ModelConfig, force: bool) -> None:

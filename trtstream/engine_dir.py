@@ -104,7 +104,7 @@ def read_engine(folder: str | Path) -> EngineConfig:
         )
     except (KeyError, TypeError) as error:
         raise TrtstreamError(f"{path} is incomplete ({error}); rebuild the engine") from error
-    config.build_config.validate()
+    config.build_config.validate(config.target)
     for name in config.files:
         if not (folder / name).is_file():
             raise TrtstreamError(f"{folder} lacks {name}; rebuild the engine")

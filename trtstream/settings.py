@@ -11,8 +11,23 @@ from typing import Any
 from trtstream.errors import TrtstreamError
 
 FORMAT_VERSION = 1
-TARGETS = ("auto", "cpu")
-DTYPES = ("float32", "bfloat16")
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+QUANTIZATIONS = ("none", "int8", "int4")
+
+
+@dataclass(frozen=True)
+class Target:
+    """The number formats that a target's engines have; the first dtype is its default."""
+
+    dtypes: tuple[str, ...]
+    quantizations: tuple[str, ...] = ("none",)
+
+
+TARGETS = {
+    "cpu": Target(("float32", "bfloat16")),
+    "cuda": Target(("bfloat16", "float16", "float32"), QUANTIZATIONS),
+    "tensorrt-llm": Target(("bfloat16", "float16"), ("none", "int8")),
+}
 
 
 @dataclass(frozen=True)
@@ -109,8 +124,10 @@ class BuildConfig:
         """R, the number of most recent tokens that a session keeps."""
         return self.max_attention_window - self.max_sink_token_length
 
-    def validate(self) -> None:
-        """Raise TrtstreamError if the values cannot describe an engine."""
+    def validate(self, target: str) -> None:
+        """Raise TrtstreamError if the values cannot describe an engine for ``target``."""
+        if target not in TARGETS:
+            raise TrtstreamError(f"target is {target!r}; this trtstream knows {', '.join(TARGETS)}")
         for name in ("max_batch_size", "max_num_tokens", "max_attention_window"):
             if getattr(self, name) < 1:
                 raise TrtstreamError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -126,10 +143,13 @@ class BuildConfig:
                 f"max_sink_token_length is {self.max_sink_token_length} and max_attention_window "
                 f"{self.max_attention_window}: no room for recent tokens; use a larger window or fewer sinks"
             )
-        if self.dtype not in DTYPES:
-            raise TrtstreamError(f"dtype is {self.dtype!r}; the cpu target has {', '.join(DTYPES)}")
-        if self.quantization != "none":
-            raise TrtstreamError(f"quantization is {self.quantization!r}; the cpu target has none yet")
+        formats = TARGETS[target]
+        if self.dtype not in formats.dtypes:
+            raise TrtstreamError(f"dtype is {self.dtype!r}; the {target} target has {', '.join(formats.dtypes)}")
+        if self.quantization not in formats.quantizations:
+            raise TrtstreamError(
+                f"quantization is {self.quantization!r}; the {target} target has {', '.join(formats.quantizations)}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -141,8 +161,8 @@ class BuildConfig:
 
 def kv_bytes_per_session(model: ModelConfig, build: BuildConfig) -> int:
     """Bytes of KV cache that one session owns, whatever the length of its conversation."""
-    width = {"float32": 4, "bfloat16": 2}[build.dtype]
-    return 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * build.max_attention_window * width
+    values = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * build.max_attention_window
+    return values * DTYPE_BYTES[build.dtype]
 
 
 def _known_fields(cls: type, values: dict[str, Any]) -> dict[str, Any]:

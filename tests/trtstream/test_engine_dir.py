@@ -51,7 +51,7 @@ def test_it_loads_as_built(engine: Path) -> None:
     ("changes", "message"),
     [
         ({"version": 99}, "engine format 99, and this trtstream reads 1; rebuild"),
-        ({"target": "tensorrt-llm"}, "target 'tensorrt-llm'; this trtstream runs: cpu"),
+        ({"target": "abacus"}, "target is 'abacus'; this trtstream knows cpu, "),
         ({"toolchain__instruction_sets": ["avx2", "sse9"]}, "needs a CPU with sse9; build it again on this machine"),
         ({"build_config__max_attention_window": 128}, "compiled for other sizes than config.json gives; rebuild"),
         ({"build_config__max_attention_window": 4}, "no room for recent tokens"),
