@@ -52,7 +52,7 @@ def plan_chunk(window: Window, positions: PositionEncoding, first: int, length: 
         distance = torch.where(is_sink, p.unsqueeze(1), query) - keys
         bias = -positions.slopes[:, None, None] * distance
     kept = window.kept(first, first + length)
-    rotary = positions.slopes is None
+    rotary = positions.frequencies is not None
     return ChunkPlan(
         old_sinks=old_sinks,
         new_sinks=new_sinks,

@@ -1,0 +1,142 @@
+"""Streaming attention as torch custom ops: one step of several sessions, and one chunk of one session.
+
+Importing this module registers ``torch.ops.trtstream.decode_attention`` and ``torch.ops.trtstream.chunk_attention``.
+On CUDA tensors they launch the kernels of cuda_decode.py and cuda_prefill.py. On CPU tensors they compute the definition
+in torch, so that everything above them runs without a GPU, or, under ``TRITON_INTERPRET=1``, the same kernels in the
+Triton language's interpreter. No GPU has run them yet.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import torch
+
+from trtstream.plugins import chunk_attention as chunk
+from trtstream.plugins.positions import PositionEncoding, rotate
+from trtstream.plugins.window import Window
+
+
+@torch.library.custom_op(
+    "trtstream::decode_attention",
+    mutates_args=("cache",),
+    schema="(Tensor qkv, Tensor(a!) cache, Tensor rows, Tensor? rotation, Tensor? slopes, int max_sinks) -> Tensor",
+)
+def decode_attention(
+    qkv: torch.Tensor,
+    cache: torch.Tensor,
+    rows: torch.Tensor,
+    rotation: torch.Tensor | None,
+    slopes: torch.Tensor | None,
+    max_sinks: int,
+) -> torch.Tensor:
+    """Rotate, write and attend for one token of each of several sessions.
+
+    qkv [B, (heads + 2 * kv_heads) * head_dim] as projected; ``cache`` [sessions, 2, kv_heads, W, head_dim] in qkv's
+    dtype, which may be a view strided in its first dimension, is changed in place. ``rows`` [B, 6] (int64) are
+    `decode_plan.Row`s of distinct sessions; one whose slot is -1 is padding: it writes nothing and gives zeros.
+    ``rotation`` [B, 4, head_dim / 2] (float32) is `decode_plan.step_rotation`'s, or None; then ``slopes`` [heads]
+    (float32) are ALiBi's, divided by sqrt(head_dim). Returns [B, heads * head_dim].
+    """
+    if _runs_kernels(qkv):
+        from trtstream.plugins.cuda_decode import launch_decode
+
+        return launch_decode(qkv, cache, rows, rotation, slopes, max_sinks)
+    return _decode_attention(qkv, cache, rows, rotation, slopes, max_sinks)
+
+
+@torch.library.custom_op(
+    "trtstream::chunk_attention",
+    mutates_args=("cache",),
+    schema="(Tensor qkv, Tensor(a!) cache, Tensor? rotation, Tensor? slopes, int first, int ring_first, int sinks, "
+    "int max_sinks) -> Tensor",
+)
+def chunk_attention(
+    qkv: torch.Tensor,
+    cache: torch.Tensor,
+    rotation: torch.Tensor | None,
+    slopes: torch.Tensor | None,
+    first: int,
+    ring_first: int,
+    sinks: int,
+    max_sinks: int,
+) -> torch.Tensor:
+    """What T single steps would give, for the tokens [first, first + T) of one session.
+
+    qkv [T, (heads + 2 * kv_heads) * head_dim] as projected; ``cache`` [2, kv_heads, W, head_dim], the session's, in
+    qkv's dtype, is changed in place; its ring begins with token ``ring_first`` (>= S). ``rotation``
+    [T, 4, head_dim / 2] and ``slopes`` [heads] are as in `decode_attention`. Returns [T, heads * head_dim].
+    """
+    if _runs_kernels(qkv):
+        from trtstream.plugins.cuda_prefill import launch_prefill
+
+        return launch_prefill(qkv, cache, rotation, slopes, first, ring_first, sinks, max_sinks)
+    window = Window(sinks, max_sinks, cache.shape[2] - max_sinks)
+    plan = chunk.plan_chunk(window, PositionEncoding(slopes=slopes), first, len(qkv), ring_first)
+    if rotation is not None:
+        cos_t, sin_t, cos_p, sin_p = rotation.unbind(1)
+        plan = replace(plan, rotation_at_t=(cos_t, sin_t), rotation_at_p=(cos_p, sin_p))
+    return chunk.chunk_attention(qkv, cache, plan, _num_heads(qkv, cache))
+
+
+@decode_attention.register_fake
+def _(qkv, cache, rows, rotation, slopes, max_sinks):
+    return qkv.new_empty(len(qkv), _num_heads(qkv, cache) * cache.shape[-1])
+
+
+@chunk_attention.register_fake
+def _(qkv, cache, rotation, slopes, first, ring_first, sinks, max_sinks):
+    return qkv.new_empty(len(qkv), _num_heads(qkv, cache) * cache.shape[-1])
+
+
+def _runs_kernels(qkv: torch.Tensor) -> bool:
+    return qkv.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _num_heads(qkv: torch.Tensor, cache: torch.Tensor) -> int:
+    kv_heads, head_dim = cache.shape[-3], cache.shape[-1]
+    return qkv.shape[1] // head_dim - 2 * kv_heads
+
+
+def _decode_attention(
+    qkv: torch.Tensor,
+    cache: torch.Tensor,
+    rows: torch.Tensor,
+    rotation: torch.Tensor | None,
+    slopes: torch.Tensor | None,
+    max_sinks: int,
+) -> torch.Tensor:
+    """The definition: over all slots of a session at once, with what is not visible masked."""
+    _, _, kv_heads, width, head_dim = cache.shape
+    heads, ring = _num_heads(qkv, cache), width - max_sinks
+    q, k, v = qkv.view(len(qkv), -1, head_dim).split((heads, kv_heads, kv_heads), dim=1)
+    q_at_t = q_at_p = q.float()
+    if rotation is not None:
+        cos_t, sin_t, cos_p, sin_p = rotation.unsqueeze(2).unbind(1)
+        q_at_t, q_at_p = rotate(q_at_t, cos_t, sin_t), rotate(q_at_p, cos_p, sin_p)
+        k = rotate(k.float(), cos_t, sin_t).to(k.dtype)
+
+    real = rows[:, 0] >= 0
+    cache[rows[real, 0], :, :, rows[real, 1]] = torch.stack((k, v), dim=1)[real]
+    keys, values = cache[rows[:, 0].clamp(min=0)].float().repeat_interleave(heads // kv_heads, dim=2).unbind(1)
+
+    _, _, num_sinks, ring_count, newest, cache_position = rows.unsqueeze(2).unbind(1)  # each [B, 1]
+    slots = torch.arange(width)
+    is_sink = slots < num_sinks
+    age = (newest - (slots - max_sinks)) % ring
+    visible = is_sink | ((slots >= max_sinks) & (age < ring_count))
+    scores = torch.where(
+        is_sink.unsqueeze(1),
+        torch.einsum("bhd,bhwd->bhw", q_at_p, keys),
+        torch.einsum("bhd,bhwd->bhw", q_at_t, keys),
+    )
+    scores = scores * head_dim**-0.5
+    if slopes is not None:
+        scores = scores - slopes[:, None] * torch.where(is_sink, cache_position - slots, age).unsqueeze(1)
+    weights = scores.masked_fill(~visible.unsqueeze(1), -torch.inf).softmax(dim=-1)
+    weights = weights.masked_fill(~visible.unsqueeze(1), 0.0)
+    # What was never written may be NaN, and 0 * NaN is one.
+    values = values.masked_fill(~visible[:, None, :, None], 0.0)
+    out = torch.einsum("bhw,bhwd->bhd", weights, values).flatten(1).to(qkv.dtype)
+    return out.masked_fill(~real.unsqueeze(1), 0.0)
