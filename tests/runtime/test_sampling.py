@@ -5,26 +5,48 @@ import math
 import pytest
 import torch
 
-from trtstream.errors import TrtstreamError
 from trtstream.runtime.requests import TurnRequest
-from trtstream.runtime.sampling import Sampler, distribution, draw, log_probability, penalize_repetition
+from trtstream.runtime.sampling import (
+    USUAL_NUCLEUS,
+    Sampler,
+    draw,
+    log_probability,
+    nucleus,
+    penalize_repetition,
+    sample,
+)
 
 PROBABILITIES = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15])
 LOGITS = PROBABILITIES.log() + 7  # a shift changes nothing
 
+REQUESTS = [
+    TurnRequest(random_seed=1, **fields)
+    for fields in (
+        {},
+        {"temperature": 1.0},
+        {"temperature": 0.7, "top_k": 5},
+        {"temperature": 1.5, "top_p": 0.5},  # more than USUAL_NUCLEUS tokens
+        {"temperature": 1.5, "top_p": 0.9, "top_k": 900, "return_log_probs": True},
+        {"repetition_penalty": 1.3, "return_log_probs": True},
+        {"temperature": 1.0, "repetition_penalty": 1.3, "top_p": 0.999, "return_log_probs": True},
+    )
+]
+
 
 def kept(temperature: float = 1.0, **limits: float) -> dict[int, float]:
-    tokens, probabilities = distribution(LOGITS, temperature, **limits)
-    return {int(t): float(p) for t, p in zip(tokens, probabilities, strict=True) if p > 0}
+    request = TurnRequest(temperature=temperature, **limits)
+    tokens, probabilities, whole = nucleus(LOGITS[None], [request], len(LOGITS))
+    assert whole
+    return {int(t): float(p) for t, p in zip(tokens[0], probabilities[0], strict=True) if p > 0}
 
 
-def sample(seed: int | None = 0, logits: torch.Tensor = LOGITS, count: int = 50, **request) -> list[int]:
+def draws(seed: int | None = 0, logits: torch.Tensor = LOGITS, count: int = 50, **request) -> list[int]:
     sampler = Sampler(TurnRequest(random_seed=seed, **request))
-    return [sampler(logits) for _ in range(count)]
+    return [sample(logits[None], [sampler], [()])[0].token for _ in range(count)]
 
 
 def test_greedy_takes_the_best():
-    assert sample(count=3) == [1, 1, 1]
+    assert draws(count=3) == [1, 1, 1]
 
 
 def test_top_k_keeps_the_best_and_renormalizes():
@@ -49,15 +71,21 @@ def test_top_p_in_a_large_vocabulary(spread):
             break
         expected.append(token)
         total += p
-    tokens, probabilities = distribution(logits, 1.0, top_p=0.9)
+    request = TurnRequest(temperature=1.0, top_p=0.9)
+    tokens, probabilities, _ = nucleus(logits[None], [request], len(logits))
     assert tokens[probabilities > 0].tolist() == expected
     assert float(probabilities.sum()) == pytest.approx(1)
+    # The last of the nucleus, which the usual number of candidates does not hold where the distribution is flat.
+    assert nucleus(logits[None], [request], USUAL_NUCLEUS)[2] == (len(expected) <= USUAL_NUCLEUS)
+    sampler = Sampler(request)
+    sampler.point = lambda: math.nextafter(1, 0)
+    assert sample(logits[None], [sampler], [()])[0].token == expected[-1]
 
 
 def test_a_token_of_probability_zero_is_never_drawn():
-    probabilities = torch.tensor([0.0, 0.0, 1.0, 0.0], dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    assert {draw(probabilities, generator) for _ in range(1000)} == {2}
+    probabilities = torch.tensor([0.0, 0.0, 0.7, 0.0], dtype=torch.float64)
+    points = torch.tensor([0.0, 1e-300, 0.5, math.nextafter(1, 0)], dtype=torch.float64)
+    assert draw(probabilities.expand(4, 4), points).tolist() == [2, 2, 2, 2]
 
 
 def test_top_p_counts_what_top_k_left():
@@ -73,19 +101,19 @@ def test_temperature_sharpens_and_flattens():
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-45, 5e-324])
 def test_the_smallest_temperatures_are_greedy(temperature):
-    assert set(sample(temperature=temperature)) == {1}
+    assert set(draws(temperature=temperature)) == {1}
 
 
 def test_frequencies_follow_the_distribution():
-    drawn = torch.tensor(sample(count=20_000, temperature=1.0)).bincount(minlength=5) / 20_000
+    drawn = torch.tensor(draws(count=20_000, temperature=1.0)).bincount(minlength=5) / 20_000
     assert torch.allclose(drawn, PROBABILITIES, atol=0.015)
 
 
 def test_a_seed_fixes_the_tokens():
-    assert sample(3, temperature=1.0) == sample(3, temperature=1.0)
-    assert sample(3, temperature=1.0) != sample(4, temperature=1.0)
-    assert sample(2**64 - 1, temperature=1.0) == sample(2**64 - 1, temperature=1.0)
-    assert sample(None, temperature=1.0) != sample(None, temperature=1.0)
+    assert draws(3, temperature=1.0) == draws(3, temperature=1.0)
+    assert draws(3, temperature=1.0) != draws(4, temperature=1.0)
+    assert draws(2**64 - 1, temperature=1.0) == draws(2**64 - 1, temperature=1.0)
+    assert draws(None, temperature=1.0) != draws(None, temperature=1.0)
 
 
 def test_repetition_penalty_counts_a_token_once():
@@ -96,15 +124,32 @@ def test_repetition_penalty_counts_a_token_once():
 
 def test_repetition_penalty_moves_the_choice():
     sampler = Sampler(TurnRequest(repetition_penalty=10.0))
-    assert (sampler(LOGITS, []), sampler(LOGITS, [1])) == (1, 3)
+    choices = sample(torch.stack((LOGITS, LOGITS)), [sampler, sampler], [[], [1]])
+    assert [choice.token for choice in choices] == [1, 3]
 
 
 def test_log_probability_is_the_models_own():
-    assert log_probability(LOGITS, 3) == pytest.approx(math.log(0.3))
+    assert log_probability(LOGITS[None], torch.tensor([3])).item() == pytest.approx(math.log(0.3))
+    asked = TurnRequest(return_log_probs=True, repetition_penalty=10.0)
+    choices = sample(torch.stack((LOGITS, LOGITS)), [Sampler(asked), Sampler(TurnRequest())], [[1], []])
+    assert [choice.log_probability for choice in choices] == [pytest.approx(math.log(0.3)), None]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_not_finite_are_an_error(bad, temperature):
-    with pytest.raises(TrtstreamError, match="logits are not finite"):
-        sample(logits=torch.tensor([0.0, bad, 1.0]), temperature=temperature)
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_logits_that_are_not_finite_give_no_token(bad, request_):
+    logits = torch.stack((torch.tensor([0.0, bad, 1.0]), torch.tensor([0.0, 2.0, 1.0])))
+    samples = sample(logits, [Sampler(request_), Sampler(TurnRequest())], [(), ()])
+    assert (samples[0], samples[1].token) == (None, 1)
+
+
+def test_a_batch_of_different_requests_samples_each_as_if_alone():
+    logits = torch.randn(len(REQUESTS), 3000, generator=torch.Generator().manual_seed(1))
+    visible = [range(row, 100 * row) for row in range(len(REQUESTS))]
+    batch, single = ([Sampler(request) for request in REQUESTS] for _ in range(2))
+    for _ in range(20):
+        together = sample(logits, batch, visible)
+        alone = [
+            sample(row[None], [sampler], [seen])[0] for row, sampler, seen in zip(logits, single, visible, strict=True)
+        ]
+        assert together == alone

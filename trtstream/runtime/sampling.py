@@ -1,80 +1,154 @@
-"""Picks a turn's next token from its logits."""
+"""Picks the next token of every turn in a batch from its logits, wherever those are, with one wait for the device."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from trtstream.errors import TrtstreamError
 from trtstream.runtime.requests import TurnRequest
 
 USUAL_NUCLEUS = 512  # tokens that hold top_p of nearly every distribution: found without sorting the vocabulary
+
+SMALLEST_TEMPERATURE = 1e-30
 
 
 class Sampler:
     """One turn's sampling: its parameters and its own random numbers (same seed, same logits, same tokens)."""
 
     def __init__(self, request: TurnRequest) -> None:
-        self._request = request
+        self.request = request
         self._generator = torch.Generator()
         if request.random_seed is None:
             self._generator.seed()
         else:
             self._generator.manual_seed(request.random_seed)
 
-    def __call__(self, logits: torch.Tensor, visible_tokens: Sequence[int] = ()) -> int:
-        """Return a token id. ``logits`` is float [vocab]; the repetition penalty looks at ``visible_tokens``."""
-        request = self._request
-        if request.repetition_penalty != 1 and visible_tokens:
-            logits = penalize_repetition(logits, visible_tokens, request.repetition_penalty)
-        best, token = logits.max(-1)  # torch's max returns a nan where there is one
-        if not best.isfinite():
-            raise TrtstreamError("the model's logits are not finite; check the checkpoint, or build with dtype float32")
-        if request.temperature == 0:
-            return int(token)
-        tokens, probabilities = distribution(logits, request.temperature, request.top_k, request.top_p)
-        return int(tokens[draw(probabilities, self._generator)])
+    def point(self) -> float:
+        """The next random number in [0, 1)."""
+        return float(torch.rand((), dtype=torch.float64, generator=self._generator))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A token, and its log-probability under the model itself (None where it was not asked for)."""
+
+    token: int
+    log_probability: float | None
+
+
+def sample(
+    logits: torch.Tensor, samplers: Sequence[Sampler], visible_tokens: Sequence[Sequence[int]]
+) -> list[Sample | None]:
+    """Sample one token for each row of ``logits`` [N, vocab]; None for a row that is not finite.
+
+    The repetition penalty of a row looks at its ``visible_tokens``, and a log-probability is the one before penalty,
+    temperature, top-k and top-p.
+    """
+    requests = [sampler.request for sampler in samplers]
+    own = logits
+    for row, (request, seen) in enumerate(zip(requests, visible_tokens, strict=True)):
+        if request.repetition_penalty != 1 and seen:
+            logits = logits.clone() if logits is own else logits
+            logits[row] = penalize_repetition(logits[row], seen, request.repetition_penalty)
+
+    best, tokens = logits.max(-1)  # torch's max returns a nan where there is one
+    unsure = torch.zeros_like(best, dtype=torch.bool)
+    points = {row: samplers[row].point() for row, request in enumerate(requests) if request.temperature > 0}
+    limited = [row for row in points if requests[row].top_k or requests[row].top_p < 1]
+    free = [row for row in points if row not in limited]
+    if free:
+        rows = _like(logits, free, torch.int64)
+        probabilities = distribution(logits[rows], [requests[row] for row in free])
+        tokens[rows] = draw(probabilities, _like(logits, [points[row] for row in free]))
+    if limited:
+        rows, chosen = _like(logits, limited, torch.int64), [requests[row] for row in limited]
+        count = max(request.top_k or USUAL_NUCLEUS for request in chosen)
+        candidates, probabilities, whole = nucleus(logits[rows], chosen, count)
+        drawn = draw(probabilities, _like(logits, [points[row] for row in limited]))
+        tokens[rows] = candidates.gather(1, drawn.unsqueeze(1)).squeeze(1)
+        unsure[rows] = ~whole
+
+    log_probabilities = torch.zeros_like(best, dtype=torch.float64)
+    if any(request.return_log_probs for request in requests):
+        log_probabilities = log_probability(own, tokens)
+    # The one wait for the device: all that the host needs to know, in float64, which holds any token id.
+    answer = torch.stack((best.isfinite().double(), unsure.double(), tokens.double(), log_probabilities), dim=1)
+    samples: list[Sample | None] = []
+    for row, (finite, again, token, value) in enumerate(answer.tolist()):
+        if finite and again:
+            token, value = _draw_from_all(logits[row], own[row], requests[row], points[row])
+        samples.append(Sample(int(token), value if requests[row].return_log_probs else None) if finite else None)
+    return samples
+
+
+def _like(logits: torch.Tensor, values: Sequence[Any], dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """Host values as a tensor beside ``logits``, without waiting for the device."""
+    return torch.tensor(values, dtype=dtype).to(logits.device, non_blocking=True)
+
+
+def _draw_from_all(logits: torch.Tensor, own: torch.Tensor, request: TurnRequest, point: float) -> tuple[int, float]:
+    """Sample a row whose nucleus is unusually large, by sorting the whole vocabulary."""
+    candidates, probabilities, _ = nucleus(logits.unsqueeze(0), [request], len(logits))
+    drawn = draw(probabilities, _like(logits, [point]))
+    token = candidates[0, drawn]
+    return int(token), float(log_probability(own.unsqueeze(0), token))
 
 
 def penalize_repetition(logits: torch.Tensor, tokens: Sequence[int], penalty: float) -> torch.Tensor:
-    """Divide the positive logits of ``tokens`` by ``penalty`` and multiply the negative ones, each once."""
-    ids = torch.tensor(tokens).unique()
+    """Divide the positive logits [vocab] of ``tokens`` by ``penalty`` and multiply the negative ones, each once."""
+    ids = _like(logits, list(set(tokens)), torch.int64)
     seen = logits[ids]
     return logits.index_copy(0, ids, torch.where(seen > 0, seen / penalty, seen * penalty))
 
 
-def distribution(
-    logits: torch.Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (token ids, probabilities) after temperature, then top-k, then top-p.
+def _scaled(logits: torch.Tensor, requests: Sequence[TurnRequest]) -> torch.Tensor:
+    """Logits over temperature, shifted first; the smallest temperatures are taken for one that stays finite."""
+    temperatures = [[max(request.temperature, SMALLEST_TEMPERATURE)] for request in requests]
+    return (logits - logits.amax(-1, keepdim=True)) / _like(logits, temperatures, logits.dtype)
 
-    float64, and shifted before the division: the smallest temperatures stay finite. Of the tokens in order of
-    probability, top-p keeps the first ones whose sum reaches ``top_p``, and so always one.
+
+def distribution(logits: torch.Tensor, requests: Sequence[TurnRequest]) -> torch.Tensor:
+    """Probabilities [N, vocab] of rows that have a temperature and neither top-k nor top-p."""
+    return _scaled(logits, requests).softmax(-1)
+
+
+def nucleus(
+    logits: torch.Tensor, requests: Sequence[TurnRequest], count: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids and probabilities [N, count] after temperature, then top-k, then top-p.
+
+    Of the ``count`` most probable tokens in order of probability, top-p keeps the first ones whose sum reaches
+    ``top_p``, and so always one. The third result [N] says whether ``count`` tokens were enough for that.
     """
-    scaled = (logits.double() - logits.max()) / temperature
-    if top_k == 0 and top_p == 1:
-        return torch.arange(len(scaled)), scaled.softmax(-1)
-    best, tokens = scaled.topk(min(top_k or USUAL_NUCLEUS, len(scaled)))
-    if top_k:
-        probabilities = best.softmax(-1)
-    else:
-        probabilities = (best - scaled.logsumexp(-1)).exp()
-        if probabilities.sum() < top_p:
-            best, tokens = scaled.sort(descending=True)
-            probabilities = best.softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities
-    kept = probabilities.masked_fill(before >= top_p, 0)
-    return tokens, kept / kept.sum()
+    vocab_size = logits.shape[1]
+    best, tokens = logits.topk(min(count, vocab_size))
+    limits = [(request.top_k or vocab_size, request.top_p) for request in requests]
+    top_k, top_p = _like(logits, limits).unsqueeze(2).unbind(1)
+    rank = torch.arange(best.shape[1], device=best.device)
+    best = _scaled(best, requests).masked_fill(rank >= top_k, -torch.inf)
+    total = best.logsumexp(-1, keepdim=True)
+    if not all(request.top_k for request in requests):  # without top-k, shares of the whole vocabulary
+        total = torch.where(top_k < vocab_size, total, _scaled(logits, requests).logsumexp(-1, keepdim=True))
+    probabilities = (best - total).exp()
+    sums = probabilities.double().cumsum(-1)  # a cumsum that converts as it goes is ten times as slow
+    whole = (sums[:, -1] >= top_p[:, 0]) | (top_k[:, 0] <= best.shape[1])
+    kept = probabilities.masked_fill(sums - probabilities >= top_p, 0)
+    return tokens, kept / kept.sum(-1, keepdim=True), whole
 
 
-def draw(probabilities: torch.Tensor, generator: torch.Generator) -> int:
-    """An index into ``probabilities`` [n], by inverting their sum: several times as fast as torch.multinomial."""
-    cumulative = probabilities.cumsum(-1)
-    point = torch.rand((), dtype=cumulative.dtype, generator=generator) * cumulative[-1]
-    return min(int(torch.searchsorted(cumulative, point, right=True)), len(cumulative) - 1)
+def draw(probabilities: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Indices [N] into ``probabilities`` [N, count], by inverting their sums at ``points`` [N] in [0, 1)."""
+    cumulative = probabilities.double().cumsum(-1)
+    total = cumulative[:, -1:]
+    # Rounding must not reach the total: behind it stand tokens of probability zero.
+    at = torch.minimum(points.unsqueeze(1) * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, at, right=True).squeeze(1).clamp(max=cumulative.shape[1] - 1)
 
 
-def log_probability(logits: torch.Tensor, token: int) -> float:
-    """The token's log-probability under the model itself, before penalty, temperature, top-k and top-p."""
-    return float(logits[token].double() - logits.double().logsumexp(-1))
+def log_probability(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities [N] (float64) of ``tokens`` [N] under ``logits`` [N, vocab]."""
+    logits = logits.double()
+    return logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - logits.logsumexp(-1)

@@ -15,11 +15,14 @@ from trtstream.errors import TrtstreamError
 from trtstream.runtime.engine import Engine
 from trtstream.runtime.prompt import first_prompt, next_prompt
 from trtstream.runtime.requests import TurnOutput, TurnRequest
+from trtstream.runtime.sampling import sample
 from trtstream.runtime.session import Session, SessionStore, default_max_idle_bytes
 from trtstream.runtime.turn import OnOutput, Turn
 from trtstream.runtime.validation import validate
 
 logger = logging.getLogger(__name__)
+
+NOT_FINITE = "the model's logits are not finite; check the checkpoint, or build with dtype float32"
 
 
 @dataclass(frozen=True)
@@ -198,8 +201,7 @@ class Scheduler:
             for turn in turns:
                 self._fail(turn, error)
             return
-        for turn, row in zip(turns, logits, strict=True):
-            self._sample(turn, row)
+        self._sample(turns, logits)
 
     def _prefill(self, turn: Turn, budget: int) -> int:
         """Feed up to ``budget`` tokens of the turn's prompt; returns how many."""
@@ -214,21 +216,34 @@ class Scheduler:
             return len(chunk)
         turn.fed += len(chunk)
         if turn.fed == len(turn.prompt):
-            self._sample(turn, logits)
+            self._sample([turn], logits.unsqueeze(0))
         return len(chunk)
 
-    def _sample(self, turn: Turn, logits: torch.Tensor) -> None:
-        slot = turn.session.slot
+    def _sample(self, turns: list[Turn], logits: torch.Tensor) -> None:
+        """Take the next token of each turn from its row of ``logits`` [turns, vocab]."""
         try:
-            visible = self._engine.visible_tokens(slot) if turn.request.repetition_penalty != 1 else ()
-            output = turn.sample(logits, visible, self._engine.position(slot))
+            visible = [
+                self._engine.visible_tokens(turn.session.slot) if turn.request.repetition_penalty != 1 else ()
+                for turn in turns
+            ]
+            samples = sample(logits, [turn.sampler for turn in turns], visible)
         except Exception as error:
-            self._fail(turn, error)
+            for turn in turns:
+                self._fail(turn, error)
             return
-        if output.finish_reason:
-            self._finish(turn, output)
-        else:
-            turn.emit(output)
+        for turn, chosen in zip(turns, samples, strict=True):
+            if chosen is None:
+                self._fail(turn, TrtstreamError(NOT_FINITE))
+                continue
+            try:
+                output = turn.take(chosen, self._engine.position(turn.session.slot))
+            except Exception as error:
+                self._fail(turn, error)
+                continue
+            if output.finish_reason:
+                self._finish(turn, output)
+            else:
+                turn.emit(output)
 
     # A session is released before its client hears of the turn's end, because that may bring the session's next turn at
     # once. A turn leaves after that, so that a drained scheduler has no word left to say.

@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from trtstream.runtime.detokenizer import Detokenizer
 from trtstream.runtime.requests import TurnOutput, TurnRequest
-from trtstream.runtime.sampling import Sampler, log_probability
+from trtstream.runtime.sampling import Sample, Sampler
 from trtstream.runtime.session import Session
 from trtstream.runtime.stop_words import StopWords
 
@@ -41,7 +40,7 @@ class Turn:
         self.cancelled = False
         self.deadline = None if request.timeout is None else time.monotonic() + request.timeout
         self._end_ids = frozenset(end_ids)
-        self._sampler = Sampler(request)
+        self.sampler = Sampler(request)
         self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer, prompt[-CONTEXT_TOKENS:])
         self._stop_words = StopWords(request.stop_words)
         self._on_output: OnOutput | None = on_output
@@ -50,11 +49,11 @@ class Turn:
         """End the turn within a step, with what it has generated. Harmless when it has ended already."""
         self.cancelled = True
 
-    def sample(self, logits: torch.Tensor, visible_tokens: Sequence[int], session_tokens: int) -> TurnOutput:
-        """Take the next token from ``logits`` [vocab]; ``session_tokens`` have been fed to get them."""
-        self.token = token = self._sampler(logits, visible_tokens)
+    def take(self, sample: Sample, session_tokens: int) -> TurnOutput:
+        """Go on with the next token; ``session_tokens`` were fed to get it."""
+        self.token = token = sample.token
         self.num_output_tokens += 1
-        log_probs = (log_probability(logits, token),) if self.request.return_log_probs else ()
+        log_probs = () if sample.log_probability is None else (sample.log_probability,)
         ended = token in self._end_ids
         new_text = "" if ended or self._detokenizer is None else self._detokenizer.push(token)
         text, stopped = self._stop_words.push(new_text)
