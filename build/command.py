@@ -22,6 +22,7 @@ DEFAULTS = BuildConfig()
 # Each builder is called with the checkpoint, the build's settings, the output folder and a progress callback.
 BUILDERS = {
     "cpu": "trtstream.build.cpu:build_cpu_engine",
+    "tensorrt-llm": "trtstream.build.tensorrt_llm.target:build_tensorrt_llm_engine",
 }
 
 
@@ -65,6 +66,17 @@ BUILDERS = {
     "--max-num-tokens", default=DEFAULTS.max_num_tokens, show_default=True, help="Tokens of one prefill chunk."
 )
 @click.option("--sink-token", type=int, help="Id of a learned sink token, put first in every session.")
+@click.option("--tp-size", default=1, show_default=True, help="tensorrt-llm: GPUs that share each layer.")
+@click.option("--pp-size", default=1, show_default=True, help="tensorrt-llm: groups of GPUs that share the layers out.")
+@click.option(
+    "--tensorrt-llm-version",
+    help="tensorrt-llm: the release to convert for, such as 0.17.  [default: the installed one, or 1.0]",
+)
+@click.option(
+    "--max-seq-len",
+    type=click.IntRange(2),
+    help="tensorrt-llm: tokens of a request, prompt and answer.  [default: the checkpoint's context, or two windows]",
+)
 @click.option("--force", is_flag=True, help="Allow a window beyond the checkpoint's trained context.")
 def build(
     checkpoint: Path,
@@ -78,6 +90,10 @@ def build(
     max_batch_size: int,
     max_num_tokens: int,
     sink_token: int | None,
+    tp_size: int,
+    pp_size: int,
+    tensorrt_llm_version: str | None,
+    max_seq_len: int | None,
     force: bool,
 ) -> None:
     """Compile CHECKPOINT (a Hugging Face folder or a .gguf file) into an engine."""
@@ -98,6 +114,10 @@ def build(
         dtype=dtype or TARGETS[target].dtypes[0],
         quantization=quantization,
         sink_token=sink_token,
+        tp_size=tp_size,
+        pp_size=pp_size,
+        tensorrt_llm_version=tensorrt_llm_version,
+        max_seq_len=max_seq_len,
     )
     settings.validate(target)
     check_against_model(settings, model, force)

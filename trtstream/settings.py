@@ -107,7 +107,8 @@ class BuildConfig:
     """The sizes and number formats that an engine is built for.
 
     A session sees ``C = S + R`` tokens: its S <= ``max_sink_token_length`` sinks and a ring of
-    ``R = max_attention_window - max_sink_token_length`` recent ones.
+    ``R = max_attention_window - max_sink_token_length`` recent ones. The ``tensorrt-llm`` target alone divides a model
+    among ``tp_size * pp_size`` GPUs, and builds for a release of TensorRT-LLM.
     """
 
     max_batch_size: int = 8
@@ -118,6 +119,10 @@ class BuildConfig:
     dtype: str = "float32"
     quantization: str = "none"
     sink_token: int | None = None
+    tp_size: int = 1
+    pp_size: int = 1
+    tensorrt_llm_version: str | None = None
+    max_seq_len: int | None = None
 
     @property
     def ring(self) -> int:
@@ -128,7 +133,7 @@ class BuildConfig:
         """Raise TrtstreamError if the values cannot describe an engine for ``target``."""
         if target not in TARGETS:
             raise TrtstreamError(f"target is {target!r}; this trtstream knows {', '.join(TARGETS)}")
-        for name in ("max_batch_size", "max_num_tokens", "max_attention_window"):
+        for name in ("max_batch_size", "max_num_tokens", "max_attention_window", "tp_size", "pp_size"):
             if getattr(self, name) < 1:
                 raise TrtstreamError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.sink_token_length < 0:
@@ -142,6 +147,16 @@ class BuildConfig:
             raise TrtstreamError(
                 f"max_sink_token_length is {self.max_sink_token_length} and max_attention_window "
                 f"{self.max_attention_window}: no room for recent tokens; use a larger window or fewer sinks"
+            )
+        if target == "tensorrt-llm":
+            if self.max_sink_token_length != self.sink_token_length or self.sink_token is not None:
+                raise TrtstreamError(
+                    "max_sink_token_length and sink_token are not for the tensorrt-llm target, where all sessions have "
+                    "the same sinks; give sink_token_length alone"
+                )
+        elif (self.tp_size, self.pp_size, self.tensorrt_llm_version, self.max_seq_len) != (1, 1, None, None):
+            raise TrtstreamError(
+                "tp_size, pp_size, tensorrt_llm_version and max_seq_len are for the tensorrt-llm target only"
             )
         formats = TARGETS[target]
         if self.dtype not in formats.dtypes:

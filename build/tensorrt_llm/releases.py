@@ -1,6 +1,6 @@
 """What each TensorRT-LLM release takes: the facts that conversion and build rest on, one `Release` a line of releases.
 
-Read from upstream's own code at the commit that each release names.
+Read from upstream's own code, https://github.com/NVIDIA/TensorRT-LLM, at the commit that each release names.
 """
 
 from __future__ import annotations
@@ -15,24 +15,56 @@ from trtstream.errors import TrtstreamError
 class Release:
     """A TensorRT-LLM release, standing for all from it up to the next one listed.
 
-    ``version`` is (major, minor); ``commit`` is upstream's, where the facts were read; ``rope_kinds`` are the
-    `trtstream.settings.RopeConfig` kinds that its Llama computes as transformers does.
+    ``version`` is (major, minor); ``commit`` is upstream's at which the facts were read, the release's own or the
+    nearest that could be had; ``rope_kinds`` are the `trtstream.settings.RopeConfig` kinds that its Llama computes as
+    transformers does; ``fixed_fields`` are in the config of every Llama checkpoint.
     """
 
     version: tuple[int, int]
     commit: str
     rope_kinds: tuple[str, ...]
+    fixed_fields: dict[str, object]
+    container: str
 
     @property
     def name(self) -> str:
         return ".".join(map(str, self.version))
 
 
+LLAMA_FIELDS = {
+    "residual_mlp": False,
+    "disable_weight_only_quant_plugin": False,
+    "remove_duplicated_kv_heads": False,
+}
 RELEASES = (
-    Release((0, 10), "9bd15f1937f52658fb116f30d58fea786ce5d03b", ("default", "linear")),
-    Release((0, 12), "28fb9aacaa5a05494635194a9cbb264da9a744bd", ("default", "linear", "llama3")),
-    Release((0, 17), "350625cc1c0754882f764a6df5540e35caa48ef3", ("default", "linear", "llama3")),
-    Release((1, 0), "ae8270b713446948246f16fadf4e2a32e35d0f62", ("default", "linear", "llama3")),
+    Release(
+        (0, 10),
+        "9bd15f1937f52658fb116f30d58fea786ce5d03b",
+        rope_kinds=("default", "dynamic", "linear"),
+        fixed_fields={"share_embedding_table": False, "residual_mlp": False},
+        container="nvcr.io/nvidia/tritonserver:24.06-trtllm-python-py3",
+    ),
+    Release(
+        (0, 12),
+        "28fb9aacaa5a05494635194a9cbb264da9a744bd",
+        rope_kinds=("default", "dynamic", "linear", "llama3"),
+        fixed_fields={"share_embedding_table": False, **LLAMA_FIELDS},
+        container="nvcr.io/nvidia/tritonserver:24.08-trtllm-python-py3",
+    ),
+    Release(
+        (0, 17),
+        "be1788106245496872d18e702978e59b6bfd50e0",
+        rope_kinds=("default", "dynamic", "linear", "llama3"),
+        fixed_fields=LLAMA_FIELDS,
+        container="nvcr.io/nvidia/tritonserver:25.01-trtllm-python-py3",
+    ),
+    Release(
+        (1, 0),
+        "01ea6d79d454bb3ab10c7510a6f706ba039090c2",
+        rope_kinds=("default", "dynamic", "linear", "llama3"),
+        fixed_fields=LLAMA_FIELDS,
+        container="nvcr.io/nvidia/tritonserver:25.09-trtllm-python-py3",
+    ),
 )
 DEFAULT = RELEASES[-1]
 FIRST_WITHOUT_SINKS = (1, 1)

@@ -1,0 +1,109 @@
+"""The ``config.json`` of a checkpoint in TensorRT-LLM's format."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trtstream.build.tensorrt_llm.releases import Release
+from trtstream.errors import TrtstreamError
+from trtstream.settings import BuildConfig, ModelConfig, RopeConfig
+
+ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_new", "relu": "relu"}
+FALCON_NORM_EPS = 1e-5
+
+
+def checkpoint_config(
+    model: ModelConfig, tensor_names: list[str], build: BuildConfig, release: Release
+) -> dict[str, Any]:
+    """What ``release``'s loader reads. Raises TrtstreamError, with upstream's reason, for what it cannot compute."""
+    config = {
+        "architecture": model.architecture,
+        "dtype": build.dtype,
+        "logits_dtype": "float32",
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.intermediate_size,
+        "num_hidden_layers": model.num_hidden_layers,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.num_key_value_heads,
+        "head_size": model.head_dim,
+        "max_position_embeddings": model.max_position_embeddings,
+        "hidden_act": ACTIVATIONS[model.hidden_act],
+        "norm_epsilon": model.norm_eps,
+        "position_embedding_type": "alibi_with_scale" if model.rope is None else "rope_gpt_neox",
+        "qk_layernorm": False,
+        "use_parallel_embedding": False,
+        "embedding_sharding_dim": 0,
+        "mapping": {
+            "world_size": build.tp_size * build.pp_size,
+            "tp_size": build.tp_size,
+            "pp_size": build.pp_size,
+        },
+        # Weights stay in floating point: every release quantizes them while it loads them, into the layout of its GPU.
+        "quantization": {
+            "quant_algo": "W8A16" if build.quantization == "int8" else None,
+            "kv_cache_quant_algo": None,
+        },
+    }
+    has_bias = {name.removeprefix("layers.0.") for name in tensor_names if name.endswith(".bias")}
+    if model.architecture == "LlamaForCausalLM":
+        config |= {
+            "attn_bias": "qkv.bias" in has_bias,
+            "mlp_bias": "gate_up.bias" in has_bias,
+            "rotary_base": model.rope.theta,
+            "rotary_scaling": _rotary_scaling(model.rope, build.sink_token_length, release),
+            **release.fixed_fields,
+        }
+    else:
+        _check_falcon(model, build)
+        config |= {
+            "bias": "qkv.bias" in has_bias,
+            "parallel_attention": model.residual == "parallel",
+            # Upstream's name for parallel blocks with a norm each for attention and MLP.
+            "new_decoder_architecture": model.residual == "parallel" and not model.shared_norm,
+        }
+    return config
+
+
+def _rotary_scaling(rope: RopeConfig, sink_token_length: int, release: Release) -> dict[str, Any] | None:
+    if rope.kind not in release.rope_kinds:
+        raise TrtstreamError(
+            f"TensorRT-LLM {release.name} has no {rope.kind} RoPE scaling for Llama, only "
+            f"{', '.join(release.rope_kinds)}; use another release or another --target"
+        )
+    if rope.kind == "llama3" and sink_token_length > 0:
+        raise TrtstreamError(
+            "TensorRT-LLM's StreamingLLM (its kernel shiftKCache) rotates cached keys without llama3's frequencies and "
+            "queries with them; give --sink-token-length 0 for a plain cyclic window, or use another --target"
+        )
+    # Upstream's own "dynamic" multiplies the frequencies by the factor. Inside the trained context, which the window
+    # never leaves, the true one is no scaling at all.
+    if rope.kind in ("default", "dynamic"):
+        return None
+    scaling = {"type": rope.kind, "factor": rope.factor}
+    if rope.kind == "llama3":
+        scaling |= {
+            "low_freq_factor": rope.low_freq_factor,
+            "high_freq_factor": rope.high_freq_factor,
+            "original_max_position_embeddings": rope.original_max_position_embeddings,
+        }
+    return scaling
+
+
+def _check_falcon(model: ModelConfig, build: BuildConfig) -> None:
+    """Refuse what upstream's FalconForCausalLM has no setting for."""
+    if build.sink_token_length > 0:
+        raise TrtstreamError(
+            "TensorRT-LLM asserts that StreamingLLM is for Llama only: give --sink-token-length 0 for a Falcon with a "
+            "plain cyclic window, or use --target cpu or cuda"
+        )
+    if model.rope not in (None, RopeConfig()):
+        raise TrtstreamError(
+            f"TensorRT-LLM's Falcon rotates with base 10000 and no scaling, and the checkpoint has {model.rope.kind} "
+            f"RoPE with base {model.rope.theta:g}; use --target cpu or cuda"
+        )
+    if model.norm_eps != FALCON_NORM_EPS:
+        raise TrtstreamError(
+            f"TensorRT-LLM's Falcon has a fixed layer_norm_epsilon of {FALCON_NORM_EPS:g}, and the checkpoint's is "
+            f"{model.norm_eps:g}; use --target cpu or cuda"
+        )

@@ -1,0 +1,45 @@
+"""Writes a checkpoint in TensorRT-LLM's format: ``config.json`` and one ``rankN.safetensors`` for each GPU."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from trtstream.build.checkpoint import Checkpoint
+from trtstream.build.safetensors_writer import SafetensorsWriter
+from trtstream.build.tensorrt_llm.checkpoint_config import checkpoint_config
+from trtstream.build.tensorrt_llm.releases import Release
+from trtstream.build.tensorrt_llm.sharding import check_parallel_sizes, pieces
+from trtstream.progress import Progress
+from trtstream.settings import BuildConfig
+
+
+def convert_checkpoint(
+    checkpoint: Checkpoint, build: BuildConfig, release: Release, folder: Path, progress: Progress
+) -> None:
+    """Write ``folder``, which must not exist, for ``trtllm-build`` of ``release``.
+
+    ``progress`` is told how many of how many tensors are written. All rank files are open at once, so that each tensor
+    is read once; peak memory is near twice the largest tensor. Raises TrtstreamError for what the release cannot run.
+    """
+    model, names = checkpoint.model, checkpoint.tensor_names()
+    check_parallel_sizes(model, build.tp_size, build.pp_size)
+    config = checkpoint_config(model, names, build, release)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    placed = pieces(model, names, build.tp_size, build.pp_size)
+    dtype = getattr(torch, build.dtype)
+    with ExitStack() as files:
+        ranks = []
+        for rank in range(build.tp_size * build.pp_size):
+            own = [piece.name for parts in placed.values() for piece in parts if piece.rank == rank]
+            ranks.append(files.enter_context(SafetensorsWriter(folder / f"rank{rank}.safetensors", own)))
+        for done, name in enumerate(names):
+            progress(done, len(names))
+            tensor = checkpoint.tensor(name).to(dtype)
+            for piece in placed[name]:
+                ranks[piece.rank].write(piece.name, piece.of(tensor))
+        progress(len(names), len(names))
