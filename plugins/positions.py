@@ -108,6 +108,11 @@ class PositionEncoding:
             return cls(slopes=alibi_slopes(model.num_attention_heads) * model.head_dim**-0.5)
         return cls(*inverse_frequencies(model.rope, model.head_dim))
 
+    def to(self, device: torch.device) -> PositionEncoding:
+        """The same, computed on ``device``."""
+        frequencies, slopes = (None if x is None else x.to(device) for x in (self.frequencies, self.slopes))
+        return PositionEncoding(frequencies, self.scale, slopes)
+
     def rotation(self, positions: torch.Tensor) -> Rotation:
         """cos and sin (float32) [..., head_dim / 2] at integer positions [...]."""
         cos, sin = rotation(positions, self.frequencies, self.scale)

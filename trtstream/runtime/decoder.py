@@ -1,8 +1,8 @@
 """The decoder of both families in torch: everything of a layer but its attention, which the caller brings.
 
-Projections of a token or a chunk run as oneDNN products over weights packed once at load. Measured on two Zen 4 cores
-with SmolLM2-135M's shapes, all layers' projections of one token take 35 ms with ``F.linear`` in float32 and 18 ms
-packed, which is what the memory allows (bfloat16: 18 ms and 10 ms).
+On the CPU, projections of a token or a chunk run as oneDNN products over weights packed once at load. Measured on two
+Zen 4 cores with SmolLM2-135M's shapes, all layers' projections of one token take 35 ms with ``F.linear`` in float32 and
+18 ms packed, which is what the memory allows (bfloat16: 18 ms and 10 ms).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from trtstream.plugins.quantized_linear import QuantizedWeight, quantized_linear
 from trtstream.settings import ModelConfig
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -30,7 +31,7 @@ PACKED_ROWS = 16
 class Parameters:
     """A projection or a norm: weight, and bias where the checkpoint has one."""
 
-    weight: torch.Tensor
+    weight: torch.Tensor | QuantizedWeight
     bias: torch.Tensor | None = None
 
 
@@ -57,17 +58,23 @@ class DecoderWeights:
 def collect_weights(
     model: ModelConfig, names: set[str], read: Callable[[str], torch.Tensor], *, pack: bool
 ) -> DecoderWeights:
-    """Put the tensors of an engine's weights file together; ``read`` gives one by its name.
+    """Put the tensors of an engine's weights file, ``names``, together; ``read`` gives one by its name.
 
-    ``pack`` lays the projections out for oneDNN, which then computes with them and with nothing else.
+    A projection ``x`` that has ``x.scales`` is quantized. ``pack`` lays the projections out for oneDNN, which then
+    computes with them and with nothing else.
     """
 
+    def optional(name: str) -> torch.Tensor | None:
+        return read(name) if name in names else None
+
     def norm(name: str) -> Parameters:
-        return Parameters(read(f"{name}.weight"), read(f"{name}.bias") if f"{name}.bias" in names else None)
+        return Parameters(read(f"{name}.weight"), optional(f"{name}.bias"))
 
     def projection(name: str) -> Parameters:
-        found = norm(name)
-        return Parameters(pack_weight(found.weight) if pack else found.weight, found.bias)
+        weight, scales = read(f"{name}.weight"), optional(f"{name}.scales")
+        if scales is not None:
+            return Parameters(QuantizedWeight(weight, scales, optional(f"{name}.zeros")), optional(f"{name}.bias"))
+        return Parameters(pack_weight(weight) if pack else weight, optional(f"{name}.bias"))
 
     up = "gate_up" if model.gated_mlp else "up"
     layers = [
@@ -95,9 +102,13 @@ def pack_weight(weight: torch.Tensor) -> torch.Tensor:
 
 def linear(x: torch.Tensor, projection: Parameters) -> torch.Tensor:
     """x [N, in] -> [N, out]."""
-    if projection.weight.is_mkldnn:
-        return torch.ops.mkldnn._linear_pointwise(x, projection.weight, projection.bias, "none", [], "")
-    return F.linear(x, projection.weight, projection.bias)
+    weight, bias = projection.weight, projection.bias
+    if isinstance(weight, QuantizedWeight):
+        out = quantized_linear(x, *weight)
+        return out if bias is None else out + bias
+    if weight.is_mkldnn:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
 
 
 def normalize(x: torch.Tensor, parameters: Parameters, model: ModelConfig) -> torch.Tensor:

@@ -1,40 +1,87 @@
-"""Opens an engine directory: checks that it can run here, and picks its target's runtime."""
+"""Opens an engine directory: checks that it can run here, and picks its target's backend."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 
 from trtstream.engine_dir import KERNEL, WEIGHTS, EngineConfig, memory_plan, read_engine, verify_files
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.cpu_kernel import DecodeKernel, cpu_flags
-from trtstream.runtime.cpu import CpuEngine
-from trtstream.runtime.decoder import collect_weights
+from trtstream.plugins.cuda_device import why_no_cuda
+from trtstream.progress import progress_bar
+from trtstream.runtime.cpu import CpuBackend
+from trtstream.runtime.cuda import CudaBackend
+from trtstream.runtime.decoder import DecoderWeights, collect_weights
 from trtstream.runtime.engine import Engine
+from trtstream.runtime.streaming_engine import Backend, StreamingEngine
 
 
 def load_engine(folder: str | Path) -> Engine:
     """Load an engine for this process. Raises TrtstreamError in one line if it is damaged or cannot run here."""
     folder = Path(folder)
     config = read_engine(folder)
-    if config.target != "cpu":
-        raise TrtstreamError(f"{folder} was built for target {config.target!r}; this trtstream runs: cpu")
+    check_runnable(folder, config)
+    backend = LOADERS[config.target](folder, config)
+    return StreamingEngine(config.pretrained_config, config.build_config, backend)
+
+
+def check_runnable(folder: Path, config: EngineConfig) -> None:
+    """Raise TrtstreamError if this machine cannot run engines like this one. Quick: no file of it is read."""
+    if config.target not in LOADERS:
+        raise TrtstreamError(
+            f"{folder} was built for target {config.target!r}; this trtstream runs: {', '.join(LOADERS)}"
+        )
+    reason = _why_no_cpu(config) if config.target == "cpu" else why_no_cuda()
+    if reason is not None:
+        raise TrtstreamError(f"{folder} was built for target {config.target!r} and cannot run here: {reason}")
+
+
+def _why_no_cpu(config: EngineConfig) -> str | None:
     missing = sorted(set(config.toolchain.get("instruction_sets", ())) - cpu_flags())
-    if missing:
-        raise TrtstreamError(f"{folder} needs a CPU with {', '.join(missing)}; build it again on this machine")
-    _check_memory(folder, config)
-    verify_files(folder, config)
-    kernel = DecodeKernel(folder / KERNEL, config.pretrained_config, config.build_config)
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        weights = collect_weights(config.pretrained_config, set(file.keys()), file.get_tensor, pack=True)
-    return CpuEngine(config.pretrained_config, config.build_config, weights, kernel)
+    return f"it needs a CPU with {', '.join(missing)}; build it again on this machine" if missing else None
 
 
-def _check_memory(folder: Path, config: EngineConfig) -> None:
-    plan = memory_plan(folder, config)
+def read_weights(folder: Path, config: EngineConfig, device: str, *, pack: bool) -> DecoderWeights:
+    """The engine's weights on ``device``; for ``pack`` see `collect_weights`."""
+    with safe_open(folder / WEIGHTS, framework="pt", device=device) as file:
+        return collect_weights(config.pretrained_config, set(file.keys()), file.get_tensor, pack=pack)
+
+
+def _load_cpu(folder: Path, config: EngineConfig) -> Backend:
     meminfo = Path("/proc/meminfo").read_text().splitlines()
     available = next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable:"))
+    check_memory(folder, config, available)
+    verify_files(folder, config)
+    model, build = config.pretrained_config, config.build_config
+    kernel = DecodeKernel(folder / KERNEL, model, build)
+    return CpuBackend(model, build, read_weights(folder, config, "cpu", pack=True), kernel)
+
+
+def _load_cuda(folder: Path, config: EngineConfig) -> Backend:
+    available, _ = torch.cuda.mem_get_info()
+    check_memory(folder, config, available)
+    verify_files(folder, config)
+    device = torch.device("cuda", torch.cuda.current_device())
+    try:
+        weights = read_weights(folder, config, str(device), pack=False)
+        with progress_bar("Capturing CUDA graphs") as progress:
+            return CudaBackend(config.pretrained_config, config.build_config, weights, device, progress)
+    except torch.OutOfMemoryError as error:
+        raise TrtstreamError(
+            f"{folder} fits into the {available / 1e9:.2f} GB that were free on the GPU, but leaves too little to "
+            "compute in; build with a smaller --max-batch-size, --max-num-tokens or window"
+        ) from error
+
+
+LOADERS = {"cpu": _load_cpu, "cuda": _load_cuda}
+
+
+def check_memory(folder: Path, config: EngineConfig, available: int) -> None:
+    """Raise TrtstreamError if weights and caches take more than ``available`` bytes."""
+    plan = memory_plan(folder, config)
     if plan["total_bytes"] > available:
         raise TrtstreamError(
             f"{folder} needs {plan['weights_bytes'] / 1e9:.2f} GB for weights and "

@@ -24,7 +24,7 @@ class UndoLog:
         if self._saved_to >= min(end, self._enough):
             return
         save_to = min(max(end, self._saved_to + BLOCK), self._enough)
-        slots = self._window.slots(torch.arange(self._saved_to, save_to))
+        slots = self._window.slots(torch.arange(self._saved_to, save_to, device=cache.device))
         self._saved.append((slots, cache[..., slots, :]))
         self._saved_to = save_to
 

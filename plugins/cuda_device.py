@@ -1,0 +1,44 @@
+"""Whether this machine can run the ``cuda`` target, and if not, why."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+import torch
+
+LEAST_CAPABILITY = (8, 0)  # Ampere: bfloat16, and what the Triton language compiles for
+
+
+def why_no_cuda() -> str | None:
+    """Why the cuda target cannot run here, and the mend; None if it can."""
+    if torch.version.cuda is None:
+        return (
+            f"torch {torch.__version__} is not built for CUDA; install PyPI's "
+            "(`pip install --force-reinstall torch --index-url https://pypi.org/simple`)"
+        )
+    try:
+        torch.cuda.init()
+        name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    except (RuntimeError, AssertionError) as error:
+        return f"torch finds no GPU it can use: {str(error).splitlines()[0]}"
+    if capability < LEAST_CAPABILITY:
+        found, least = (".".join(map(str, version)) for version in (capability, LEAST_CAPABILITY))
+        return f"{name} has compute capability {found}, and at least {least} is needed (Ampere or newer)"
+    return _why_no_triton()
+
+
+def _why_no_triton() -> str | None:
+    """What keeps the Triton language from compiling kernels; it compiles what launches them as C, too."""
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"the Triton language cannot be imported ({error}); install the triton that torch asks for"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "the Triton language needs a C compiler; install gcc or set CC"
+    include = Path(sysconfig.get_paths(scheme="posix_prefix")["include"])
+    if not (include / "Python.h").is_file():
+        return f"the Triton language needs Python's headers and {include} has none; install python3-dev"
+    return None

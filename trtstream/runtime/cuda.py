@@ -1,0 +1,175 @@
+"""The ``cuda`` target's backend: a decode step captured into CUDA graphs, our kernels, one cache for all sessions.
+
+Nothing here waits for the GPU: what a step needs to know goes up in one copy, and the logits stay there. The device may
+also be the CPU, where the kernels' definition computes and nothing is captured: that is how it is tested without a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import nn
+
+from trtstream.plugins import cuda_ops
+from trtstream.plugins.decode_plan import Row, Step, step_rotation
+from trtstream.plugins.positions import PositionEncoding
+from trtstream.plugins.window import Window
+from trtstream.progress import Progress
+from trtstream.runtime.decoder import DecoderWeights, decode_layers, logits
+from trtstream.settings import BuildConfig, ModelConfig
+
+PADDING = Row(slot=-1, write=0, num_sinks=0, ring_count=0, newest=0, cache_position=0)
+
+
+class DecodeStep(nn.Module):
+    """One token of each of B sessions through the whole model. Static in everything but the values of its inputs."""
+
+    def __init__(
+        self, model: ModelConfig, weights: DecoderWeights, positions: PositionEncoding, cache: torch.Tensor, sinks: int
+    ) -> None:
+        """``cache`` [sessions, layers, 2, kv_heads, W, head_dim] has room for ``sinks`` sink tokens (S_max)."""
+        super().__init__()
+        self._model = model
+        self._weights = weights
+        self._positions = positions
+        self._max_sinks = sinks
+        self.register_buffer("cache", cache)
+
+    def forward(self, tokens: torch.Tensor, rows: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        """Token ids [B], `Row`s [B, 6] and the tokens' t and p(t) [B, 2], all int64 -> logits [B, vocab] float32."""
+        slopes = self._positions.slopes
+        rotation = step_rotation(self._positions, at) if slopes is None else None
+
+        def attention(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+            return cuda_ops.decode_attention(qkv, self.cache[:, layer], rows, rotation, slopes, self._max_sinks)
+
+        hidden = decode_layers(self._weights.embedding[tokens], self._weights, self._model, attention)
+        return logits(hidden, self._weights, self._model).float()
+
+
+@dataclass(frozen=True)
+class BatchStep:
+    """The decode step for a batch of one size: ``run`` reads ``inputs`` and gives logits that the next run overwrites.
+
+    ``inputs`` (int64) are the B tokens, then the B rows, then the B pairs of t and p(t).
+    """
+
+    size: int
+    inputs: torch.Tensor
+    run: Callable[[], torch.Tensor]
+
+
+class CudaBackend:
+    """See `trtstream.runtime.streaming_engine.Backend` for the methods."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        build: BuildConfig,
+        weights: DecoderWeights,
+        device: torch.device,
+        progress: Progress = lambda done, total: None,
+    ) -> None:
+        """``weights`` lie on ``device`` in the engine's dtype; ``progress`` is told of the captured graphs."""
+        self._model = model
+        self._weights = weights
+        self._device = device
+        self._positions = PositionEncoding.of(model).to(device)
+        self._max_sinks = build.max_sink_token_length
+        # A session is contiguous, so exporting one is one copy.
+        self._cache = torch.zeros(
+            build.max_batch_size,
+            model.num_hidden_layers,
+            2,
+            model.num_key_value_heads,
+            build.max_attention_window,
+            model.head_dim,
+            dtype=getattr(torch, build.dtype),
+            device=device,
+        )
+        self._warm_up(build)
+        self._steps = self._batch_steps(build.max_batch_size, progress)
+
+    def decode(self, steps: Sequence[Step], tokens: Sequence[int]) -> torch.Tensor:
+        batch = next(step for step in self._steps if step.size >= len(steps))
+        padding = batch.size - len(steps)
+        rows = [*(step.row() for step in steps), *[PADDING] * padding]
+        values = [*tokens, *[0] * padding, *chain.from_iterable(rows)]
+        for step in steps:
+            values += (step.t, step.window.cache_position(step.t))
+        values += [0] * (2 * padding)
+        batch.inputs.copy_(self._host_tensor(values), non_blocking=True)
+        return batch.run()[: len(steps)].clone()
+
+    def prefill(self, first: Step, tokens: Sequence[int], num_logits: int) -> torch.Tensor:
+        window, slopes = first.window, self._positions.slopes
+        rotation = None
+        if slopes is None:
+            t = torch.arange(first.t, first.t + len(tokens), device=self._device)
+            rotation = step_rotation(self._positions, torch.stack((t, t.clamp(max=window.capacity - 1)), dim=1))
+
+        def attention(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+            cache = self._cache[first.slot, layer]
+            return cuda_ops.chunk_attention(
+                qkv, cache, rotation, slopes, first.t, first.ring_first, window.sinks, window.max_sinks
+            )
+
+        token_ids = self._host_tensor(tokens).to(self._device, non_blocking=True)
+        embedded = self._weights.embedding[token_ids]
+        hidden = decode_layers(embedded, self._weights, self._model, attention)
+        return logits(hidden[len(tokens) - num_logits :], self._weights, self._model).float()
+
+    def session_cache(self, slot: int) -> torch.Tensor:
+        return self._cache[slot]
+
+    def _host_tensor(self, values: Sequence[int]) -> torch.Tensor:
+        """Values to be copied to the device, in pinned memory, which torch keeps until the copy is done."""
+        return torch.tensor(values, pin_memory=self._device.type == "cuda")
+
+    @torch.inference_mode()
+    def _warm_up(self, build: BuildConfig) -> None:
+        """Have the prefill kernels compiled before the first request comes."""
+        if self._device.type == "cuda":
+            window = Window(build.sink_token_length, build.max_sink_token_length, build.ring)
+            self.prefill(Step(0, window, 0, window.sinks), [0] * build.max_num_tokens, 1)
+
+    @torch.inference_mode()
+    def _batch_steps(self, max_batch_size: int, progress: Progress) -> list[BatchStep]:
+        """A step for each batch size 1, 2, 4, ... and the largest, in this order."""
+        module = DecodeStep(self._model, self._weights, self._positions, self._cache, self._max_sinks)
+        sizes = sorted({*(2**i for i in range(max_batch_size.bit_length())), max_batch_size}, reverse=True)
+        pool = torch.cuda.graph_pool_handle() if self._device.type == "cuda" else None
+        steps = []
+        for done, size in enumerate(sizes):  # the largest first: the others fit into its memory
+            progress(done, len(sizes))
+            padding = [*[0] * size, *PADDING * size, *[0] * (2 * size)]
+            inputs = torch.tensor(padding, device=self._device)
+            steps.append(BatchStep(size, inputs, self._prepare(module, inputs, size, pool)))
+        progress(len(sizes), len(sizes))
+        return steps[::-1]
+
+    def _prepare(
+        self, module: DecodeStep, inputs: torch.Tensor, size: int, pool: tuple[int, int] | None
+    ) -> Callable[[], torch.Tensor]:
+        arguments = inputs[:size], inputs[size : 7 * size].view(size, 6), inputs[7 * size :].view(size, 2)
+        if pool is None:
+            return lambda: module(*arguments)
+        # Once outside of the capture, which allows neither compiling kernels nor setting up cuBLAS. Padding alone, so
+        # nothing is written.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            module(*arguments)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            result = module(*arguments)
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return result
+
+        return replay
