@@ -22,6 +22,7 @@ DEFAULTS = BuildConfig()
 # Each builder is called with the checkpoint, the build's settings, the output folder and a progress callback.
 BUILDERS = {
     "cpu": "trtstream.build.cpu:build_cpu_engine",
+    "cuda": "trtstream.build.cuda:build_cuda_engine",
     "tensorrt-llm": "trtstream.build.tensorrt_llm.target:build_tensorrt_llm_engine",
 }
 
@@ -134,7 +135,9 @@ def build(
 
 def best_target() -> str:
     """What ``--target auto`` means on this machine."""
-    return "cpu"
+    from trtstream.plugins.cuda_device import why_no_cuda
+
+    return "cpu" if why_no_cuda() else "cuda"
 
 
 def builder(target: str) -> Callable[..., EngineConfig]:
