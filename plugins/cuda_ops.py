@@ -1,9 +1,9 @@
 """Streaming attention as torch custom ops: one step of several sessions, and one chunk of one session.
 
 Importing this module registers ``torch.ops.trtstream.decode_attention`` and ``torch.ops.trtstream.chunk_attention``.
-On CUDA tensors they launch the kernels of cuda_decode.py and cuda_prefill.py. On CPU tensors they compute the definition
-in torch, so that everything above them runs without a GPU, or, under ``TRITON_INTERPRET=1``, the same kernels in the
-Triton language's interpreter. No GPU has run them yet.
+On CUDA tensors they launch the kernels of cuda_decode.py and cuda_prefill.py. On CPU tensors they compute the
+definition in torch, so that everything above them runs without a GPU, or, under ``TRITON_INTERPRET=1``, run the same
+kernels in the Triton language's interpreter. No GPU has run them yet.
 """
 
 from __future__ import annotations

@@ -1,0 +1,274 @@
+"""Streaming attention of a chunk of tokens on a GPU, in the Triton language: what that many single steps would give.
+
+One program attends from a tile of the chunk's queries, of one head, to three runs of keys in turn, with one running
+softmax: the sinks (queries rotated to p(t)), the old ring and the chunk itself (queries rotated to t). Keys are counted
+from the chunk's first token, so the old ring's are negative, and each query sees its own share of them by age.
+
+The chunk's keys are rotated beforehand by a kernel of their own: in the attention, every tile of queries of every head
+would rotate them again. The chunk's sinks are written before the attention, since nothing is evicted by them; its ring
+tokens after, as the slots they take still hold keys that the chunk's first queries see.
+
+No GPU has run it yet: it is tested in the Triton language's interpreter and compiled for sm_80, sm_90 and sm_120.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from trtstream.plugins.cuda_tiles import (
+    LOG2E,
+    LOWEST,
+    accumulate,
+    dot_halves,
+    half_block,
+    load_halves,
+    rotate,
+)
+from trtstream.plugins.window import Window
+
+
+@triton.jit(do_not_specialize=["length"])
+def rotate_keys_kernel(
+    qkv,  # [T, (HEADS + 2 * KV_HEADS) * HEAD_DIM]
+    rotation,  # [T, 4, HEAD_DIM / 2] float32
+    keys,  # [T, KV_HEADS, HEAD_DIM]
+    length,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HALF_BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    HALF: tl.constexpr = HEAD_DIM // 2
+    kv_head = tl.program_id(1)
+    token = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)[:, None]
+    half = tl.arange(0, HALF_BLOCK)
+    mask = (token < length) & (half < HALF)
+    projected = qkv + (token * (HEADS + 2 * KV_HEADS) + HEADS + kv_head) * HEAD_DIM
+    first, second = load_halves(projected, half, mask, HALF)
+    cos, sin = load_halves(rotation + token * 4 * HALF, half, mask, HALF)
+    first, second = rotate(first, second, cos, sin)
+    key = keys + (token * KV_HEADS + kv_head) * HEAD_DIM + half
+    tl.store(key, first.to(keys.dtype.element_ty), mask=mask)
+    tl.store(key + HALF, second.to(keys.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["begin", "end", "slot", "ring_begin"])
+def write_kernel(
+    keys,  # the chunk's, rotated: [T, KV_HEADS, HEAD_DIM], tokens ``key_stride`` elements apart
+    values,  # [T, KV_HEADS, HEAD_DIM], tokens ``value_stride`` elements apart
+    cache,  # [2, KV_HEADS, WINDOW, HEAD_DIM]
+    key_stride,
+    value_stride,
+    begin,
+    end,
+    slot,  # of token ``begin``; the next tokens take the next slots and, after the last, ``ring_begin``
+    ring_begin,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    WINDOW: tl.constexpr,
+    DIM_BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    kv_head = tl.program_id(1)
+    step = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))[:, None]
+    token = (begin + step).to(tl.int64)
+    dim = tl.arange(0, DIM_BLOCK)
+    mask = (token < end) & (dim < HEAD_DIM)
+    place = slot + step
+    place = tl.where(place < WINDOW, place, place - WINDOW + ring_begin)
+    target = cache + (kv_head * WINDOW + place) * HEAD_DIM + dim
+    offset = kv_head * HEAD_DIM + dim
+    tl.store(target, tl.load(keys + token * key_stride + offset, mask=mask), mask=mask)
+    target += KV_HEADS * WINDOW * HEAD_DIM
+    tl.store(target, tl.load(values + token * value_stride + offset, mask=mask), mask=mask)
+
+
+@triton.jit
+def attend(
+    first, second, keys, values, exists, visible, distance, slope, scale, peak, total, acc,
+    HEAD_DIM: tl.constexpr, HALF_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Take a tile of keys into the softmax.
+
+    ``keys`` and ``values`` [keys] point to vectors, and ``exists`` [keys] says where there is one; ``visible`` and
+    ``distance`` are [queries, keys]; ``slope`` is None without ALiBi.
+    """
+    half = tl.arange(0, HALF_BLOCK)
+    dim = tl.arange(0, 2 * HALF_BLOCK)
+    in_half = (half < HEAD_DIM // 2)[:, None]
+    key_first, key_second = load_halves(keys, half[:, None], in_half & exists, HEAD_DIM // 2)
+    scores = dot_halves(first, second, key_first, key_second) * scale
+    if slope is not None:
+        scores = scores - slope * distance.to(tl.float32)
+    scores = tl.where(visible & exists, scores, float("-inf"))
+    tile = tl.load(values[:, None] + dim, mask=exists[:, None] & (dim < HEAD_DIM), other=0.0)
+    return accumulate(scores, tile, peak, total, acc)
+
+
+@triton.jit(do_not_specialize=["length", "sinks", "ring_first", "old_count", "newest", "cache_position"])
+def prefill_kernel(
+    qkv,  # [T, (HEADS + 2 * KV_HEADS) * HEAD_DIM]
+    chunk_keys,  # rotated: [T, KV_HEADS, HEAD_DIM], tokens ``key_stride`` elements apart
+    chunk_values,  # [T, KV_HEADS, HEAD_DIM], tokens ``value_stride`` elements apart
+    cache,  # [2, KV_HEADS, WINDOW, HEAD_DIM]: the chunk's sinks are in it, its ring tokens are not
+    rotation,  # [T, 4, HEAD_DIM / 2] float32, or None
+    slopes,  # [HEADS] float32, or None
+    out,  # [T, HEADS, HEAD_DIM]
+    key_stride,
+    value_stride,
+    scale,
+    length,  # T
+    sinks,  # S
+    ring_first,  # the first of the chunk's tokens that belongs to the ring
+    old_count,  # ring tokens before the chunk
+    newest,  # ring index of the newest of them
+    cache_position,  # p of the chunk's first token
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    WINDOW: tl.constexpr,
+    MAX_SINKS: tl.constexpr,
+    HALF_BLOCK: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    HALF: tl.constexpr = HEAD_DIM // 2
+    RING: tl.constexpr = WINDOW - MAX_SINKS
+    begin = tl.program_id(0) * BLOCK_T
+    end = tl.minimum(begin + BLOCK_T, length)
+    head = tl.program_id(1)
+    kv_head = head // (HEADS // KV_HEADS)
+
+    query = (begin + tl.arange(0, BLOCK_T))[:, None]
+    position = tl.minimum(cache_position + query, sinks + RING - 1)
+    half = tl.arange(0, HALF_BLOCK)
+    dim = tl.arange(0, 2 * HALF_BLOCK)
+    in_chunk = query < length
+    mask = in_chunk & (half < HALF)
+    token = query.to(tl.int64)
+    first, second = load_halves(qkv + (token * (HEADS + 2 * KV_HEADS) + head) * HEAD_DIM, half, mask, HALF)
+    sink_first, sink_second = first, second
+    if rotation is not None:
+        angles = rotation + token * 4 * HALF
+        cos, sin = load_halves(angles, half, mask, HALF)
+        sink_cos, sink_sin = load_halves(angles + 2 * HALF, half, mask, HALF)
+        sink_first, sink_second = rotate(first, second, sink_cos, sink_sin)
+        first, second = rotate(first, second, cos, sin)
+    dtype = cache.dtype.element_ty
+    first, second, sink_first, sink_second = (
+        first.to(dtype),
+        second.to(dtype),
+        sink_first.to(dtype),
+        sink_second.to(dtype),
+    )
+    slope = None
+    if slopes is not None:
+        slope = tl.load(slopes + head) * LOG2E
+
+    peak = tl.full([BLOCK_T], LOWEST, tl.float32)
+    total = tl.zeros([BLOCK_T], tl.float32)
+    acc = tl.zeros([BLOCK_T, 2 * HALF_BLOCK], tl.float32)
+    keys = cache + kv_head * WINDOW * HEAD_DIM
+    values = keys + KV_HEADS * WINDOW * HEAD_DIM
+
+    num_sinks = tl.minimum(sinks, cache_position + end)
+    for tile in range(0, num_sinks, BLOCK):
+        key = tile + tl.arange(0, BLOCK)
+        peak, total, acc = attend(
+            sink_first, sink_second, keys + key * HEAD_DIM, values + key * HEAD_DIM, key < num_sinks,
+            key <= position, position - key, slope, scale, peak, total, acc, HEAD_DIM, HALF_BLOCK,
+        )  # fmt: skip
+
+    for tile in range(tl.maximum(-old_count, begin - RING + 1), 0, BLOCK):
+        key = tile + tl.arange(0, BLOCK)
+        index = newest + 1 + key
+        place = (MAX_SINKS + tl.where(index < 0, index + RING, index)) * HEAD_DIM
+        peak, total, acc = attend(
+            first, second, keys + place, values + place, key < 0,
+            query - key < RING, query - key, slope, scale, peak, total, acc, HEAD_DIM, HALF_BLOCK,
+        )  # fmt: skip
+
+    keys = chunk_keys + kv_head * HEAD_DIM
+    values = chunk_values + kv_head * HEAD_DIM
+    for tile in range(tl.maximum(ring_first, begin - RING + 1), end, BLOCK):
+        key = tile + tl.arange(0, BLOCK)
+        row = key.to(tl.int64)
+        peak, total, acc = attend(
+            first, second, keys + row * key_stride, values + row * value_stride, key < end,
+            (key <= query) & (query - key < RING), query - key, slope, scale, peak, total, acc, HEAD_DIM, HALF_BLOCK,
+        )  # fmt: skip
+
+    # A query always sees itself; rows after the chunk's end see what they like and are not stored.
+    place = (query.to(tl.int64) * HEADS + head) * HEAD_DIM + dim
+    tl.store(out + place, (acc / total[:, None]).to(dtype), mask=in_chunk & (dim < HEAD_DIM))
+
+
+def prefill_constants(
+    heads: int, kv_heads: int, head_dim: int, window: int, max_sinks: int, dtype: torch.dtype
+) -> dict[str, int]:
+    """What `prefill_kernel` is compiled for: sizes, tiles, warps and pipeline stages."""
+    exact = dtype == torch.float32
+    return {
+        "HEADS": heads,
+        "KV_HEADS": kv_heads,
+        "HEAD_DIM": head_dim,
+        "WINDOW": window,
+        "MAX_SINKS": max_sinks,
+        "HALF_BLOCK": half_block(head_dim),
+        "BLOCK_T": 32 if exact else 128,
+        "BLOCK": 32 if exact else 64,
+        "num_warps": 8,
+        "num_stages": 2,
+    }
+
+
+def launch_prefill(
+    qkv: torch.Tensor,
+    cache: torch.Tensor,
+    rotation: torch.Tensor | None,
+    slopes: torch.Tensor | None,
+    first: int,
+    ring_first: int,
+    sinks: int,
+    max_sinks: int,
+    **tiles: int,
+) -> torch.Tensor:
+    """`cuda_ops.chunk_attention` by the kernels; ``tiles`` overrides `prefill_constants`."""
+    length = len(qkv)
+    _, kv_heads, width, head_dim = cache.shape
+    heads = qkv.shape[1] // head_dim - 2 * kv_heads
+    window = Window(sinks, max_sinks, width - max_sinks)
+    constants = prefill_constants(heads, kv_heads, head_dim, width, max_sinks, qkv.dtype) | tiles
+    half, block = constants["HALF_BLOCK"], constants["BLOCK"]
+    out = qkv.new_empty(length, heads * head_dim)
+    _, keys, values = qkv.split([n * head_dim for n in (heads, kv_heads, kv_heads)], dim=1)
+
+    def write(begin: int, end: int) -> None:
+        """Write the chunk's tokens [begin, end), which are sinks or at most a ring full."""
+        if begin < end:
+            write_kernel[triton.cdiv(end - begin, block), kv_heads](
+                keys, values, cache, keys.stride(0), values.stride(0),
+                begin, end, window.slot(first + begin), max_sinks,
+                KV_HEADS=kv_heads, HEAD_DIM=head_dim, WINDOW=width, DIM_BLOCK=2 * half, BLOCK=block,
+            )  # fmt: skip
+
+    with torch.cuda.device_of(qkv):
+        if rotation is not None:
+            keys = qkv.new_empty(length, kv_heads * head_dim)
+            rotate_keys_kernel[triton.cdiv(length, block), kv_heads](
+                qkv, rotation, keys, length,
+                HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, HALF_BLOCK=half, BLOCK=block,
+            )  # fmt: skip
+        new_sinks = min(max(sinks - first, 0), length)
+        write(0, new_sinks)
+        prefill_kernel[triton.cdiv(length, constants["BLOCK_T"]), heads](
+            qkv, keys, values, cache, rotation, slopes, out, keys.stride(0), values.stride(0),
+            LOG2E.value * head_dim**-0.5, length, sinks, max(ring_first - first, new_sinks),
+            min(max(first - ring_first, 0), window.ring), (first - 1 - sinks) % window.ring,
+            window.cache_position(first), **constants,
+        )  # fmt: skip
+        write(max(new_sinks, length - window.ring), length)
+    return out
