@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
     from trtstream.runtime.llm import LLM
 
-__version__ = version("trtstream")
+try:
+    __version__ = version("trtstream")
+except PackageNotFoundError:  # sources that were not installed, as benchmarks/gpu.py takes them
+    __version__ = "unknown"
 
 
 def load(engine: str | Path) -> LLM:

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import click
-
 Progress = Callable[[int, int], None]
 """Told how many of how many steps are done."""
 
@@ -31,6 +29,6 @@ def progress_bar(title: str) -> Iterator[Progress]:
         nonlocal told
         if done * 10 // total > told:
             told = done * 10 // total
-            click.echo(f"{title}: {done} of {total}", err=True)
+            print(f"{title}: {done} of {total}", file=sys.stderr, flush=True)
 
     yield tell
