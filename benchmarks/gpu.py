@@ -1,0 +1,207 @@
+"""Everything of the cuda target that only an NVIDIA GPU can tell: correctness first, then speed.
+
+    python benchmarks/gpu.py                         all parts that the JSON lacks; under 8 minutes on an H100
+    python benchmarks/gpu.py --parts decode,methods  these, whatever the JSON holds
+    python benchmarks/gpu.py --tiny                  every part on tiny models, to see that all of it runs
+
+It runs from the sources, installed or not, and needs torch with CUDA and the Triton language, nothing else;
+transformers, where it is installed, does the recomputing. Weights are random, of published models' sizes. Every
+measurement goes to a JSON file at once, and all of them as markdown tables to stdout. A part is not measured again if
+the file has it complete and from the same sources. Each part has a process of its own.
+
+Exit status: 0 all measured, 1 a part failed (the others ran; the JSON says why), 2 bad usage, 3 no GPU to run on.
+No GPU has run it yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpu_parts.bench import Bench, Row
+
+# Module and function of each part, in the order in which they run.
+PARTS = {
+    "environment": "measurements",
+    "correctness": "correctness",
+    "bandwidth": "measurements",
+    "decode": "measurements",
+    "prefill": "measurements",
+    "methods": "comparisons",
+    "flatness": "measurements",
+    "alternatives": "comparisons",
+    "attention": "measurements",
+}
+PART_SECONDS = 300  # a part that takes longer hangs
+ROOT = Path(__file__).resolve().parent.parent
+NO_GPU = 3
+
+
+def import_from_sources() -> None:
+    """Make ``trtstream`` and its subpackages importable from this checkout, installed or not."""
+    sys.path.insert(0, str(ROOT))
+    import trtstream
+
+    trtstream.__path__.append(str(ROOT))  # plugins/ and the other rooms lie beside the package
+
+
+def reason_not_to_run() -> str | None:
+    """What this machine lacks, in one line, or None."""
+    if importlib.util.find_spec("torch") is None:
+        return "PyTorch is not installed"
+    import torch
+
+    if torch.version.cuda is None:
+        return f"PyTorch {torch.__version__} was built without CUDA; install a CUDA build from pytorch.org"
+    try:
+        torch.cuda.init()
+    except Exception as error:  # no device, no driver, a driver that is too old: torch says which
+        return f"PyTorch finds no GPU: {str(error).splitlines()[0]}"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return f"{torch.cuda.get_device_name()} has compute capability below 8.0"
+    if importlib.util.find_spec("triton") is None:
+        return "the Triton language is not installed (pip install triton)"
+    return None
+
+
+def sources_digest() -> str:
+    """Names the state of the code that is measured, with or without git."""
+    digest = hashlib.sha256()
+    for room in ("benchmarks", "plugins", "trtstream"):
+        for path in sorted((ROOT / room).rglob("*.py")):
+            digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class Results:
+    """The JSON file: the device, and of each part its rows, its seconds and how it ended."""
+
+    def __init__(self, path: Path, device: str, sources: str) -> None:
+        self._path, self._sources = path, sources
+        self.values: dict[str, Any] = {"device": device, "parts": {}}
+        self.read()
+        if self.values["device"] != device:
+            raise SystemExit(f"{path} is of {self.values['device']} and this is {device}; choose another --json")
+
+    def read(self) -> None:
+        if self._path.exists():
+            self.values = json.loads(self._path.read_text())
+
+    def state(self, part: str) -> str | None:
+        """``complete``, ``failed``, ``unfinished``, or None."""
+        return self.values["parts"].get(part, {}).get("state")
+
+    def has(self, part: str) -> bool:
+        """Whether the part is complete, and of today's sources."""
+        return self.state(part) == "complete" and self.values["parts"][part]["sources"] == self._sources
+
+    def start(self, part: str) -> None:
+        self.values["parts"].pop(part, None)
+        self.record(part, state="unfinished", sources=self._sources, seconds=0.0, rows=[])
+
+    def record(self, part: str, **values: Any) -> None:
+        self.values["parts"].setdefault(part, {}).update(values)
+        work = self._path.with_suffix(".tmp")
+        work.write_text(json.dumps(self.values, indent=1) + "\n")
+        os.replace(work, self._path)
+
+
+def measure(part: str, bench: Bench, results: Results) -> bool:
+    """Run one part in this process, row by row into the file; whether it was completed."""
+    function = getattr(importlib.import_module(f"gpu_parts.{PARTS[part]}"), part)
+    started = time.perf_counter()
+    rows: list[Row] = []
+    results.start(part)
+    state: dict[str, Any] = {"state": "complete"}
+    try:
+        for row in function(bench):
+            rows.append(row)
+            results.record(part, rows=rows, seconds=round(time.perf_counter() - started, 1))
+            say(f"  {', '.join(f'{key} {value}' for key, value in row.items())}")
+    except Exception as error:
+        traceback.print_exc()
+        state = {"state": "failed", "error": f"{type(error).__name__}: {error}"}
+    results.record(part, **state, seconds=round(time.perf_counter() - started, 1))
+    return state["state"] == "complete"
+
+
+def measure_apart(part: str, command: list[str], results: Results) -> bool:
+    """Run one part in a process of its own: what crashes or hangs there takes no other part along."""
+    try:
+        status = subprocess.run([*command, "--parts", part], stdout=subprocess.DEVNULL, timeout=PART_SECONDS).returncode
+        error = f"its process ended with status {status}"
+    except subprocess.TimeoutExpired:
+        status, error = None, f"took longer than {PART_SECONDS} s"
+    results.read()
+    if status != 0 and results.state(part) != "failed":
+        results.record(part, state="failed", error=error)
+    return status == 0
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    import_from_sources()
+    if arguments.device == "cuda" and (reason := reason_not_to_run()):
+        say(f"benchmarks/gpu.py needs an NVIDIA GPU: {reason}")
+        return NO_GPU
+    import torch
+    from gpu_parts.bench import FULL, TINY, Bench
+    from gpu_parts.report import markdown
+
+    device = torch.device(arguments.device)
+    title = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    if arguments.tiny:
+        title += ", tiny sizes"
+    path = arguments.json or ROOT / "benchmarks" / "results" / f"gpu-{re.sub('[^a-z0-9]+', '-', title.lower())}.json"
+    results = Results(path, title, sources_digest())
+    if len(arguments.parts) == 1:
+        completed = [measure(arguments.parts[0], Bench(device, TINY if arguments.tiny else FULL), results)]
+    else:
+        command = [sys.executable, __file__, "--device", arguments.device, "--json", str(path)]
+        command += ["--tiny"] if arguments.tiny else []
+        completed = []
+        for part in arguments.parts or [part for part in PARTS if not results.has(part)]:
+            say(f"{part} ...")
+            completed.append(measure_apart(part, command, results))
+    print(markdown(results.values))
+    return 0 if all(completed) else 1
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", type=part_names, default=[], help=f"some of: {','.join(PARTS)}")
+    parser.add_argument("--json", type=Path, help="default: benchmarks/results/gpu-<the GPU's name>.json")
+    parser.add_argument("--tiny", action="store_true", help="tiny models and windows: does everything run?")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: for tests, with --tiny")
+    arguments = parser.parse_args()
+    if arguments.device == "cpu" and not arguments.tiny:
+        parser.error("--device cpu is for tests and needs --tiny")
+    return arguments
+
+
+def part_names(text: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in PARTS:
+            raise argparse.ArgumentTypeError(f"there is no part {name!r}; there are {', '.join(PARTS)}")
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())

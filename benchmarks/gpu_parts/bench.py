@@ -1,0 +1,129 @@
+"""What the parts share: the device, the sizes to measure, the bandwidth that floors are computed from."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from trtstream.settings import BuildConfig, ModelConfig
+
+from .models import FALCON_7B, LLAMA_2_7B, SMOLLM2, TINY_FALCON, TINY_LLAMA
+from .timing import bandwidths
+
+Row = dict[str, Any]
+"""One measurement: flat, JSON's types, every figure's unit in its name (``ms``: median milliseconds)."""
+
+FAR = 4_000_000  # a position far beyond anything that the cache holds
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Everything that sets how large the measurements are."""
+
+    models: dict[str, ModelConfig]
+    main_model: str  # the one that is compared with other methods
+    dtype: str
+    windows: tuple[int, ...]
+    main_windows: tuple[int, ...]  # of comparisons
+    batches: tuple[int, ...]
+    chunks: tuple[int, ...]
+    correctness_windows: tuple[int, ...]
+    calls: int  # that a median is of
+    compiled_layers: int  # torch.compile unrolls layers, so it is compared on a model cut to these
+    copied_bytes: int
+
+
+FULL = Sizes(
+    models={"SmolLM2-135M": SMOLLM2, "Llama-2-7B": LLAMA_2_7B, "Falcon-7B": FALCON_7B},
+    main_model="Llama-2-7B",
+    dtype="float16",
+    windows=(256, 1024, 4096),
+    main_windows=(1024, 4096),
+    batches=(1, 8, 64),
+    chunks=(512, 2048),
+    correctness_windows=(64, 1024),
+    calls=50,
+    compiled_layers=4,
+    copied_bytes=2 << 30,
+)
+TINY = Sizes(
+    models={"tiny Llama": TINY_LLAMA, "tiny Falcon": TINY_FALCON},
+    main_model="tiny Llama",
+    dtype="float32",
+    windows=(16, 32),
+    main_windows=(16, 32),
+    batches=(1, 4),
+    chunks=(8, 32),
+    correctness_windows=(20,),
+    calls=3,
+    compiled_layers=1,
+    copied_bytes=1 << 20,
+)
+
+
+class CheckFailed(Exception):
+    """Figures are outside their tolerances: they are recorded, and the script exits 1."""
+
+
+WORKSPACE = 2 << 30  # activations, CUDA graphs, kernels
+
+
+@dataclass
+class Bench:
+    device: torch.device
+    sizes: Sizes
+
+    @cached_property
+    def bandwidths(self) -> dict[str, float]:
+        """Measured bytes per second: ``copy`` and ``read``."""
+        return bandwidths(self.device, min(self.sizes.copied_bytes, self.free_bytes() // 4))
+
+    @property
+    def bandwidth(self) -> float:
+        """The larger of the two, which gives the lower floor."""
+        return max(self.bandwidths.values())
+
+    def floor_ms(self, num_bytes: int) -> float:
+        return num_bytes / self.bandwidth * 1e3
+
+    def free_bytes(self) -> int:
+        """Memory that new tensors can have."""
+        if self.device.type != "cuda":
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        gc.collect()
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(self.device)[0]
+
+    def fits(self, num_bytes: int) -> bool:
+        """Whether so much can be allocated, with some space left to compute in."""
+        return num_bytes + WORKSPACE <= self.free_bytes()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.sizes.dtype)
+
+    @property
+    def main(self) -> ModelConfig:
+        return self.sizes.models[self.sizes.main_model]
+
+    def build(self, window: int, batch: int, *, chunk: int = 512, **settings: Any) -> BuildConfig:
+        return BuildConfig(
+            max_batch_size=batch,
+            max_num_tokens=chunk,
+            max_attention_window=window,
+            **{"dtype": self.sizes.dtype, **settings},
+        )
+
+
+Part = Callable[[Bench], Iterator[Row]]
+"""A part yields its rows one by one, so that what was measured before a failure is kept."""
+
+
+def goal(text: str, met: bool) -> Row:
+    return {"goal": text, "met": met}

@@ -1,0 +1,111 @@
+"""The parts that set our engine beside other ways: recompute, whole-cache rotation, torch.compile, quantization."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+
+from trtstream.plugins.decode_plan import Step
+from trtstream.plugins.positions import PositionEncoding
+from trtstream.plugins.window import Window
+from trtstream.runtime.cuda import DecodeStep
+from trtstream.runtime.decoder import DecoderWeights
+from trtstream.settings import BuildConfig, ModelConfig
+
+from .baselines import WholeCacheRotation, recompute
+from .bench import Bench, Row, goal
+from .engines import captured, full_engine, greedy_step
+from .models import quantized, random_weights, step_bytes
+from .timing import in_turn
+
+SPEEDUP_GOALS = {"recompute": 22.2, "whole-cache rotation": 5.0}  # at W = 4096; the paper's is 22.2
+GOAL_WINDOW = 4096
+
+
+def methods(bench: Bench) -> Iterator[Row]:
+    """Ours, recompute and whole-cache rotation in turn: a full window, one session, until the host has the token."""
+    model = bench.main
+    weights = random_weights(model, bench.dtype, bench.device)
+    recompute_by, recomputed = recompute(model, weights)
+    for window in bench.sizes.main_windows:
+        engine = full_engine(model, bench.build(window, 1), weights, bench.device)
+        rotating = WholeCacheRotation(model, weights, engine.build.sink_token_length, engine.build.ring)
+        rotating.fill()
+        visible = torch.arange(window, device=bench.device) % model.vocab_size
+        last = visible[-1:]
+        runs: dict[str, Callable[[], object]] = {
+            "ours": greedy_step(engine, 1),
+            "recompute": lambda visible=visible: recomputed(visible).argmax().item(),
+            "whole-cache rotation": lambda rotating=rotating, last=last: rotating.step(last).argmax().item(),
+        }
+        times = in_turn(runs, bench.device, max(bench.sizes.calls // 3, 3))
+        ours = statistics.median(times["ours"])
+        for name in runs:
+            median = statistics.median(times[name])
+            row = {"model": bench.sizes.main_model, "window": window, "method": name, "ms": median}
+            if name == "recompute":
+                row["by"] = recompute_by
+            row["times_ours"] = median / ours
+            if window == GOAL_WINDOW and name in SPEEDUP_GOALS:
+                wanted = SPEEDUP_GOALS[name]
+                row |= goal(f"ours at least {wanted} x faster", median / ours >= wanted)
+            yield row
+        del engine, rotating
+
+
+def alternatives(bench: Bench) -> Iterator[Row]:
+    """What else a decode step could be, in turn with what it is: torch.compile, int8 and int4 weights. W = 1024."""
+    window = bench.sizes.main_windows[0]
+    build = bench.build(window, 1)
+    shallow = replace(bench.main, num_hidden_layers=bench.sizes.compiled_layers)
+    weights = random_weights(shallow, bench.dtype, bench.device)
+    runs, logits = {}, {}
+    for name in ("eager", "torch.compile"):
+        step, inputs = _step_module(shallow, build, weights, bench.device)
+        if name == "torch.compile":
+            backend = "inductor" if bench.device.type == "cuda" else "aot_eager"
+            step = torch.compile(step, fullgraph=True, dynamic=False, backend=backend)
+        with torch.inference_mode():
+            logits[name] = step(*inputs).clone()
+        runs[name] = captured(lambda step=step, inputs=inputs: step(*inputs), bench.device)
+    times = in_turn(runs, bench.device, bench.sizes.calls)
+    eager = statistics.median(times["eager"])
+    for name, taken in times.items():
+        row = {"what": f"{name} in a CUDA graph", "layers": shallow.num_hidden_layers, "ms": statistics.median(taken)}
+        difference = (logits[name] - logits["eager"]).abs().max() / logits["eager"].std()
+        yield row | {"to_first": row["ms"] / eager, "logits_off_by_sigmas": difference.item()}
+
+    weights = random_weights(bench.main, bench.dtype, bench.device)
+    engines = {bench.sizes.dtype: full_engine(bench.main, build, weights, bench.device)}
+    floors = {bench.sizes.dtype: step_bytes(bench.main, build, weights, 1)}
+    for quantization in ("int8", "int4"):
+        changed = quantized(weights, quantization)
+        engines[quantization] = full_engine(bench.main, build, changed, bench.device)
+        floors[quantization] = step_bytes(bench.main, build, changed, 1)
+    times = in_turn({name: greedy_step(engine, 1) for name, engine in engines.items()}, bench.device, bench.sizes.calls)
+    first = statistics.median(times[bench.sizes.dtype])
+    for name, taken in times.items():
+        median, floor = statistics.median(taken), bench.floor_ms(floors[name])
+        row = {"what": f"{name} weights", "layers": bench.main.num_hidden_layers, "ms": median}
+        yield row | {"to_first": median / first, "floor_ms": floor, "to_floor": median / floor}
+
+
+def _step_module(
+    model: ModelConfig, build: BuildConfig, weights: DecoderWeights, device: torch.device
+) -> tuple[DecodeStep, tuple[torch.Tensor, ...]]:
+    """The decode step of one full session at t = 2 W, and its inputs on the device."""
+    generator = torch.Generator(device).manual_seed(0)
+    shape = (1, model.num_hidden_layers, 2, model.num_key_value_heads, build.max_attention_window, model.head_dim)
+    cache = torch.empty(shape, dtype=weights.embedding.dtype, device=device).normal_(generator=generator)
+    window = Window(build.sink_token_length, build.max_sink_token_length, build.ring)
+    t = 2 * build.max_attention_window
+    step = Step(0, window, t, ring_first=window.sinks)
+    inputs = (
+        torch.tensor([1], device=device),
+        torch.tensor([step.row()], device=device),
+        torch.tensor([[t, window.cache_position(t)]], device=device),
+    )
+    return DecodeStep(model, weights, PositionEncoding.of(model).to(device), cache, window.max_sinks), inputs

@@ -1,0 +1,83 @@
+"""Engines to measure: random weights, full caches, steps as functions. A further target is one more maker here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from trtstream.runtime.cuda import CudaBackend
+from trtstream.runtime.decoder import DecoderWeights
+from trtstream.runtime.engine import SessionState
+from trtstream.runtime.streaming_engine import StreamingEngine
+from trtstream.settings import BuildConfig, ModelConfig
+
+from .bench import Bench, Row
+from .models import random_weights, weight_bytes
+
+
+def make_engine(
+    model: ModelConfig, build: BuildConfig, weights: DecoderWeights, device: torch.device
+) -> StreamingEngine:
+    return StreamingEngine(model, build, CudaBackend(model, build, weights, device))
+
+
+def full_engine(
+    model: ModelConfig, build: BuildConfig, weights: DecoderWeights, device: torch.device
+) -> StreamingEngine:
+    """An engine whose sessions all have a full cache of random keys and values, wrapped, at t = 2 W."""
+    engine = make_engine(model, build, weights, device)
+    for slot in range(build.max_batch_size):
+        place_session(engine, slot, 2 * build.max_attention_window)
+    return engine
+
+
+def place_session(engine: StreamingEngine, slot: int, position: int) -> None:
+    """Put a session with a full cache of random keys and values into ``slot``, about to be fed token ``position``."""
+    cache = engine._backend.session_cache(slot).normal_()
+    ids = [0] * engine.build.max_attention_window
+    engine.import_state(slot, SessionState(engine.build.sink_token_length, position, ids, cache))
+
+
+def greedy_step(engine: StreamingEngine, batch: int, first_slot: int = 0) -> Callable[[], None]:
+    """A decode step of ``batch`` sessions, each fed what it predicted, until the host has the tokens."""
+    slots = list(range(first_slot, first_slot + batch))
+    tokens = [1] * batch
+
+    def run() -> None:
+        tokens[:] = engine.decode(slots, tokens).argmax(dim=-1).tolist()
+
+    return run
+
+
+def decode_on_device(engine: StreamingEngine, batch: int) -> Callable[[], object]:
+    """The device's part of a decode step alone: the CUDA graph of a batch, over and over with the same inputs."""
+    engine.decode(list(range(batch)), [1] * batch)
+    return next(step.run for step in engine._backend._steps if step.size == batch)
+
+
+@torch.inference_mode()
+def captured(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """``run`` as a CUDA graph; on the CPU as it is."""
+    if device.type != "cuda":
+        return run
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def loaded_models(bench: Bench) -> Iterator[tuple[str, ModelConfig, DecoderWeights | None]]:
+    """The models with their weights, or None where these do not fit. Drop one's weights before asking for the next."""
+    for name, model in bench.sizes.models.items():
+        fits = bench.fits(weight_bytes(model, bench.sizes.dtype))
+        yield name, model, random_weights(model, bench.dtype, bench.device) if fits else None
+
+
+def does_not_fit(num_bytes: int, what: str) -> Row:
+    return {"note": f"does not fit: {num_bytes / 1e9:.1f} GB of {what}"}

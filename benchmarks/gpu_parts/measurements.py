@@ -1,0 +1,138 @@
+"""The parts that measure our own engine and kernels: bandwidth, decode, prefill, flatness, attention."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+
+import torch
+from machine import gpu, machine
+
+from trtstream.plugins.decode_plan import Step, plan_step
+from trtstream.plugins.positions import PositionEncoding
+from trtstream.plugins.window import Window
+from trtstream.settings import kv_bytes_per_session
+
+from .bench import FAR, Bench, Row, goal
+from .engines import (
+    captured,
+    decode_on_device,
+    does_not_fit,
+    full_engine,
+    greedy_step,
+    loaded_models,
+    place_session,
+)
+from .models import step_bytes, weight_bytes
+from .timing import device_milliseconds, end_to_end_milliseconds, in_turn, summary
+
+FLOOR_GOAL = 1.25  # times the floor
+FLATNESS_GOAL = 0.05
+
+
+def environment(bench: Bench) -> Iterator[Row]:
+    """What the figures were measured on."""
+    yield machine() | (gpu() if bench.device.type == "cuda" else {})
+
+
+def bandwidth(bench: Bench) -> Iterator[Row]:
+    """What the memory gives: a copy on the device, counted both ways, and a sum."""
+    yield {f"{name}_gb_per_s": value / 1e9 for name, value in bench.bandwidths.items()}
+
+
+def decode(bench: Bench) -> Iterator[Row]:
+    """A decode step of full, wrapped sessions: on the device alone, and until the host has the next tokens."""
+    for name, model, weights in loaded_models(bench):
+        if weights is None:
+            yield {"model": name} | does_not_fit(weight_bytes(model, bench.sizes.dtype), "weights")
+            continue
+        for window in bench.sizes.windows:
+            session_bytes = kv_bytes_per_session(model, bench.build(window, 1))
+            fitting = [batch for batch in bench.sizes.batches if bench.fits(batch * session_bytes)]
+            if fitting:
+                engine = full_engine(model, bench.build(window, max(fitting)), weights, bench.device)
+            for batch in bench.sizes.batches:
+                row = {"model": name, "window": window, "batch": batch}
+                if batch not in fitting:
+                    yield row | does_not_fit(batch * session_bytes, "KV cache")
+                    continue
+                device = device_milliseconds(decode_on_device(engine, batch), bench.device, bench.sizes.calls)
+                host = end_to_end_milliseconds(greedy_step(engine, batch), bench.device, bench.sizes.calls)
+                floor = bench.floor_ms(step_bytes(model, engine.build, weights, batch))
+                end_to_end = statistics.median(host)
+                row |= {"floor_ms": floor, **summary(device), "end_to_end_ms": end_to_end}
+                row |= {"to_floor": row["ms"] / floor, "end_to_end_to_floor": end_to_end / floor}
+                row["tokens_per_s"] = batch / end_to_end * 1e3
+                if (name, window, batch) == (bench.sizes.main_model, 1024, 1):
+                    row |= goal(f"end to end at most {FLOOR_GOAL} x the floor", end_to_end / floor <= FLOOR_GOAL)
+                yield row
+            engine = None
+        del weights
+
+
+def prefill(bench: Bench) -> Iterator[Row]:
+    """A prompt of one session, past C all the way, in chunks of ``max_num_tokens``."""
+    for name, model, weights in loaded_models(bench):
+        if weights is None:
+            yield {"model": name} | does_not_fit(weight_bytes(model, bench.sizes.dtype), "weights")
+            continue
+        for window in bench.sizes.main_windows:
+            for chunk in bench.sizes.chunks:
+                engine = full_engine(model, bench.build(window, 1, chunk=chunk), weights, bench.device)
+                prompt = [token % model.vocab_size for token in range(4 * chunk)]
+                times = end_to_end_milliseconds(lambda e=engine, p=prompt: e.prefill(0, p), bench.device, 5)
+                row = {"model": name, "window": window, "chunk": chunk, "tokens": len(prompt), **summary(times)}
+                yield row | {"tokens_per_s": len(prompt) / row["ms"] * 1e3}
+        del engine, weights
+
+
+def flatness(bench: Bench) -> Iterator[Row]:
+    """Two sessions of one engine, at t = 2 W and at 4,000,000, stepped in turn."""
+    window = bench.sizes.main_windows[0]
+    for name, model, weights in loaded_models(bench):
+        if weights is None:
+            yield {"model": name} | does_not_fit(weight_bytes(model, bench.sizes.dtype), "weights")
+            continue
+        engine = full_engine(model, bench.build(window, 2), weights, bench.device)
+        place_session(engine, 1, FAR)
+        steps = {"young": greedy_step(engine, 1), "old": greedy_step(engine, 1, first_slot=1)}
+        times = in_turn(steps, bench.device, 4 * bench.sizes.calls)
+        young, old = (statistics.median(times[which]) for which in ("young", "old"))
+        row = {"model": name, "window": window, "young_ms": young, "old_ms": old, "old_to_young": old / young}
+        yield row | goal(f"within {FLATNESS_GOAL:.0%}", abs(old / young - 1) <= FLATNESS_GOAL)
+        del engine, weights
+
+
+@torch.inference_mode()
+def attention(bench: Bench) -> Iterator[Row]:
+    """The decode kernel alone, all layers of a step in one graph, against the keys and values that it must read."""
+    for name, model in bench.sizes.models.items():
+        positions = PositionEncoding.of(model)
+        for window in bench.sizes.windows:
+            for batch in bench.sizes.batches:
+                build = bench.build(window, batch)
+                row = {"model": name, "window": window, "batch": batch}
+                num_bytes = kv_bytes_per_session(model, build) * batch
+                if not bench.fits(num_bytes):
+                    yield row | does_not_fit(num_bytes, "KV cache")
+                    continue
+                layers, kv_heads, head_dim = model.num_hidden_layers, model.num_key_value_heads, model.head_dim
+                like = {"dtype": bench.dtype, "device": bench.device}
+                cache = torch.randn(batch, layers, 2, kv_heads, window, head_dim, **like)
+                qkv = torch.randn(batch, (model.num_attention_heads + 2 * kv_heads) * head_dim, **like)
+                steps = [
+                    Step(slot, Window(build.sink_token_length, build.max_sink_token_length, build.ring), FAR + slot, 4)
+                    for slot in range(batch)
+                ]
+                plan = plan_step(positions, steps)
+                rows, rotation = plan.rows.to(bench.device), plan.rotation.to(bench.device)
+
+                def run(cache=cache, qkv=qkv, rows=rows, rotation=rotation, layers=layers) -> None:
+                    for layer in range(layers):
+                        torch.ops.trtstream.decode_attention(qkv, cache[:, layer], rows, rotation, None, 4)
+
+                times = device_milliseconds(captured(run, bench.device), bench.device, bench.sizes.calls)
+                floor = bench.floor_ms(num_bytes)
+                row |= {"floor_ms": floor, **summary(times)}
+                yield row | {"to_floor": row["ms"] / floor, "us_per_layer": row["ms"] / layers * 1e3}
+                del cache

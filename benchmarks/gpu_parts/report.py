@@ -1,0 +1,35 @@
+"""The results as markdown: one table a part, a column for every key that its rows have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .bench import Row
+
+
+def markdown(results: dict[str, Any]) -> str:
+    lines = [f"# {results['device']}", ""]
+    for name, part in results["parts"].items():
+        lines += [f"## {name} ({part['state']}, {part['seconds']:.0f} s)", ""]
+        if "error" in part:
+            lines += [f"Failed: {part['error']}", ""]
+        lines += [*table(part["rows"]), ""]
+    return "\n".join(lines)
+
+
+def table(rows: list[Row]) -> list[str]:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    if not columns:
+        return []
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    return [f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *cells)]
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "**no**"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return str(value)
