@@ -59,4 +59,4 @@ def _rows(engine: Path, config: EngineConfig, plan: dict[str, int]) -> list[tupl
 
 
 def _toolchain(toolchain: dict[str, Any]) -> str:
-    return f"trtstream {toolchain.get('trtstream')}, torch {toolchain.get('torch')}"
+    return ", ".join(f"{name} {version}" for name, version in toolchain.items() if isinstance(version, str))
