@@ -9,7 +9,7 @@ from trtstream.errors import TrtstreamError
 from trtstream.settings import BuildConfig, ModelConfig, RopeConfig
 
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_new", "relu": "relu"}
-FALCON_NORM_EPS = 1e-5
+FALCON_NORM_EPS, FALCON_ROTARY_BASE = 1e-5, 10000.0
 
 
 def checkpoint_config(
@@ -44,6 +44,7 @@ def checkpoint_config(
             "quant_algo": "W8A16" if build.quantization == "int8" else None,
             "kv_cache_quant_algo": None,
         },
+        **release.fixed_fields,
     }
     has_bias = {name.removeprefix("layers.0.") for name in tensor_names if name.endswith(".bias")}
     if model.architecture == "LlamaForCausalLM":
@@ -52,16 +53,18 @@ def checkpoint_config(
             "mlp_bias": "gate_up.bias" in has_bias,
             "rotary_base": model.rope.theta,
             "rotary_scaling": _rotary_scaling(model.rope, build.sink_token_length, release),
-            **release.fixed_fields,
+            **release.llama_fields,
         }
     else:
-        _check_falcon(model, build)
+        _check_falcon(model, build, release)
         config |= {
             "bias": "qkv.bias" in has_bias,
             "parallel_attention": model.residual == "parallel",
             # Upstream's name for parallel blocks with a norm each for attention and MLP.
             "new_decoder_architecture": model.residual == "parallel" and not model.shared_norm,
         }
+        if release.falcon_rotary_base and model.rope is not None:
+            config["rotary_base"] = model.rope.theta
     return config
 
 
@@ -90,17 +93,22 @@ def _rotary_scaling(rope: RopeConfig, sink_token_length: int, release: Release) 
     return scaling
 
 
-def _check_falcon(model: ModelConfig, build: BuildConfig) -> None:
+def _check_falcon(model: ModelConfig, build: BuildConfig, release: Release) -> None:
     """Refuse what upstream's FalconForCausalLM has no setting for."""
     if build.sink_token_length > 0:
         raise TrtstreamError(
             "TensorRT-LLM asserts that StreamingLLM is for Llama only: give --sink-token-length 0 for a Falcon with a "
             "plain cyclic window, or use --target cpu or cuda"
         )
-    if model.rope not in (None, RopeConfig()):
+    if model.rope is not None and model.rope.kind not in ("default", "dynamic"):
         raise TrtstreamError(
-            f"TensorRT-LLM's Falcon rotates with base 10000 and no scaling, and the checkpoint has {model.rope.kind} "
-            f"RoPE with base {model.rope.theta:g}; use --target cpu or cuda"
+            f"TensorRT-LLM's Falcon has no RoPE scaling, and the checkpoint has {model.rope.kind}; "
+            "use --target cpu or cuda"
+        )
+    if model.rope is not None and model.rope.theta != FALCON_ROTARY_BASE and not release.falcon_rotary_base:
+        raise TrtstreamError(
+            f"TensorRT-LLM {release.name}'s Falcon has a fixed RoPE base of {FALCON_ROTARY_BASE:g}, and the "
+            f"checkpoint's is {model.rope.theta:g}; use --tensorrt-llm-version 0.17 or later, or another --target"
         )
     if model.norm_eps != FALCON_NORM_EPS:
         raise TrtstreamError(

@@ -17,13 +17,16 @@ class Release:
 
     ``version`` is (major, minor); ``commit`` is upstream's at which the facts were read, the release's own or the
     nearest that could be had; ``rope_kinds`` are the `trtstream.settings.RopeConfig` kinds that its Llama computes as
-    transformers does; ``fixed_fields`` are in the config of every Llama checkpoint.
+    transformers does; ``falcon_rotary_base`` says whether its Falcon has a RoPE base other than 10000; ``fixed_fields``
+    are in the config of every checkpoint, ``llama_fields`` in a Llama's; ``container`` is a Triton image that has it.
     """
 
     version: tuple[int, int]
     commit: str
     rope_kinds: tuple[str, ...]
+    falcon_rotary_base: bool
     fixed_fields: dict[str, object]
+    llama_fields: dict[str, object]
     container: str
 
     @property
@@ -41,28 +44,36 @@ RELEASES = (
         (0, 10),
         "9bd15f1937f52658fb116f30d58fea786ce5d03b",
         rope_kinds=("default", "dynamic", "linear"),
-        fixed_fields={"share_embedding_table": False, "residual_mlp": False},
+        falcon_rotary_base=False,
+        fixed_fields={"share_embedding_table": False},
+        llama_fields={"residual_mlp": False},
         container="nvcr.io/nvidia/tritonserver:24.06-trtllm-python-py3",
     ),
     Release(
         (0, 12),
         "28fb9aacaa5a05494635194a9cbb264da9a744bd",
         rope_kinds=("default", "dynamic", "linear", "llama3"),
-        fixed_fields={"share_embedding_table": False, **LLAMA_FIELDS},
+        falcon_rotary_base=False,
+        fixed_fields={"share_embedding_table": False},
+        llama_fields=LLAMA_FIELDS,
         container="nvcr.io/nvidia/tritonserver:24.08-trtllm-python-py3",
     ),
     Release(
         (0, 17),
         "be1788106245496872d18e702978e59b6bfd50e0",
         rope_kinds=("default", "dynamic", "linear", "llama3"),
-        fixed_fields=LLAMA_FIELDS,
+        falcon_rotary_base=True,
+        fixed_fields={},
+        llama_fields=LLAMA_FIELDS,
         container="nvcr.io/nvidia/tritonserver:25.01-trtllm-python-py3",
     ),
     Release(
         (1, 0),
         "01ea6d79d454bb3ab10c7510a6f706ba039090c2",
         rope_kinds=("default", "dynamic", "linear", "llama3"),
-        fixed_fields=LLAMA_FIELDS,
+        falcon_rotary_base=True,
+        fixed_fields={},
+        llama_fields=LLAMA_FIELDS,
         container="nvcr.io/nvidia/tritonserver:25.09-trtllm-python-py3",
     ),
 )
