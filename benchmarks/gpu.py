@@ -41,7 +41,8 @@ PARTS = {
     "prefill": "measurements",
     "methods": "comparisons",
     "flatness": "measurements",
-    "alternatives": "comparisons",
+    "compilation": "comparisons",
+    "quantization": "comparisons",
     "attention": "measurements",
 }
 PART_SECONDS = 300  # a part that takes longer hangs
@@ -51,35 +52,27 @@ NO_GPU = 3
 
 def import_from_sources() -> None:
     """Make ``trtstream`` and its subpackages importable from this checkout, installed or not."""
-    sys.path.insert(0, str(ROOT))
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
     import trtstream
 
-    trtstream.__path__.append(str(ROOT))  # plugins/ and the other rooms lie beside the package
+    if str(ROOT) not in trtstream.__path__:
+        trtstream.__path__.append(str(ROOT))  # plugins/ and the other rooms lie beside the package
 
 
-def reason_not_to_run() -> str | None:
+def why_no_gpu() -> str | None:
     """What this machine lacks, in one line, or None."""
     if importlib.util.find_spec("torch") is None:
         return "PyTorch is not installed"
-    import torch
+    from trtstream.plugins.cuda_device import why_no_cuda
 
-    if torch.version.cuda is None:
-        return f"PyTorch {torch.__version__} was built without CUDA; install a CUDA build from pytorch.org"
-    try:
-        torch.cuda.init()
-    except Exception as error:  # no device, no driver, a driver that is too old: torch says which
-        return f"PyTorch finds no GPU: {str(error).splitlines()[0]}"
-    if torch.cuda.get_device_capability() < (8, 0):
-        return f"{torch.cuda.get_device_name()} has compute capability below 8.0"
-    if importlib.util.find_spec("triton") is None:
-        return "the Triton language is not installed (pip install triton)"
-    return None
+    return why_no_cuda()
 
 
 def sources_digest() -> str:
     """Names the state of the code that is measured, with or without git."""
     digest = hashlib.sha256()
-    for room in ("benchmarks", "plugins", "trtstream"):
+    for room in ("benchmarks/gpu_parts", "plugins", "trtstream/runtime"):
         for path in sorted((ROOT / room).rglob("*.py")):
             digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
@@ -92,12 +85,15 @@ class Results:
         self._path, self._sources = path, sources
         self.values: dict[str, Any] = {"device": device, "parts": {}}
         self.read()
-        if self.values["device"] != device:
-            raise SystemExit(f"{path} is of {self.values['device']} and this is {device}; choose another --json")
+        if self.values.get("device") != device:
+            raise SystemExit(f"{path} is of {self.values.get('device')} and this is {device}; choose another --json")
 
     def read(self) -> None:
         if self._path.exists():
-            self.values = json.loads(self._path.read_text())
+            try:
+                self.values = json.loads(self._path.read_text())
+            except ValueError as error:
+                raise SystemExit(f"{self._path} is not this script's ({error}); choose another --json") from None
 
     def state(self, part: str) -> str | None:
         """``complete``, ``failed``, ``unfinished``, or None."""
@@ -157,7 +153,7 @@ def say(line: str) -> None:
 def main() -> int:
     arguments = parse_arguments()
     import_from_sources()
-    if arguments.device == "cuda" and (reason := reason_not_to_run()):
+    if arguments.device == "cuda" and (reason := why_no_gpu()):
         say(f"benchmarks/gpu.py needs an NVIDIA GPU: {reason}")
         return NO_GPU
     import torch
@@ -169,6 +165,7 @@ def main() -> int:
     if arguments.tiny:
         title += ", tiny sizes"
     path = arguments.json or ROOT / "benchmarks" / "results" / f"gpu-{re.sub('[^a-z0-9]+', '-', title.lower())}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     results = Results(path, title, sources_digest())
     if len(arguments.parts) == 1:
         completed = [measure(arguments.parts[0], Bench(device, TINY if arguments.tiny else FULL), results)]
@@ -204,4 +201,7 @@ def part_names(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # what was measured is in the file
+        sys.exit(130)

@@ -33,7 +33,7 @@ class Sizes:
     main_windows: tuple[int, ...]  # of comparisons
     batches: tuple[int, ...]
     chunks: tuple[int, ...]
-    correctness_windows: tuple[int, ...]
+    correctness_window: int
     calls: int  # that a median is of
     compiled_layers: int  # torch.compile unrolls layers, so it is compared on a model cut to these
     copied_bytes: int
@@ -47,7 +47,7 @@ FULL = Sizes(
     main_windows=(1024, 4096),
     batches=(1, 8, 64),
     chunks=(512, 2048),
-    correctness_windows=(64, 1024),
+    correctness_window=1024,
     calls=50,
     compiled_layers=4,
     copied_bytes=2 << 30,
@@ -60,7 +60,7 @@ TINY = Sizes(
     main_windows=(16, 32),
     batches=(1, 4),
     chunks=(8, 32),
-    correctness_windows=(20,),
+    correctness_window=20,
     calls=3,
     compiled_layers=1,
     copied_bytes=1 << 20,

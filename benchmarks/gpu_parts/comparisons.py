@@ -56,10 +56,9 @@ def methods(bench: Bench) -> Iterator[Row]:
         del engine, rotating
 
 
-def alternatives(bench: Bench) -> Iterator[Row]:
-    """What else a decode step could be, in turn with what it is: torch.compile, int8 and int4 weights. W = 1024."""
-    window = bench.sizes.main_windows[0]
-    build = bench.build(window, 1)
+def compilation(bench: Bench) -> Iterator[Row]:
+    """The decode step compiled by torch.compile against what it is now, eager; both in a CUDA graph, in turn."""
+    build = bench.build(bench.sizes.main_windows[0], 1)
     shallow = replace(bench.main, num_hidden_layers=bench.sizes.compiled_layers)
     weights = random_weights(shallow, bench.dtype, bench.device)
     runs, logits = {}, {}
@@ -74,23 +73,28 @@ def alternatives(bench: Bench) -> Iterator[Row]:
     times = in_turn(runs, bench.device, bench.sizes.calls)
     eager = statistics.median(times["eager"])
     for name, taken in times.items():
-        row = {"what": f"{name} in a CUDA graph", "layers": shallow.num_hidden_layers, "ms": statistics.median(taken)}
+        row = {"step": name, "layers": shallow.num_hidden_layers, "window": build.max_attention_window}
+        row |= {"ms": statistics.median(taken), "to_eager": statistics.median(taken) / eager}
         difference = (logits[name] - logits["eager"]).abs().max() / logits["eager"].std()
-        yield row | {"to_first": row["ms"] / eager, "logits_off_by_sigmas": difference.item()}
+        yield row | {"logits_off_by_sigmas": difference.item()}
 
+
+def quantization(bench: Bench) -> Iterator[Row]:
+    """Decode with int8 and int4 weights against 16-bit ones, in turn, until the host has the token; batch 1."""
+    build = bench.build(bench.sizes.main_windows[0], 1)
     weights = random_weights(bench.main, bench.dtype, bench.device)
-    engines = {bench.sizes.dtype: full_engine(bench.main, build, weights, bench.device)}
-    floors = {bench.sizes.dtype: step_bytes(bench.main, build, weights, 1)}
-    for quantization in ("int8", "int4"):
-        changed = quantized(weights, quantization)
-        engines[quantization] = full_engine(bench.main, build, changed, bench.device)
-        floors[quantization] = step_bytes(bench.main, build, changed, 1)
+    engines, sizes = {}, {}
+    for name in (bench.sizes.dtype, "int8", "int4"):
+        changed = weights if name == bench.sizes.dtype else quantized(weights, name)
+        engines[name] = full_engine(bench.main, build, changed, bench.device)
+        sizes[name] = step_bytes(bench.main, build, changed, 1)
     times = in_turn({name: greedy_step(engine, 1) for name, engine in engines.items()}, bench.device, bench.sizes.calls)
-    first = statistics.median(times[bench.sizes.dtype])
+    unquantized = statistics.median(times[bench.sizes.dtype])
     for name, taken in times.items():
-        median, floor = statistics.median(taken), bench.floor_ms(floors[name])
-        row = {"what": f"{name} weights", "layers": bench.main.num_hidden_layers, "ms": median}
-        yield row | {"to_first": median / first, "floor_ms": floor, "to_floor": median / floor}
+        median, floor = statistics.median(taken), bench.floor_ms(sizes[name])
+        row = {"model": bench.sizes.main_model, "weights": name, "window": build.max_attention_window, "ms": median}
+        row |= {f"to_{bench.sizes.dtype}": median / unquantized}
+        yield row | {"read_gb": sizes[name] / 1e9, "floor_ms": floor, "to_floor": median / floor}
 
 
 def _step_module(

@@ -69,7 +69,12 @@ def captured(run: Callable[[], object], device: torch.device) -> Callable[[], ob
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    return graph.replay
+
+    def replay() -> object:
+        graph.replay()
+        return run  # held, with it what the graph reads and writes
+
+    return replay
 
 
 def loaded_models(bench: Bench) -> Iterator[tuple[str, ModelConfig, DecoderWeights | None]]:

@@ -1,0 +1,226 @@
+"""benchmarks/gpu.py without a GPU: all of its parts on the CPU with tiny models, and the methods it compares with."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent.parent
+SCRIPT = ROOT / "benchmarks" / "gpu.py"
+sys.path.insert(0, str(SCRIPT.parent))  # as Python does for a script
+
+import gpu as script  # noqa: E402
+from gpu_parts import baselines, engines, measurements, models  # noqa: E402
+from gpu_parts.bench import TINY, WORKSPACE, Bench, Row  # noqa: E402
+from gpu_parts.report import table  # noqa: E402
+
+from trtstream.settings import BuildConfig, ModelConfig  # noqa: E402
+
+CPU = torch.device("cpu")
+COLUMNS = {
+    "environment": {"cpu", "torch", "trtstream", "date"},
+    "correctness": {"check", "of", "window", "dtype", "error", "tolerance", "ok"},
+    "bandwidth": {"copy_gb_per_s", "read_gb_per_s"},
+    "decode": {"model", "window", "batch", "floor_ms", "ms", "end_to_end_ms", "to_floor", "tokens_per_s"},
+    "prefill": {"model", "window", "chunk", "tokens", "ms", "tokens_per_s"},
+    "methods": {"model", "window", "method", "ms", "times_ours"},
+    "flatness": {"model", "window", "young_ms", "old_ms", "old_to_young", "goal", "met"},
+    "compilation": {"step", "layers", "window", "ms", "to_eager", "logits_off_by_sigmas"},
+    "quantization": {"model", "weights", "window", "ms", "to_float32", "read_gb", "floor_ms", "to_floor"},
+    "attention": {"model", "window", "batch", "floor_ms", "ms", "to_floor", "us_per_layer"},
+}
+
+
+def run(monkeypatch: pytest.MonkeyPatch, path: Path, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--device", "cpu", "--tiny", "--json", str(path), *arguments])
+    return script.main()
+
+
+def parts_of(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())["parts"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_it_says_what_is_missing() -> None:
+    done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True)
+    assert done.returncode == script.NO_GPU
+    assert done.stdout == ""
+    assert done.stderr.startswith("benchmarks/gpu.py needs an NVIDIA GPU: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("part", script.PARTS)
+def test_part(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "results.json"
+    assert run(monkeypatch, path, "--parts", part) == 0
+    entry = parts_of(path)[part]
+    assert entry["state"] == "complete"
+    for row in entry["rows"]:
+        assert row.keys() >= COLUMNS[part]
+        assert all(row[name] > 0 for name in row if name == "ms" or name.endswith(("_ms", "_per_s")))
+    assert f"## {part} (complete" in capsys.readouterr().out
+
+
+def test_only_what_is_missing_or_stale_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results.json"
+    entry = {"state": "complete", "sources": script.sources_digest(), "seconds": 1.0, "rows": [{"ms": 1.0}]}
+    parts = dict.fromkeys(script.PARTS, entry)
+    del parts["bandwidth"]
+    parts["environment"] = entry | {"sources": "others"}
+    path.write_text(json.dumps({"device": "CPU, tiny sizes", "parts": parts}))
+
+    assert run(monkeypatch, path) == 0
+    after = parts_of(path)
+    assert {part for part in after if after[part] != entry} == {"bandwidth", "environment"}
+    assert {after[part]["sources"] for part in ("bandwidth", "environment")} == {entry["sources"]}
+
+
+def test_a_part_that_fails_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(bench: Bench) -> Iterator[Row]:
+        yield {"copy_gb_per_s": 1.0}
+        raise ArithmeticError("the second row")
+
+    monkeypatch.setattr(measurements, "bandwidth", fails)
+    path = tmp_path / "results.json"
+    assert run(monkeypatch, path, "--parts", "bandwidth") == 1
+    entry = parts_of(path)["bandwidth"]
+    assert entry["rows"] == [{"copy_gb_per_s": 1.0}]
+    assert (entry["state"], entry["error"]) == ("failed", "ArithmeticError: the second row")
+    assert not script.Results(path, "CPU, tiny sizes", script.sources_digest()).has("bandwidth")
+
+
+def test_a_part_that_crashes_takes_no_other_along(tmp_path: Path) -> None:
+    results = script.Results(tmp_path / "results.json", "CPU", "today")
+    results.record("environment", state="complete")
+    assert not script.measure_apart("decode", [sys.executable, "-c", "import os; os.abort()"], results)
+    found = parts_of(tmp_path / "results.json")
+    assert found["environment"] == {"state": "complete"}
+    assert found["decode"] == {"state": "failed", "error": "its process ended with status -6"}
+
+
+def test_results_of_another_device_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results.json"
+    path.write_text('{"device": "NVIDIA Imaginary", "parts": {}}')
+    with pytest.raises(SystemExit, match="is of NVIDIA Imaginary and this is CPU, tiny sizes; choose another --json"):
+        run(monkeypatch, path)
+
+
+def test_sources_alone_are_enough(tmp_path: Path) -> None:
+    """Neither an installation of trtstream nor any package but torch: all others are hidden."""
+    ignored = shutil.ignore_patterns("__pycache__", "results")
+    for room in ("benchmarks", "plugins", "trtstream"):
+        shutil.copytree(ROOT / room, tmp_path / "sources" / room, ignore=ignored)
+    hidden = ["click", "gguf", "jinja2", "matplotlib", "numpy", "rich", "safetensors", "tokenizers", "transformers"]
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, importlib.metadata as metadata\n"
+        f"sys.modules.update(dict.fromkeys({hidden}))\n"
+        "sys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in str(finder)]\n"
+        "find = metadata.Distribution.from_name.__func__\n"
+        "def from_name(cls, name):\n"
+        "    if name == 'trtstream':\n"
+        "        raise metadata.PackageNotFoundError(name)\n"
+        "    return find(cls, name)\n"
+        "metadata.Distribution.from_name = classmethod(from_name)\n"
+    )
+    path = tmp_path / "results.json"
+    done = subprocess.run(
+        [sys.executable, "sources/benchmarks/gpu.py", "--device=cpu", "--tiny", f"--json={path}", "--parts=methods"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {row["by"] for row in parts_of(path)["methods"]["rows"] if row["method"] == "recompute"} == {"torch"}
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters"),
+    [(models.SMOLLM2, 134_515_008), (models.LLAMA_2_7B, 6_738_415_616), (models.FALCON_7B, 6_921_720_704)],
+)
+def test_models_have_their_published_sizes(model: ModelConfig, parameters: int) -> None:
+    assert models.weight_bytes(model, "float16") == 2 * parameters
+
+
+def test_the_floor_counts_what_a_step_reads() -> None:
+    model, build = models.TINY_LLAMA, BuildConfig(max_attention_window=40, sink_token_length=4, max_sink_token_length=8)
+    weights = models.random_weights(model, torch.float32, CPU)
+    layer = (64 + 2 * 32) * 64 + 64 * 64 + 2 * 128 * 64 + 64 * 128 + 2 * 64  # qkv, output, gate and up, down, norms
+    head = 64 + 128 * 64
+    keys_and_values = 2 * 2 * 2 * 16 * (4 + 32)  # 2 layers, 2 kv heads of 16, C = 36 of 40 slots
+    assert models.step_bytes(model, build, weights, 3) == 4 * (2 * layer + head + 3 * 64 + 3 * keys_and_values)
+    # int8: a byte for each of the layers' weights and a float32 for each of their rows
+    rows = 128 + 64 + 256 + 64
+    changed = 4 * (layer - 128) - (layer - 128) - 4 * rows
+    quantized = models.quantized(weights, "int8")
+    assert models.step_bytes(model, build, quantized, 3) == models.step_bytes(model, build, weights, 3) - 2 * changed
+
+
+def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(CPU, TINY)
+    small = models.kv_bytes_per_session(models.TINY_LLAMA, bench.build(32, 1))
+    room = WORKSPACE + models.weight_bytes(models.TINY_LLAMA, "float32") + small
+    monkeypatch.setattr(Bench, "free_bytes", lambda self: room)
+    rows = [row for row in measurements.attention(bench) if row["model"] == "tiny Llama"]
+    assert "note" not in rows[0]
+    monkeypatch.setattr(Bench, "free_bytes", lambda self: WORKSPACE)
+    notes = [row["note"] for row in measurements.decode(bench)]
+    assert notes == ["does not fit: 0.0 GB of weights"] * 2
+
+
+@pytest.fixture(scope="module", params=[models.TINY_LLAMA, models.TINY_FALCON], ids=["llama", "falcon"])
+def model(request: pytest.FixtureRequest) -> ModelConfig:
+    return request.param
+
+
+def differences(model: ModelConfig, other: Callable[[torch.Tensor], torch.Tensor], length: int) -> torch.Tensor:
+    """Of the engine's logits after each token, against those of ``other``, in standard deviations [length]."""
+    weights = models.random_weights(model, torch.float32, CPU, std=0.2)
+    build = BuildConfig(max_batch_size=1, max_attention_window=20, dtype="float32")
+    engine = engines.make_engine(model, build, weights, CPU)
+    tokens = torch.randint(model.vocab_size, (length,), generator=torch.Generator().manual_seed(0))
+    expected = torch.stack([engine.decode([0], [token])[0] for token in tokens.tolist()])
+    return (other(tokens) - expected).abs().amax(dim=1) / expected.std()
+
+
+def test_whole_cache_rotation_gives_what_the_engine_gives(model: ModelConfig) -> None:
+    def rotation(sinks: int, ring: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        weights = models.random_weights(model, torch.float32, CPU, std=0.2)
+        method = baselines.WholeCacheRotation(model, weights, sinks, ring)
+        return lambda tokens: torch.stack([method.step(token[None]) for token in tokens])
+
+    assert differences(model, rotation(4, 16), 70).max() < 1e-4  # to 3 C
+    for wrong in (rotation(3, 17), rotation(4, 15)):
+        assert differences(model, wrong, 70).max() > 1e-2
+
+
+def test_recompute_gives_what_the_engine_gives_below_c(model: ModelConfig) -> None:
+    weights = models.random_weights(model, torch.float32, CPU, std=0.2)
+    methods = [baselines.torch_recompute(model, weights)]
+    if model.architecture == "LlamaForCausalLM":
+        methods.append(baselines.transformers_recompute(model, weights))
+    for method in methods:
+        each = differences(
+            model, lambda tokens, m=method: torch.stack([m(tokens[: n + 1]) for n in range(len(tokens))]), 24
+        )
+        assert each[:20].max() < 1e-4
+        assert each[20:].min() > 1e-2, "past C recompute sees what the engine has evicted"
+
+
+def test_table() -> None:
+    rows = [{"model": "a", "ms": 1.23456, "met": False}, {"model": "b", "note": "does not fit"}]
+    assert table(rows) == [
+        "| model | ms | met | note |",
+        "| --- | --- | --- | --- |",
+        "| a | 1.235 | **no** |  |",
+        "| b |  |  | does not fit |",
+    ]
