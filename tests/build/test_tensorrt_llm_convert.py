@@ -299,7 +299,9 @@ def test_build_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (config.target, config.toolchain["tensorrt_llm"]) == ("tensorrt-llm", "0.17")
     ranks = {f"checkpoint/rank{rank}.safetensors" for rank in range(4)}
     assert {"checkpoint/config.json", "build.sh", *ranks} <= set(config.files)
-    with pytest.raises(TrtstreamError, match="tensorrt-llm") as caught:
+    with pytest.raises(
+        TrtstreamError, match="under Triton's tensorrtllm backend only: use `trtstream package`"
+    ) as caught:
         load_engine(engine)
     assert "\n" not in str(caught.value)
 

@@ -30,6 +30,11 @@ def load_engine(folder: str | Path) -> Engine:
 
 def check_runnable(folder: Path, config: EngineConfig) -> None:
     """Raise TrtstreamError if this machine cannot run engines like this one. Quick: no file of it is read."""
+    if config.target == "tensorrt-llm":
+        raise TrtstreamError(
+            f"{folder} was built for target 'tensorrt-llm' and runs under Triton's tensorrtllm backend only: use "
+            "`trtstream package` and `trtstream serve`"
+        )
     if config.target not in LOADERS:
         raise TrtstreamError(
             f"{folder} was built for target {config.target!r}; this trtstream runs: {', '.join(LOADERS)}"
