@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
 from trtstream.smollm2 import fetch_smollm2
+
+# The Triton language decides at its first import whether kernels run in its interpreter, and torch may import it any
+# time, so that happens here. Engines on the CPU go on computing the kernels' definition, which is faster.
+os.environ["TRITON_INTERPRET"] = "1"
+import trtstream.plugins.cuda_decode
+import trtstream.plugins.cuda_prefill  # noqa: F401
+
+del os.environ["TRITON_INTERPRET"]
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,101 @@
+"""The cuda target's prefill kernels, in the Triton language's interpreter, against the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tests.plugins.streaming_layer import FAR, LAYOUTS, Session
+from trtstream.plugins import cuda_prefill
+from trtstream.plugins.cuda_ops import chunk_attention
+from trtstream.plugins.window import Window
+
+RING = 20
+TILES = {"BLOCK_T": 16, "BLOCK": 16}
+
+
+def worst_error(session: Session, prefill: Callable[..., torch.Tensor], **tiles: int) -> float:
+    """The largest difference from the definition in output or cache; NaN where one has a NaN and the other has none."""
+    window, layout = session.window, session.layout
+    cache = session.cache(session.first)
+    out = prefill(
+        session.new, cache, session.rotation(), layout.positions.slopes,
+        session.first, session.ring_first, window.sinks, window.max_sinks, **tiles,
+    )  # fmt: skip
+    after = session.cache(session.first + len(session.new))
+    wrong = torch.where(after.isnan(), torch.where(cache.isnan(), 0.0, torch.nan), cache - after)
+    return torch.stack([(out - session.expected()).abs().max(), wrong.abs().max()]).max().item()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_chunk_equals_the_reference(layout: str, interpreter: None) -> None:
+    window = Window(4, 5, RING)
+    for first, new in ((0, 31), (25, 7), (FAR, 5)):
+        session = Session(LAYOUTS[layout], window, first, new)
+        assert worst_error(session, cuda_prefill.launch_prefill, **TILES) < 1e-5, (first, new)
+
+
+@pytest.mark.parametrize("sinks", [0, 1, 4, 24])
+@pytest.mark.parametrize("new", [1, 5, 7, RING, 2 * RING + 3])
+def test_chunks_of_every_length_from_every_place(sinks: int, new: int, interpreter: None) -> None:
+    """From nothing, inside the sinks, exactly full, far past, and in a rebuilt session."""
+    window = Window(sinks, max(sinks, 4), RING)
+    full = window.capacity
+    for first in sorted({0, sinks // 2, full, FAR}):
+        session = Session(LAYOUTS["mha"], window, first, new)
+        assert worst_error(session, cuda_prefill.launch_prefill, **TILES) < 1e-5, first
+    for since in (0, 8):
+        session = Session(LAYOUTS["mha"], window, full + 9 + since, new, ring_first=full + 9)
+        assert worst_error(session, cuda_prefill.launch_prefill, **TILES) < 1e-5, since
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_chunk_in_16_bits(dtype: torch.dtype, interpreter: None) -> None:
+    for first in (0, 30):
+        session = Session(LAYOUTS["gqa"], Window(4, 4, RING), first, 31, dtype=dtype)
+        assert worst_error(session, cuda_prefill.launch_prefill, **TILES) < 4 * torch.finfo(dtype).eps
+
+
+def test_the_op_runs_the_kernel_under_the_interpreter_and_else_its_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(LAYOUTS["gqa"], Window(4, 5, RING), 21, 7)
+    kernel_calls = []
+    launch = cuda_prefill.launch_prefill
+    monkeypatch.setattr(cuda_prefill, "launch_prefill", lambda *args: kernel_calls.append(1) or launch(*args))
+    assert worst_error(session, chunk_attention) < 1e-5
+    assert not kernel_calls
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert worst_error(session, chunk_attention) < 1e-5
+    assert kernel_calls
+
+
+MUTATIONS = {
+    "sinks at the ring's rotation": ("sink_first, sink_second, keys + key", "first, second, keys + key"),
+    "one sink too few": ("num_sinks = tl.minimum(sinks,", "num_sinks = tl.minimum(sinks - 1,"),
+    "a sink does not see itself": ("key <= position,", "key < position,"),
+    "one ring token too many": ("query - key < RING", "query - key <= RING"),
+    "one ring token too few": ("query - key < RING", "query - key < RING - 1"),
+    "a tile of the old ring left out": ("range(tl.maximum(-old_count,", "range(BLOCK + tl.maximum(-old_count,"),
+    "the old ring one slot off": ("index = newest + 1 + key", "index = newest + key"),
+    "a query does not see itself": ("(key <= query)", "(key < query)"),
+    "a query sees the next token": ("(key <= query)", "(key <= query + 1)"),
+    "ring tokens of the chunk before its ring": ("tl.maximum(ring_first, begin", "tl.maximum(0, begin"),
+    "written one slot off after the wrap": ("place - WINDOW + ring_begin", "place - WINDOW + ring_begin + 1"),
+    "written before the attention": ("write(0, new_sinks)", "write(0, length)"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in divide")
+@pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS)
+def test_the_comparison_sees_a_mutated_kernel(mutation: tuple[str, str], mutant: Callable) -> None:
+    broken = mutant(cuda_prefill, *mutation)
+    window = Window(4, 5, RING)
+    sessions = [Session(LAYOUTS["mha"], window, first, 7) for first in (0, 60)]
+    assert any(not worst_error(session, broken.launch_prefill, **TILES) < 1e-3 for session in sessions)
+
+
+def test_the_comparison_sees_a_sinks_alibi_distance_off_by_one(mutant: Callable) -> None:
+    broken = mutant(cuda_prefill, "position - key, slope", "position - key + 1, slope")
+    session = Session(LAYOUTS["alibi"], Window(4, 5, RING), 60, 7)
+    assert not worst_error(session, broken.launch_prefill, **TILES) < 1e-3
