@@ -46,31 +46,29 @@ def int4_kernel(
     num_tokens, num_rows, num_columns,
     BLOCK_TOKENS: tl.constexpr, BLOCK_ROWS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    HALF: tl.constexpr = GROUP // 2
     tokens = tl.arange(0, BLOCK_TOKENS)
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     is_token, is_row = tokens < num_tokens, rows < num_rows
-    half = tl.arange(0, HALF)
+    column = tl.arange(0, GROUP)
     total = tl.zeros((BLOCK_TOKENS, BLOCK_ROWS), tl.float32)
-    for group in range(num_columns // GROUP):
-        x_first = x_pointer + tokens[:, None] * num_columns + group * GROUP + half
-        x_low = tl.load(x_first, mask=is_token[:, None], other=0.0)
-        x_high = tl.load(x_first + HALF, mask=is_token[:, None], other=0.0)
+    for pair in range(num_columns // (2 * GROUP)):
         packed = tl.load(
-            values_pointer + rows[:, None].to(tl.int64) * (num_columns // 2) + group * HALF + half,
+            values_pointer + rows[:, None].to(tl.int64) * (num_columns // 2) + pair * GROUP + column,
             mask=is_row[:, None],
             other=0,
         )
-        at = rows.to(tl.int64) * (num_columns // GROUP) + group
-        scales = tl.load(scales_pointer + at, mask=is_row, other=0.0).to(tl.float32)
-        zeros = tl.load(zeros_pointer + at, mask=is_row, other=0.0).to(tl.float32)
-        # With values in [-8, 7] little cancels between the products and the zeros.
-        low = ((packed & 15).to(tl.int8) - 8).to(x_low.dtype)
-        high = ((packed >> 4).to(tl.int8) - 8).to(x_low.dtype)
-        products = tl.dot(x_low, tl.trans(low), input_precision="ieee")
-        products = tl.dot(x_high, tl.trans(high), products, input_precision="ieee")
-        x_sum = tl.sum(x_low.to(tl.float32), 1) + tl.sum(x_high.to(tl.float32), 1)
-        total += products * scales + x_sum[:, None] * (zeros + 8 * scales)
+        for side in tl.static_range(2):
+            group = 2 * pair + side
+            x = tl.load(
+                x_pointer + tokens[:, None] * num_columns + group * GROUP + column, mask=is_token[:, None], other=0.0
+            )
+            at = rows.to(tl.int64) * (num_columns // GROUP) + group
+            scales = tl.load(scales_pointer + at, mask=is_row, other=0.0).to(tl.float32)
+            zeros = tl.load(zeros_pointer + at, mask=is_row, other=0.0).to(tl.float32)
+            # With values in [-8, 7] little cancels between the products and the zeros.
+            values = (((packed >> (4 * side)) & 15).to(tl.int8) - 8).to(x.dtype)
+            products = tl.dot(x, tl.trans(values), input_precision="ieee")
+            total += products * scales + tl.sum(x.to(tl.float32), 1)[:, None] * (zeros + 8 * scales)
     tl.store(
         out_pointer + tokens[:, None] * num_rows + rows,
         total.to(out_pointer.dtype.element_ty),

@@ -9,17 +9,35 @@ import torch
 from tests.checkpoints import write_checkpoint
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
 from trtstream.build.cpu import build_cpu_engine
+from trtstream.build.cuda import build_cuda_engine
+from trtstream.engine_dir import read_engine
 from trtstream.plugins.positions import PositionEncoding
 from trtstream.plugins.reference import streaming_attention
+from trtstream.runtime.cuda import CudaBackend
 from trtstream.runtime.decoder import collect_weights, decode_layers, logits
+from trtstream.runtime.engine import Engine
+from trtstream.runtime.loading import load_engine, read_weights
+from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import BuildConfig
 
+BUILDERS = {"cpu": build_cpu_engine, "cuda": build_cuda_engine}
 
-def build_variant(folder: Path, variant: str, **settings: object) -> tuple[Checkpoint, Path]:
+
+def build_variant(folder: Path, variant: str, target: str = "cpu", **settings: object) -> tuple[Checkpoint, Path]:
     """Write the variant's random checkpoint and build its engine; returns the checkpoint and the engine directory."""
     checkpoint = open_checkpoint(write_checkpoint(folder / "checkpoint", variant))
-    build_cpu_engine(checkpoint, BuildConfig(**settings), folder / "engine", lambda done, total: None)
+    BUILDERS[target](checkpoint, BuildConfig(**settings), folder / "engine", lambda done, total: None)
     return checkpoint, folder / "engine"
+
+
+def load_on_cpu(folder: Path) -> Engine:
+    """Load an engine; one for ``cuda`` onto the CPU, where the definition of its kernels computes."""
+    config = read_engine(folder)
+    if config.target == "cpu":
+        return load_engine(folder)
+    model, build = config.pretrained_config, config.build_config
+    backend = CudaBackend(model, build, read_weights(folder, config, "cpu", pack=False), torch.device("cpu"))
+    return StreamingEngine(model, build, backend)
 
 
 def reference_logits(

@@ -1,0 +1,113 @@
+"""Quantized weights and the product with them: the formats' error, and the kernels, interpreted and compiled."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from trtstream.errors import TrtstreamError
+from trtstream.plugins.quantized_linear import GROUP, check_columns, dequantize, quantize, quantized_linear
+
+
+def weights(rows: int, columns: int) -> torch.Tensor:
+    """Rows of different scales, one of zeros, one of a single value, one far from zero."""
+    weight = (
+        torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * torch.logspace(-4, 1, rows)[:, None]
+    )
+    weight[1], weight[2], weight[3] = 0, 0.3, weight[3] + 5
+    return weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_int8_is_within_half_a_scale(dtype: torch.dtype) -> None:
+    weight = weights(40, 96)
+    quantized = quantize(weight, "int8", dtype)
+    assert quantized.values.dtype == torch.int8
+    error = (dequantize(quantized, torch.float64) - weight).abs()
+    assert (error <= 0.5001 * quantized.scales).all()
+    assert (error / quantized.scales).max() > 0.4  # the bound is tight: nothing was left out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_int4_is_within_half_a_scale_and_its_rounding(dtype: torch.dtype) -> None:
+    weight = weights(40, 4 * GROUP)
+    quantized = quantize(weight, "int4", dtype)
+    assert quantized.values.nbytes == weight.numel() // 2
+    error = (dequantize(quantized, torch.float64) - weight).abs().unflatten(1, (-1, GROUP))
+    scales, zeros = (x.double()[..., None] for x in (quantized.scales, quantized.zeros))
+    rounding = torch.finfo(dtype).eps
+    assert (error <= 0.5001 * scales + rounding * (15 * scales + zeros.abs())).all()
+    assert (error / scales).max() > 0.4
+
+
+def test_int4_keeps_what_has_four_bits_already() -> None:
+    """A group on a grid of 16 values, as a 4-bit GGUF checkpoint has them."""
+    grid = torch.randint(16, (8, 4, GROUP), generator=torch.Generator().manual_seed(0)).float()
+    grid[..., 0], grid[..., 1] = 0, 15
+    weight = (grid * torch.rand(8, 4, 1) - torch.rand(8, 4, 1)).flatten(1)
+    assert (dequantize(quantize(weight, "int4", torch.float32), torch.float32) - weight).abs().max() < 1e-6
+
+
+def test_columns_that_int4_cannot_take_are_refused() -> None:
+    check_columns("down", 96, "int8")
+    check_columns("down", 128, "int4")
+    with pytest.raises(TrtstreamError, match=r"down has 96 columns, and int4 takes multiples of 64; use .* int8"):
+        check_columns("down", 96, "int4")
+
+
+# The interpreter has no bfloat16 products (and a graphics processor's are float16's with another rounding).
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+@pytest.mark.parametrize("tokens", [1, 17])
+def test_the_kernels(tokens: int, quantization: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """50 rows and 192 columns: neither is a multiple of what a program takes."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    x = torch.randn(tokens, 192, generator=torch.Generator().manual_seed(1)).to(dtype)
+    quantized = quantize(torch.randn(50, 192, generator=torch.Generator().manual_seed(2)), quantization, dtype)
+    found = quantized_linear(x, *quantized)
+    expected = x.double() @ dequantize(quantized, torch.float64).T
+    assert found.dtype == dtype
+    assert (found - expected).abs().max() < 4 * torch.finfo(dtype).eps * expected.abs().max()
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from trtstream.plugins.cuda_quantized import BLOCK_COLUMNS, BLOCK_ROWS, int4_kernel, int8_kernel
+from trtstream.plugins.quantized_linear import GROUP, KERNEL_ROWS
+
+BLOCKS = {"BLOCK_ROWS": BLOCK_ROWS, "BLOCK_COLUMNS": BLOCK_COLUMNS, "GROUP": GROUP}
+TYPES = {"x": "*bf16", "out": "*bf16", "zeros": "*bf16"}
+for kernel, stored in ((int8_kernel, {"values": "*i8", "scales": "*fp32"}),
+                       (int4_kernel, {"values": "*u8", "scales": "*bf16"})):
+    for block_tokens in (16, KERNEL_ROWS):
+        blocks = {**BLOCKS, "BLOCK_TOKENS": block_tokens}
+        types = {**TYPES, **stored}
+        signature, constants, aligned = {}, {}, {}
+        for i, name in enumerate(kernel.arg_names):
+            part = name.removesuffix("_pointer")
+            signature[name] = "constexpr" if name in blocks else types.get(part, "i32")
+            if name in blocks:
+                constants[i,] = blocks[name]
+            elif name != "num_tokens":
+                aligned[i,] = [["tt.divisibility", 16]]
+        for capability in (80, 90, 120):
+            source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
+            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+            print(kernel.__name__, block_tokens, capability, compiled.metadata.shared, len(compiled.asm["cubin"]))
+"""
+
+
+def test_they_compile_for_every_generation() -> None:
+    """For Ampere, Hopper and Blackwell, without a GPU, within the shared memory that the least of them has."""
+    result = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert len(lines) == 12
+    for *_, shared, size in lines:
+        assert int(shared) <= 99 * 1024
+        assert int(size) > 0

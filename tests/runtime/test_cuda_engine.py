@@ -1,0 +1,204 @@
+"""The cuda target's engine without a GPU: the decode step as a module, padded batches, states, and its kernels."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.engines import build_variant, load_on_cpu, reference_logits
+from trtstream.build.checkpoint import Checkpoint
+from trtstream.errors import TrtstreamError
+from trtstream.plugins.cuda_device import why_no_cuda
+from trtstream.plugins.decode_plan import Step, step_rotation
+from trtstream.plugins.positions import PositionEncoding
+from trtstream.plugins.window import Window
+from trtstream.runtime.cuda import PADDING, DecodeStep
+from trtstream.runtime.decoder import collect_weights
+from trtstream.runtime.engine import Engine, SessionState
+from trtstream.runtime.loading import load_engine
+
+RING, MAX_SINKS = 20, 8
+SIZES = {
+    "max_batch_size": 5,
+    "max_attention_window": MAX_SINKS + RING,
+    "max_num_tokens": 16,
+    "max_sink_token_length": MAX_SINKS,
+    "dtype": "float32",
+}
+TOLERANCE = 1e-4  # of the logits' standard deviation
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Path]:
+    return build_variant(tmp_path_factory.mktemp("cuda"), "llama-gqa", "cuda", **SIZES)
+
+
+@pytest.fixture
+def engine(built: tuple[Checkpoint, Path]) -> Engine:
+    return load_on_cpu(built[1])
+
+
+def tokens(count: int, seed: int = 0) -> list[int]:
+    return torch.randint(128, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def steps(engine: Engine, slot: int, fed: list[int]) -> torch.Tensor:
+    return torch.cat([engine.decode([slot], [token]) for token in fed])
+
+
+def test_the_decode_step_exports_and_runs_as_exported(built: tuple[Checkpoint, Path]) -> None:
+    """No shape in it depends on data and nothing waits for the host, or torch.export would refuse it."""
+    checkpoint = built[0]
+    model, window = checkpoint.model, Window(4, MAX_SINKS, RING)
+    weights = collect_weights(model, set(checkpoint.tensor_names()), checkpoint.tensor, pack=False)
+    sessions = 2
+    sizes = sessions, model.num_hidden_layers, 2, model.num_key_value_heads, MAX_SINKS + RING, model.head_dim
+    step = DecodeStep(model, weights, PositionEncoding.of(model), torch.zeros(sizes), MAX_SINKS)
+
+    def inputs(t: int, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Both sessions at t, and a row of padding."""
+        rows = [*(Step(slot, window, t, 4).row() for slot in range(sessions)), PADDING]
+        at = [[t, window.cache_position(t)]] * sessions + [[0, 0]]
+        return torch.tensor([*ids, 0]), torch.tensor(rows), torch.tensor(at)
+
+    fed = [tokens(60), tokens(60, seed=1)]
+    exported = torch.export.export(step, inputs(0, [0, 0])).module()
+    with torch.inference_mode():
+        found = torch.stack([exported(*inputs(t, [fed[0][t], fed[1][t]])) for t in range(60)], dim=1)
+    for slot in range(sessions):
+        expected = reference_logits(checkpoint, fed[slot], 4, RING)
+        assert (found[slot] - expected).abs().max() < TOLERANCE * expected.std()
+
+
+def test_angles_are_exact_far_out() -> None:
+    """At t = 4,000,000 a float32 angle would be off by up to 0.2 rad."""
+    frequencies = 10000.0 ** -(torch.arange(0, 64, 2, dtype=torch.float64) / 64)
+    t = 4_000_000
+    found = step_rotation(PositionEncoding(frequencies), torch.tensor([[t, 23]]))[0]
+    expected = torch.stack([f(p * frequencies) for p in (t, 23) for f in (torch.cos, torch.sin)])
+    assert (found - expected).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("slots", [[3], [4, 0], [2, 0, 4], [4, 3, 2, 1], [0, 1, 2, 3, 4]])
+def test_a_padded_batch_equals_each_session_alone(engine: Engine, slots: list[int]) -> None:
+    """Sessions of different ages and sinks; those that do not take part are left as they are."""
+    sinks, first = [0, 1, 4, 8, 2], [1, 25, 19, 60, 7]
+    fed = [tokens(70, seed=slot) for slot in range(5)]
+    for slot in range(5):
+        engine.reset(slot, sinks[slot])
+        engine.prefill(slot, fed[slot][: first[slot]])
+    before = [engine.export_state(slot) for slot in range(5)]
+    together = [engine.decode(slots, [fed[slot][first[slot] + i] for slot in slots]) for i in range(10)]
+    for slot in set(range(5)) - set(slots):
+        assert torch.equal(engine.export_state(slot).kv_cache, before[slot].kv_cache)
+    for row, slot in enumerate(slots):
+        engine.import_state(0, before[slot])
+        alone = steps(engine, 0, fed[slot][first[slot] : first[slot] + 10])
+        assert (torch.stack([logits[row] for logits in together]) - alone).abs().max() < TOLERANCE * alone.std()
+
+
+def test_logits_outlive_later_steps(engine: Engine) -> None:
+    first = engine.decode([0, 1], [5, 6])
+    kept = first.clone()
+    for token in tokens(10):
+        engine.decode([1, 0], [token, token])
+    assert torch.equal(first, kept)
+
+
+@pytest.mark.parametrize("before", [0, 2, 15, 90])
+@pytest.mark.parametrize("turn", [1, 19, 33])
+def test_rollback_leaves_no_trace(engine: Engine, before: int, turn: int) -> None:
+    if before:
+        engine.prefill(0, tokens(before))
+    was = engine.export_state(0)
+    engine.begin_turn(0)
+    engine.prefill(0, tokens(turn, seed=1))
+    steps(engine, 0, tokens(turn, seed=2))
+    engine.rollback_turn(0)
+    assert (engine.position(0), engine.visible_tokens(0)) == (
+        was.position,
+        was.token_ids[:4] + was.token_ids[4:][-RING:],
+    )
+    engine.import_state(1, was)
+    after = [(engine.prefill(slot, tokens(turn, seed=3)), engine.decode([slot], [5])) for slot in (0, 1)]
+    assert torch.equal(after[0][0], after[1][0])
+    assert torch.equal(after[0][1], after[1][1])
+
+
+def test_sessions_move_between_cpu_and_cuda_engines(
+    engine: Engine, built: tuple[Checkpoint, Path], tmp_path: Path
+) -> None:
+    """As token ids, and where both have one dtype as caches too."""
+    cpu = load_on_cpu(build_variant(tmp_path, "llama-gqa", **SIZES)[1])
+    fed = tokens(300)
+    for giver, taker in ((engine, cpu), (cpu, engine)):
+        giver.reset(0, 3)
+        giver.prefill(0, fed)
+        state = giver.export_state(0)
+        expected = steps(giver, 0, tokens(40, seed=1))
+        for given in (state, SessionState(3, state.position, state.token_ids)):
+            taker.import_state(1, given)
+            assert taker.position(1) == 300
+            found = steps(taker, 1, tokens(40, seed=1))
+            assert (found - expected).abs().max() < TOLERANCE * expected.std()
+
+
+@pytest.mark.skipif(why_no_cuda() is None, reason="this machine can run it")
+def test_loading_without_a_gpu_is_refused_in_one_line(built: tuple[Checkpoint, Path]) -> None:
+    with pytest.raises(TrtstreamError, match=r"target 'cuda' and cannot run here: .*torch") as refused:
+        load_engine(built[1])
+    assert "\n" not in str(refused.value)
+
+
+# In a process of its own: in this one the Triton language has its interpreter on, whether a GPU is there or not.
+FEED = """
+import sys
+from pathlib import Path
+import torch
+from tests.engines import load_on_cpu
+from trtstream.runtime.loading import load_engine
+
+load = {"cpu": load_on_cpu, "gpu": load_engine}[sys.argv[1]]
+ids = torch.load(sys.argv[2])
+for folder in map(Path, sys.argv[3:]):
+    engine = load(folder)
+    logits = [engine.prefill(0, ids[:26])]
+    for token in ids[26:]:
+        logits.append(engine.decode([1, 2, 0], [token, 7, token])[2])
+    torch.save(torch.stack(logits).cpu(), folder / "logits.pt")
+"""
+
+
+def check_kernels(folder: Path, variants: dict[str, str], num_tokens: int, device: str, **environment: str) -> None:
+    """Engines of the variants, with the kernels running, give what the kernels' definition gives.
+
+    ``variants`` names the quantization of each. The prompt of 26 tokens ends past C.
+    """
+    ids = tokens(num_tokens)
+    torch.save(ids, folder / "ids.pt")
+    engines = [
+        build_variant(folder / variant, variant, "cuda", **SIZES, quantization=quantization)[1]
+        for variant, quantization in variants.items()
+    ]
+    command = [sys.executable, "-c", FEED, device, folder / "ids.pt", *engines]
+    subprocess.run(command, check=True, env={**os.environ, **environment}, timeout=300)
+    for engine_folder in engines:
+        engine = load_on_cpu(engine_folder)
+        expected = torch.stack([engine.prefill(0, ids[:26]), *steps(engine, 0, ids[26:])])
+        found = torch.load(engine_folder / "logits.pt")
+        assert (found - expected).abs().max() < TOLERANCE * expected.std()
+
+
+def test_the_kernels_run_inside_the_engine(tmp_path: Path) -> None:
+    check_kernels(tmp_path, {"falcon-mha-parallel": "int4"}, 28, "cpu", TRITON_INTERPRET="1")
+
+
+@pytest.mark.skipif(why_no_cuda() is not None, reason=f"needs a GPU: {why_no_cuda()}")
+def test_a_gpu_computes_the_same(tmp_path: Path) -> None:
+    variants = {"llama-gqa": "none", "llama-bias": "int8", "falcon-mha-parallel": "int4", "falcon-rw": "none"}
+    check_kernels(tmp_path, variants, 100, "gpu")
