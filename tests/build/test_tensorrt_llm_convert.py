@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -41,15 +41,23 @@ class Source:
     logits: torch.Tensor
 
 
-@cache
-def source(variant: str) -> Source:
+Sources = Callable[[str], Source]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     """A variant's checkpoint, and what transformers makes of it."""
-    sizes: dict[str, Any] = {**SIZES, **(SMALL_FALCON if variant == "falcon-7b" else {})}
-    if variant.startswith("falcon"):
-        sizes["activation"] = "gelu_pytorch_tanh"  # the only gelu that TensorRT-LLM has
-    folder = write_checkpoint(Path(mkdtemp()), variant, **sizes)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        return Source(open_checkpoint(folder), transformers_logits(folder, TOKENS, monkeypatch))
+
+    @cache
+    def make(variant: str) -> Source:
+        sizes: dict[str, Any] = {**SIZES, **(SMALL_FALCON if variant == "falcon-7b" else {})}
+        if variant.startswith("falcon"):
+            sizes["activation"] = "gelu_pytorch_tanh"  # the only gelu that TensorRT-LLM has
+        folder = write_checkpoint(tmp_path_factory.mktemp(variant), variant, **sizes)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            return Source(open_checkpoint(folder), transformers_logits(folder, TOKENS, monkeypatch))
+
+    return make
 
 
 def convert(checkpoint: Checkpoint, folder: Path, build: BuildConfig, version: str = DEFAULT.name) -> Path:
@@ -127,7 +135,7 @@ def reassemble(config: dict[str, Any], ranks: list[Weights]) -> dict[str, torch.
 @pytest.mark.parametrize("tp_size", [1, 2, 4])
 @pytest.mark.parametrize("variant", TAKEN)
 def test_nothing_is_lost_and_the_logits_are_transformers(
-    variant: str, tp_size: int, pp_size: int, tmp_path: Path
+    source: Sources, variant: str, tp_size: int, pp_size: int, tmp_path: Path
 ) -> None:
     checkpoint, expected = source(variant).checkpoint, source(variant).logits
     build = replace(WITHOUT_SINKS, tp_size=tp_size, pp_size=pp_size)
@@ -171,7 +179,7 @@ def bias_on_every_rank(ranks: list[Weights]) -> None:
         ("falcon-mha-parallel", bias_on_every_rank),
     ],
 )
-def test_the_reader_sees_mistakes(variant: str, mutate: Any, tmp_path: Path) -> None:
+def test_the_reader_sees_mistakes(source: Sources, variant: str, mutate: Any, tmp_path: Path) -> None:
     config, ranks = read_ranks(convert(source(variant).checkpoint, tmp_path, replace(WITHOUT_SINKS, tp_size=2)))
     assert_equal(logits(config, ranks, TOKENS), source(variant).logits)
     mutate(ranks)
@@ -180,7 +188,7 @@ def test_the_reader_sees_mistakes(variant: str, mutate: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("dtype", "quantization"), [("float16", "none"), ("bfloat16", "none"), ("bfloat16", "int8")])
-def test_number_formats(dtype: str, quantization: str, tmp_path: Path) -> None:
+def test_number_formats(source: Sources, dtype: str, quantization: str, tmp_path: Path) -> None:
     """int8 weights stay in floating point here: the loader quantizes them, for the GPU that it runs on."""
     checkpoint = source("llama-gqa").checkpoint
     build = replace(WITHOUT_SINKS, dtype=dtype, quantization=quantization, tp_size=2)
@@ -210,7 +218,7 @@ REFUSALS: dict[str, tuple[str, BuildConfig, str, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_refusals(name: str, tmp_path: Path) -> None:
+def test_refusals(source: Sources, name: str, tmp_path: Path) -> None:
     variant, build, version, message = REFUSALS[name]
     with pytest.raises(TrtstreamError, match=message) as caught:
         convert(source(variant).checkpoint, tmp_path, build, version)
