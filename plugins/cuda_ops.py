@@ -39,6 +39,7 @@ def decode_attention(
     ``rotation`` [B, 4, head_dim / 2] (float32) is `decode_plan.step_rotation`'s, or None; then ``slopes`` [heads]
     (float32) are ALiBi's, divided by sqrt(head_dim). Returns [B, heads * head_dim].
     """
+    _check_contiguous(qkv=qkv, rows=rows, rotation=rotation, session=cache[0])
     if _runs_kernels(qkv):
         from trtstream.plugins.cuda_decode import launch_decode
 
@@ -68,6 +69,7 @@ def chunk_attention(
     qkv's dtype, is changed in place; its ring begins with token ``ring_first`` (>= S). ``rotation``
     [T, 4, head_dim / 2] and ``slopes`` [heads] are as in `decode_attention`. Returns [T, heads * head_dim].
     """
+    _check_contiguous(qkv=qkv, rotation=rotation, cache=cache)
     if _runs_kernels(qkv):
         from trtstream.plugins.cuda_prefill import launch_prefill
 
@@ -92,6 +94,13 @@ def _(qkv, cache, rotation, slopes, first, ring_first, sinks, max_sinks):
 
 def _runs_kernels(qkv: torch.Tensor) -> bool:
     return qkv.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _check_contiguous(**tensors: torch.Tensor | None) -> None:
+    """The kernels compute addresses from sizes; raise ValueError rather than read somewhere else."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_contiguous():
+            raise ValueError(f"{name} is not contiguous: shape {tuple(tensor.shape)}, strides {tensor.stride()}")
 
 
 def _num_heads(qkv: torch.Tensor, cache: torch.Tensor) -> int:

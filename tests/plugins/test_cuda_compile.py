@@ -1,0 +1,40 @@
+"""The cuda target's kernels compile to machine code for real models and GPUs, without spilling a register."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kernel_resources.py"
+SHARED_MEMORY_LIMIT = {80: 166_912, 90: 232_448, 120: 101_376}  # bytes a block
+
+
+@pytest.mark.parametrize(
+    ("capability", "model", "dtype"),
+    [
+        (80, "Llama-2-7B", "bfloat16"),
+        (80, "SmolLM2-135M", "float32"),
+        (90, "Falcon-7B", "bfloat16"),
+        (120, "Llama-3-8B", "float16"),
+    ],
+)
+def test_kernels_fit_the_gpu_and_spill_nothing(capability: int, model: str, dtype: str, tmp_path: Path) -> None:
+    """In a process of its own: this one has the Triton language's interpreter in its place."""
+    output = tmp_path / "resources.json"
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--arch", str(capability), "--model", model, "--dtype", dtype, "--json", output],
+        env=os.environ | {"TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    decode, prefill = json.loads(output.read_text())["kernels"]
+    for kernel in (decode, prefill):
+        assert kernel["stack"] == 0
+        assert 0 < kernel["registers"] <= 255
+        assert 0 < kernel["shared_memory"] <= SHARED_MEMORY_LIMIT[capability]
