@@ -20,6 +20,7 @@ COMMANDS = {
     "smoke": "trtstream.deploy.smoke:smoke",
     "bench": "trtstream.deploy.bench:bench",
     "chat": "trtstream.deploy.chat:chat",
+    "eval": "trtstream.evaluation.command:evaluate",
     "quickstart": "trtstream.quickstart:quickstart",
 }
 

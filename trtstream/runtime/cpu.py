@@ -15,9 +15,14 @@ from trtstream.settings import BuildConfig, ModelConfig
 
 
 class CpuBackend:
-    """Runs on the CPU with torch's threads. See `trtstream.runtime.streaming_engine.Backend` for the methods."""
+    """Runs on the CPU with torch's threads. See `trtstream.runtime.streaming_engine.Backend` for the methods.
 
-    def __init__(self, model: ModelConfig, build: BuildConfig, weights: DecoderWeights, kernel: DecodeKernel) -> None:
+    The kernel computes decode steps; what only prefills and scores needs none.
+    """
+
+    def __init__(
+        self, model: ModelConfig, build: BuildConfig, weights: DecoderWeights, kernel: DecodeKernel | None
+    ) -> None:
         self._model = model
         self._weights = weights
         self._kernel = kernel

@@ -28,7 +28,7 @@ class LLM:
         # threads in all than cores, it makes the scheduler's sleep where they should spin (1.5 times the latency).
         with ThreadPoolExecutor(1) as loading:
             self.engine = loading.submit(load_engine, folder).result()
-        self.tokenizer = _load_tokenizer(folder / TOKENIZER)
+        self.tokenizer = load_tokenizer(folder / TOKENIZER)
         self.scheduler = Scheduler(self.engine, self.tokenizer)
 
     def session(self) -> ChatSession:
@@ -121,7 +121,7 @@ def _texts(outputs: Iterator[TurnOutput]) -> Iterator[str]:
                 yield output.text
 
 
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     if not folder.is_dir():
         return None
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -1,0 +1,128 @@
+"""Engines to evaluate with: of any window over one copy of a checkpoint's weights, with nothing written to disk."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from trtstream.build.checkpoint import Checkpoint, open_checkpoint
+from trtstream.build.command import best_target
+from trtstream.engine_dir import CONFIG, TOKENIZER, read_engine
+from trtstream.errors import TrtstreamError
+from trtstream.progress import progress_bar
+from trtstream.runtime.cpu import CpuBackend
+from trtstream.runtime.cuda import CudaBackend
+from trtstream.runtime.decoder import DecoderWeights, collect_weights
+from trtstream.runtime.engine import Engine
+from trtstream.runtime.llm import load_tokenizer
+from trtstream.runtime.loading import load_engine
+from trtstream.runtime.streaming_engine import StreamingEngine
+from trtstream.settings import DTYPE_BYTES, TARGETS, BuildConfig, ModelConfig, kv_bytes_per_session
+
+CHUNK = 256  # tokens of a prefill chunk
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: its model, its tokenizer, and what identifies it in a report and to a resumed run."""
+
+    model: ModelConfig
+    tokenizer: PreTrainedTokenizerBase
+    target: str
+    dtype: str
+    identity: str  # SHA-256 of weights
+    weights: DecoderWeights | None
+    built: Engine | None  # an engine directory's, with its own window
+
+    def engine(self, sinks: int, window: int) -> Engine:
+        """An engine with S sinks and a window of W tokens; an engine directory has its own only."""
+        if self.built is not None:
+            self.built.reset(0)
+            return self.built
+        build = BuildConfig(
+            max_batch_size=1,
+            max_num_tokens=CHUNK,
+            max_attention_window=window,
+            sink_token_length=sinks,
+            max_sink_token_length=sinks,
+            dtype=self.dtype,
+        )
+        build.validate(self.target)
+        _check_memory(kv_bytes_per_session(self.model, build), f"a KV cache of {window} tokens", self.target)
+        if self.target == "cuda":
+            device = torch.device("cuda", torch.cuda.current_device())
+            backend = CudaBackend(self.model, build, self.weights, device)
+        else:
+            backend = CpuBackend(self.model, build, self.weights, kernel=None)
+        return StreamingEngine(self.model, build, backend)
+
+
+def open_subject(path: Path, dtype: str | None) -> Subject:
+    """Open a checkpoint or an engine directory. Raises TrtstreamError if it cannot be evaluated here."""
+    if (path / CONFIG).is_file() and "build_config" in (path / CONFIG).read_text(errors="replace"):
+        return _open_engine(path, dtype)
+    checkpoint = open_checkpoint(path)
+    target = best_target()
+    dtype = dtype or TARGETS[target].dtypes[0]
+    if dtype not in TARGETS[target].dtypes:
+        raise TrtstreamError(f"--dtype is {dtype}; the {target} target has {', '.join(TARGETS[target].dtypes)}")
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = load_tokenizer(Path(folder)) if checkpoint.save_tokenizer(Path(folder)) else None
+    weights = _read_weights(checkpoint, target, dtype)
+    # Enough to tell checkpoints apart: hashing all of a large one takes minutes.
+    norm = checkpoint.tensor("norm.weight").float().numpy()
+    identity = hashlib.sha256(norm.tobytes()).hexdigest()
+    return Subject(checkpoint.model, _required(tokenizer, path), target, dtype, identity, weights, None)
+
+
+def _open_engine(path: Path, dtype: str | None) -> Subject:
+    config = read_engine(path)
+    build = config.build_config
+    if dtype not in (None, build.dtype):
+        raise TrtstreamError(f"--dtype is {dtype} and {path} was built for {build.dtype}; give its checkpoint instead")
+    tokenizer = _required(load_tokenizer(path / TOKENIZER), path)
+    identity = hashlib.sha256(repr(sorted(config.files.items())).encode()).hexdigest()
+    engine = load_engine(path)
+    return Subject(config.pretrained_config, tokenizer, config.target, build.dtype, identity, None, engine)
+
+
+def _required(tokenizer: PreTrainedTokenizerBase | None, path: Path) -> PreTrainedTokenizerBase:
+    if tokenizer is None:
+        raise TrtstreamError(f"{path} has no tokenizer to read a text with; add the checkpoint's tokenizer files")
+    return tokenizer
+
+
+def _read_weights(checkpoint: Checkpoint, target: str, dtype: str) -> DecoderWeights:
+    shapes = [shape for recipe in checkpoint.recipes.values() for shape in recipe.sources.values()]
+    _check_memory(sum(math.prod(shape) for shape in shapes) * DTYPE_BYTES[dtype], "its weights", target)
+    names = checkpoint.tensor_names()
+    device = "cpu" if target == "cpu" else f"cuda:{torch.cuda.current_device()}"
+    read = 0
+    with progress_bar("Reading weights") as progress:
+
+        def tensor(name: str) -> torch.Tensor:
+            nonlocal read
+            read += 1
+            progress(min(read, len(names)), len(names))
+            return checkpoint.tensor(name).to(device, getattr(torch, dtype))
+
+        return collect_weights(checkpoint.model, set(names), tensor, pack=target == "cpu")
+
+
+def _check_memory(needed: int, what: str, target: str) -> None:
+    if target == "cpu":
+        meminfo = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable:"))
+    else:
+        available, _ = torch.cuda.mem_get_info()
+    if needed > available:
+        raise TrtstreamError(
+            f"the model needs {needed / 1e9:.2f} GB for {what}, and {available / 1e9:.2f} GB are free; use another "
+            "--dtype, fewer tokens or a larger machine"
+        )

@@ -1,0 +1,157 @@
+"""A run's losses as they come: the curve, and on disk what an interrupted run goes on from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from trtstream.errors import TrtstreamError
+from trtstream.evaluation.curve import Curve
+from trtstream.evaluation.scoring import SEGMENT, Run
+from trtstream.evaluation.tokens import TokenFile
+from trtstream.runtime.engine import SessionState
+
+SAVE_SECONDS = 20.0
+MEMORY_SAMPLES = 100
+
+
+def resident_bytes() -> int:
+    """This process's resident memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+class LossLog:
+    """Losses of one run over ``tokens``. With a folder they are also in two files there:
+
+    * ``NAME.f32``: the losses, little-endian float32 in nats, nothing else; the i-th (from 0) is that of token
+      ``(i + 1) * every`` of the text.
+    * ``NAME.safetensors``: the session at the last save, what the run had been given, and how far it was.
+    """
+
+    def __init__(self, run: Run, tokens: TokenFile, folder: Path | None, given: dict[str, Any]) -> None:
+        """``given`` identifies the run (JSON values): a run resumes only where all of it is the same."""
+        self.run = run
+        self.curve = Curve()
+        self.done = 0  # tokens of the text
+        self.resident: list[dict[str, int]] = []
+        self._tokens = tokens
+        self._given = given
+        self._hash = hashlib.sha256()
+        self._seconds_before = 0.0
+        self._started = self._saved = time.monotonic()
+        self._stride = max(tokens.count // MEMORY_SAMPLES, SEGMENT)
+        self._losses = None if folder is None else folder / f"{run.name}.f32"
+        self._state = None if folder is None else folder / f"{run.name}.safetensors"
+
+    @property
+    def seconds(self) -> float:
+        """What the losses took, earlier parts of a resumed run included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def save_due(self, end: int) -> bool:
+        """Whether the segment up to ``end`` should be saved with its state."""
+        return self._state is not None and end % SEGMENT == 0 and time.monotonic() - self._saved >= SAVE_SECONDS
+
+    def append(self, end: int, losses: np.ndarray, state: SessionState | None, *, save: bool) -> None:
+        """Take the losses of the segment [done, end), and if ``save`` keep all that a resumed run needs."""
+        self.curve.add(self.run.positions(self.done, end), losses)
+        self._hash.update(self._tokens.read(self.done, end).tobytes())
+        if self.done // self._stride != end // self._stride or not self.resident:
+            self.resident.append({"position": end, "resident_bytes": resident_bytes()})
+        self.done = end
+        if self._losses is None:
+            return
+        with self._losses.open("ab") as file:
+            file.write(losses.astype("<f4").tobytes())
+        if save:
+            self._save(state)
+
+    def _save(self, state: SessionState | None) -> None:
+        progress = {
+            "given": self._given,
+            "done": self.done,
+            "ids_sha256": self._hash.hexdigest(),
+            "losses": self.curve.count,
+            "seconds": self.seconds,
+            "resident": self.resident,
+        }
+        tensors = {}
+        if state is not None:
+            progress |= {"sink_token_length": state.sink_token_length, "position": state.position}
+            tensors = {"token_ids": torch.tensor(state.token_ids), "kv_cache": state.kv_cache}
+        work = self._state.with_suffix(".part")
+        save_file(tensors, work, metadata={"progress": json.dumps(progress)})
+        work.replace(self._state)
+        self._saved = time.monotonic()
+
+    def start(self, *, resume: bool) -> SessionState | None:
+        """Begin with empty files, or at the last save if ``resume`` and there is one: `done` says where.
+
+        Raises TrtstreamError if there is a run already and ``resume`` is not asked for, or if it is another run.
+        """
+        if self._losses is None:
+            return None
+        if not self._state.exists():
+            if self._losses.exists() and not resume:
+                raise TrtstreamError(f"{self._losses} exists; go on with --resume, or choose another --losses folder")
+            self._losses.write_bytes(b"")
+            return None
+        if not resume:
+            raise TrtstreamError(f"{self._state} holds a run; go on with --resume, or choose another --losses folder")
+        try:
+            with safe_open(self._state, framework="pt") as file:
+                progress = json.loads(file.metadata()["progress"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+            raise TrtstreamError(f"{self._state} cannot be read ({error}); remove it to start over") from error
+        self._check(progress)
+        self._read_losses(progress["losses"])
+        self.done, self.resident = progress["done"], progress["resident"]
+        self._seconds_before = progress["seconds"]
+        if not tensors:
+            return None
+        return SessionState(
+            progress["sink_token_length"], progress["position"], tensors["token_ids"].tolist(), tensors["kv_cache"]
+        )
+
+    def _check(self, progress: dict[str, Any]) -> None:
+        for name, value in self._given.items():
+            if progress["given"].get(name) != value:
+                raise TrtstreamError(
+                    f"{self._state} holds a run with {name} {progress['given'].get(name)!r}, and this one has "
+                    f"{value!r}; choose another --losses folder"
+                )
+        done = progress["done"]
+        if done > self._tokens.count:
+            raise TrtstreamError(
+                f"{self._state} holds a run that has come to token {done}, beyond the {self._tokens.count} asked for; "
+                "ask for more --tokens, or choose another --losses folder"
+            )
+        for begin in range(0, done, SEGMENT):
+            self._hash.update(self._tokens.read(begin, min(begin + SEGMENT, done)).tobytes())
+        if self._hash.hexdigest() != progress["ids_sha256"]:
+            raise TrtstreamError(
+                f"{self._state} holds a run of another text: its first {done} token ids differ; choose another "
+                "--losses folder"
+            )
+
+    def _read_losses(self, count: int) -> None:
+        """Drop what came after the last save, and put the rest into the curve."""
+        if not self._losses.exists() or self._losses.stat().st_size < 4 * count:
+            raise TrtstreamError(f"{self._losses} lacks losses that {self._state} counts; remove both to start over")
+        os.truncate(self._losses, 4 * count)
+        every = self.run.every
+        for begin in range(0, count, SEGMENT):
+            end = min(begin + SEGMENT, count)
+            losses = np.fromfile(self._losses, dtype="<f4", count=end - begin, offset=4 * begin)
+            self.curve.add(np.arange(begin + 1, end + 1) * every, losses)

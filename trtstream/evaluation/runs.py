@@ -1,0 +1,95 @@
+"""Which runs an evaluation makes, and one run from its first token to its last."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from trtstream.build.command import check_against_model
+from trtstream.errors import TrtstreamError
+from trtstream.evaluation.engines import Subject
+from trtstream.evaluation.losses import LossLog
+from trtstream.evaluation.scoring import SEGMENT, Run, Scorer
+from trtstream.evaluation.tokens import TokenFile
+from trtstream.progress import progress_bar
+from trtstream.settings import BuildConfig
+
+DEFAULTS = BuildConfig()
+
+
+def window_of(subject: Subject, sinks: int | None, window: int | None) -> tuple[int, int]:
+    """S and W to evaluate with: what was asked for, or else the engine's own or the defaults."""
+    if subject.built is None:
+        context = subject.model.max_position_embeddings
+        sinks = DEFAULTS.sink_token_length if sinks is None else sinks
+        return sinks, window or min(DEFAULTS.max_attention_window, context)
+    build = subject.built.build
+    own = build.sink_token_length, build.sink_token_length + build.ring
+    if (own[0] if sinks is None else sinks, window or own[1]) != own:
+        raise TrtstreamError(
+            f"the engine sees {own[0]} sink tokens in a window of {own[1]}, and no other; give its checkpoint instead"
+        )
+    return own
+
+
+def method_runs(
+    subject: Subject, methods: Sequence[str], sinks: int, window: int, predictions: int, every: int
+) -> list[Run]:
+    """One run for each method. Raises TrtstreamError for what the subject cannot do."""
+    if subject.built is not None and list(methods) != ["streaming"]:
+        raise TrtstreamError("an engine evaluates as streaming only; give its checkpoint for the other methods")
+    sizes = {
+        "streaming": (sinks, window),
+        "window": (0, window),
+        "dense": (0, predictions),
+        "recompute": (0, window),
+    }
+    return [Run(method, method, *sizes[method], every if method == "recompute" else 1) for method in methods]
+
+
+def check_run(run: Run, subject: Subject, force: bool) -> None:
+    """Raise TrtstreamError where a run's window does not suit the model."""
+    window, context = run.max_attention_window, subject.model.max_position_embeddings
+    if run.method == "dense" and window > context and not force:
+        raise TrtstreamError(
+            f"dense attention over {window} tokens is beyond the checkpoint's trained context of {context}; use "
+            f"--tokens {context} or less, or --force to see it fail"
+        )
+    build = BuildConfig(
+        max_attention_window=window,
+        sink_token_length=run.sink_token_length,
+        max_sink_token_length=run.sink_token_length,
+        dtype=subject.dtype,
+    )
+    build.validate(subject.target)
+    if subject.built is None:
+        check_against_model(build, subject.model, force)
+
+
+def score_run(run: Run, subject: Subject, tokens: TokenFile, folder: Path | None, *, resume: bool) -> LossLog:
+    """Compute a run's losses, or with ``resume`` what ``folder`` lacks of them."""
+    given = {
+        "weights": subject.identity,
+        "target": subject.target,
+        "dtype": subject.dtype,
+        "method": run.method,
+        "sink_token_length": run.sink_token_length,
+        "max_attention_window": run.max_attention_window,
+        "every": run.every,
+    }
+    log = LossLog(run, tokens, folder, given)
+    state = log.start(resume=resume)
+    if log.done:
+        print(f"{run.name}: going on after {log.done} tokens", file=sys.stderr)
+    scorer = Scorer(run, subject.engine(run.sink_token_length, run.max_attention_window), tokens)
+    scorer.resume(log.done, state)
+    with progress_bar(f"{run.name}, tokens") as progress:
+        progress(log.done, tokens.count)
+        for begin in range(log.done, tokens.count, SEGMENT):
+            end = min(begin + SEGMENT, tokens.count)
+            save = log.save_due(end)
+            losses, state = scorer.segment(begin, end, keep=save)
+            log.append(end, losses, state, save=save)
+            progress(end, tokens.count)
+    return log

@@ -1,0 +1,78 @@
+"""The four ways to predict a text: streaming, window, dense, recompute. Losses come segment by segment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from trtstream.evaluation.tokens import TokenFile
+from trtstream.runtime.engine import Engine, SessionState
+
+METHODS = ("streaming", "window", "dense", "recompute")
+
+# Segments end at multiples of this, and their last token is fed alone: so what is computed does not depend on where a
+# run was interrupted.
+SEGMENT = 2048
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pass over the text. ``every`` is 1 but for ``recompute``, which may predict each ``every``-th token only.
+
+    An engine of ``sink_token_length`` and ``max_attention_window`` computes it: no sinks and W recent tokens for
+    ``window``; no sinks and as many recent tokens as there are for ``dense``; a fresh session for each token of
+    ``recompute``.
+    """
+
+    name: str
+    method: str
+    sink_token_length: int
+    max_attention_window: int
+    every: int = 1
+
+    def positions(self, begin: int, end: int) -> np.ndarray:
+        """Those of the tokens [begin, end) that are predicted: token 0 never is."""
+        return np.arange(max(-(-begin // self.every), 1) * self.every, end, self.every)
+
+
+class Scorer:
+    """Computes the losses of a run over ``tokens``, in order."""
+
+    def __init__(self, run: Run, engine: Engine, tokens: TokenFile) -> None:
+        self.run = run
+        self.engine = engine
+        self.tokens = tokens
+        self.sink_token = engine.build.sink_token
+        engine.reset(0)
+        if self.sink_token is not None:
+            engine.prefill(0, [self.sink_token])
+
+    def segment(self, begin: int, end: int, *, keep: bool) -> tuple[np.ndarray, SessionState | None]:
+        """Losses (float32, in nats) of `Run.positions` (begin, end), and if ``keep`` what `resume` needs: the session
+        as it was before the segment's last token (``recompute`` has none).
+        """
+        if self.run.method == "recompute":
+            return self._recompute(begin, end), None
+        *ids, last = self.tokens.read(begin, end).tolist()
+        log_probs = [self.engine.score(0, ids)] if ids else []
+        state = self.engine.export_state(0) if keep else None
+        log_probs.append(self.engine.score(0, [last]))
+        losses = -torch.cat(log_probs).cpu().numpy()
+        return losses[1:] if begin == 0 else losses, state
+
+    def resume(self, begin: int, state: SessionState | None) -> None:
+        """Go on at token ``begin``, the end of a segment that ``state`` was kept of."""
+        if state is not None:
+            self.engine.import_state(0, state)
+            self.engine.prefill(0, self.tokens.read(begin - 1, begin).tolist())
+
+    def _recompute(self, begin: int, end: int) -> np.ndarray:
+        window = self.run.max_attention_window
+        losses = []
+        for position in self.run.positions(begin, end):
+            *seen, target = self.tokens.read(max(position - window, 0), position + 1).tolist()
+            self.engine.reset(0)
+            losses.append(-self.engine.prefill(0, seen).log_softmax(dim=-1)[target].item())
+        return np.array(losses, dtype=np.float32)

@@ -1,0 +1,92 @@
+"""A text's token ids, in a file: texts of any length are read, tokenized and scored in constant memory."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from trtstream.errors import TrtstreamError
+
+BLOCK = 1 << 18  # characters read at once
+MARGIN = 1 << 11  # characters around a cut: more than a tokenizer looks back or ahead
+NO_LIMIT = 1 << 62
+
+
+class TokenFile:
+    """Token ids on disk (int32). Read in slices and not mapped: what a process has mapped counts as its memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.count = path.stat().st_size // 4
+
+    def read(self, begin: int, end: int) -> np.ndarray:
+        """The ids [begin, end)."""
+        return np.fromfile(self._path, dtype="<i4", count=end - begin, offset=4 * begin)
+
+
+def tokenize(
+    text: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int, output: Path, limit: int | None = None
+) -> TokenFile:
+    """Write the ids of ``text`` (UTF-8, no BOS added) to ``output``, at most ``limit`` of them.
+
+    Raises TrtstreamError for a file that is no text or has none, and for a tokenizer of another checkpoint.
+    """
+    written = 0
+    limit = NO_LIMIT if limit is None else limit
+    try:
+        # As it is: newline="" keeps carriage returns.
+        with text.open(encoding="utf-8-sig", newline="") as source, output.open("wb") as target:
+            for block in _token_blocks(source, tokenizer):
+                ids = np.array(block[: limit - written], dtype="<i4")
+                if len(ids) and ids.max() >= vocab_size:
+                    raise TrtstreamError(
+                        f"the tokenizer gives the id {ids.max()}, and the model's vocabulary ends at {vocab_size - 1}: "
+                        "it belongs to another checkpoint"
+                    )
+                target.write(ids.tobytes())
+                written += len(ids)
+                if written == limit:
+                    break
+    except UnicodeDecodeError:
+        raise TrtstreamError(f"{text} is not UTF-8 text; give a plain text file") from None
+    except OSError as error:
+        raise TrtstreamError(f"{error.filename or text}: {error.strerror}") from error
+    if written < 2:
+        raise TrtstreamError(f"{text} has no text to evaluate: {written} tokens, and the first predicted is the second")
+    return TokenFile(output)
+
+
+def _token_blocks(source: TextIO, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """The ids of a text, block by block, the same as those of the whole text at once.
+
+    Each block is tokenized with some text around it. It is cut loose from what stands before only where the rest,
+    tokenized alone, gives the same tokens from the cut on.
+    """
+    text, start = "", 0  # the ids of text[start:] are still to come
+    while more := source.read(BLOCK):
+        if "\0" in more:
+            raise TrtstreamError(f"{source.name} has NUL characters: it is no text; give a plain text file")
+        text += more
+        ids, starts = _encode(tokenizer, text)
+        first, end = bisect_left(starts, start), bisect_left(starts, len(text) - MARGIN)
+        if end <= first:
+            continue
+        yield ids[first:end]
+        start = starts[end]
+        loose = max(len(text) - 2 * MARGIN, 0)
+        rest_ids, rest_starts = _encode(tokenizer, text[loose:])
+        if rest_ids[bisect_left(rest_starts, start - loose) :] == ids[end:]:
+            text, start = text[loose:], start - loose
+    ids, starts = _encode(tokenizer, text)
+    yield ids[bisect_left(starts, start) :]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int]]:
+    """Ids, and the character at which each begins."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return encoded["input_ids"], [begin for begin, _ in encoded["offset_mapping"]]
