@@ -53,7 +53,6 @@ def methods(bench: Bench) -> Iterator[Row]:
                 wanted = SPEEDUP_GOALS[name]
                 row |= goal(f"ours at least {wanted} x faster", median / ours >= wanted)
             yield row
-        del engine, rotating
 
 
 def compilation(bench: Bench) -> Iterator[Row]:

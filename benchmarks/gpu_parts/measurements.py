@@ -11,7 +11,7 @@ from machine import gpu, machine
 from trtstream.plugins.decode_plan import Step, plan_step
 from trtstream.plugins.positions import PositionEncoding
 from trtstream.plugins.window import Window
-from trtstream.settings import kv_bytes_per_session
+from trtstream.settings import BuildConfig, ModelConfig, kv_bytes_per_session
 
 from .bench import FAR, Bench, Row, goal
 from .engines import (
@@ -103,14 +103,12 @@ def flatness(bench: Bench) -> Iterator[Row]:
         del engine, weights
 
 
-@torch.inference_mode()
 def attention(bench: Bench) -> Iterator[Row]:
     """The decode kernel alone, all layers of a step in one graph, against the keys and values that it must read.
 
     Caches that fit into the chip's own (tens of MB) may be read faster than the memory's floor.
     """
     for name, model in bench.sizes.models.items():
-        positions = PositionEncoding.of(model)
         for window in bench.sizes.windows:
             for batch in bench.sizes.batches:
                 build = bench.build(window, batch)
@@ -119,23 +117,27 @@ def attention(bench: Bench) -> Iterator[Row]:
                 if not bench.fits(num_bytes):
                     yield row | does_not_fit(num_bytes, "KV cache")
                     continue
-                layers, kv_heads, head_dim = model.num_hidden_layers, model.num_key_value_heads, model.head_dim
-                like = {"dtype": bench.dtype, "device": bench.device}
-                cache = torch.randn(batch, layers, 2, kv_heads, window, head_dim, **like)
-                qkv = torch.randn(batch, (model.num_attention_heads + 2 * kv_heads) * head_dim, **like)
-                steps = [
-                    Step(slot, Window(build.sink_token_length, build.max_sink_token_length, build.ring), FAR + slot, 4)
-                    for slot in range(batch)
-                ]
-                plan = plan_step(positions, steps)
-                rows, rotation = plan.rows.to(bench.device), plan.rotation.to(bench.device)
-
-                def run(cache=cache, qkv=qkv, rows=rows, rotation=rotation, layers=layers) -> None:
-                    for layer in range(layers):
-                        torch.ops.trtstream.decode_attention(qkv, cache[:, layer], rows, rotation, None, 4)
-
-                times = device_milliseconds(captured(run, bench.device), bench.device, bench.sizes.calls)
+                times = _attention_times(bench, model, build)
                 floor = bench.floor_ms(num_bytes)
                 row |= {"read_gb": num_bytes / 1e9, "floor_ms": floor, **summary(times)}
-                yield row | {"to_floor": row["ms"] / floor, "us_per_layer": row["ms"] / layers * 1e3}
-                del cache
+                yield row | {"to_floor": row["ms"] / floor, "us_per_layer": row["ms"] / model.num_hidden_layers * 1e3}
+
+
+@torch.inference_mode()
+def _attention_times(bench: Bench, model: ModelConfig, build: BuildConfig) -> list[float]:
+    """Milliseconds on the device of all layers' attention, for a full batch of full sessions far past C."""
+    batch, kv_heads, head_dim = build.max_batch_size, model.num_key_value_heads, model.head_dim
+    layers, sinks = model.num_hidden_layers, build.max_sink_token_length
+    like = {"dtype": bench.dtype, "device": bench.device}
+    cache = torch.randn(batch, layers, 2, kv_heads, build.max_attention_window, head_dim, **like)
+    qkv = torch.randn(batch, (model.num_attention_heads + 2 * kv_heads) * head_dim, **like)
+    window = Window(build.sink_token_length, sinks, build.ring)
+    steps = [Step(slot, window, FAR + slot, ring_first=window.sinks) for slot in range(batch)]
+    plan = plan_step(PositionEncoding.of(model), steps)
+    rows, rotation = plan.rows.to(bench.device), plan.rotation.to(bench.device)
+
+    def run() -> None:
+        for layer in range(layers):
+            torch.ops.trtstream.decode_attention(qkv, cache[:, layer], rows, rotation, None, sinks)
+
+    return device_milliseconds(captured(run, bench.device), bench.device, bench.sizes.calls)

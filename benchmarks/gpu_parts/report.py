@@ -1,4 +1,4 @@
-"""The results as markdown: one table a part, a column for every key that its rows have."""
+"""The results as markdown: the goals, then one table a part with a column for every key that its rows have."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ from typing import Any
 
 from .bench import Row
 
+GOAL_COLUMNS = ("model", "window", "method", "goal", "met")
+
 
 def markdown(results: dict[str, Any]) -> str:
     lines = [f"# {results['device']}", ""]
+    goals = [
+        {"part": name, **{key: row.get(key) for key in GOAL_COLUMNS}}
+        for name, part in results["parts"].items()
+        for row in part["rows"]
+        if "goal" in row
+    ]
+    if goals:
+        lines += ["## Goals", "", *table(goals), ""]
     for name, part in results["parts"].items():
         lines += [f"## {name} ({part['state']}, {part['seconds']:.0f} s)", ""]
         if "error" in part:
