@@ -1,0 +1,34 @@
+"""The custom ops as torch sees them: schemas, fakes, and what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.plugins.streaming_layer import LAYOUTS, Session
+from trtstream.plugins import cuda_ops  # noqa: F401
+from trtstream.plugins.decode_plan import plan_step
+from trtstream.plugins.window import Window
+
+WINDOW = Window(2, 3, 9)
+
+
+@pytest.mark.parametrize("layout", ["gqa", "alibi"])
+def test_the_ops_do_what_they_register(layout: str) -> None:
+    """Mutation of the cache and nothing else, and fakes of the right shapes, so that torch.export can trust them."""
+    session = Session(LAYOUTS[layout], WINDOW, 20, 5)
+    slopes = session.layout.positions.slopes
+    chunk = (session.new, session.cache(20), session.rotation(), slopes, 20, session.ring_first, 2, 3)
+    torch.library.opcheck(torch.ops.trtstream.chunk_attention.default, chunk)
+    session = Session(LAYOUTS[layout], WINDOW, 20)
+    cache = session.cache(20).nan_to_num()[None].repeat(2, 1, 1, 1, 1)
+    plan = plan_step(session.layout.positions, [session.step(1)])
+    step = (session.new, cache, plan.rows, plan.rotation, slopes, 3)
+    torch.library.opcheck(torch.ops.trtstream.decode_attention.default, step)
+
+
+def test_a_layout_that_the_kernels_cannot_address_is_refused() -> None:
+    session = Session(LAYOUTS["gqa"], WINDOW, 20, 5)
+    transposed = session.cache(20).transpose(1, 2).contiguous().transpose(1, 2)
+    with pytest.raises(ValueError, match="cache is not contiguous"):
+        torch.ops.trtstream.chunk_attention(session.new, transposed, session.rotation(), None, 20, 2, 2, 3)
