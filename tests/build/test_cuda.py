@@ -83,14 +83,13 @@ class RoundedCheckpoint:
         self.model, self.tensor_names, self.tensor = checkpoint.model, checkpoint.tensor_names, tensor
 
 
-@pytest.mark.parametrize(("quantization", "at_most"), [("int8", 21.16), ("int4", 21.12)])
-def test_smollm2_keeps_its_perplexity(quantization: str, at_most: float, smollm2_gguf: Path, tmp_path: Path) -> None:
-    """21.1092 in float32. The checkpoint has four bits in groups of 32, so int4 changes next to nothing."""
-    settings = BuildConfig(max_batch_size=1, max_attention_window=128, dtype="float32", quantization=quantization)
+def test_smollm2_in_four_bits_keeps_its_perplexity(smollm2_gguf: Path, tmp_path: Path) -> None:
+    """21.1092 unquantized, 33.3 with groups of 64: the checkpoint's own groups of four bits have 32."""
+    settings = BuildConfig(max_batch_size=1, max_attention_window=128, dtype="float32", quantization="int4")
     build_cuda_engine(open_checkpoint(smollm2_gguf), settings, tmp_path / "e", lambda *_: None)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "e" / "tokenizer")
     ids = tokenizer(GPL.read_text(), add_special_tokens=False)["input_ids"][:700]
-    assert 21.0 < math.exp(-load_on_cpu(tmp_path / "e").score(0, ids)[1:].mean()) < at_most
+    assert math.exp(-load_on_cpu(tmp_path / "e").score(0, ids)[1:].mean()) == pytest.approx(21.1092, abs=0.01)
 
 
 def test_columns_that_int4_cannot_take_are_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -108,7 +107,6 @@ def test_the_commands(tmp_path: Path) -> None:
     assert "for target cuda" in built.stdout
     shown = json.loads(run_trtstream("inspect", engine, "--json").stdout)
     assert (shown["target"], shown["build_config"]["dtype"]) == ("cuda", "bfloat16")
-    assert "cuda, trtstream" in run_trtstream("inspect", engine).stdout
     if why_no_cuda():
         served = run_trtstream("serve", engine, "--grpc-port", 0, "--http-port", 0, "--metrics-port", 0)
         assert served.returncode == 1

@@ -11,6 +11,7 @@ from trtstream.plugins.cpu_kernel import DecodeKernel
 from trtstream.plugins.decode_plan import Step, plan_step
 from trtstream.plugins.positions import PositionEncoding
 from trtstream.runtime.decoder import Attention, DecoderWeights, decode_layers, logits
+from trtstream.runtime.streaming_engine import new_cache
 from trtstream.settings import BuildConfig, ModelConfig
 
 
@@ -27,16 +28,8 @@ class CpuBackend:
         self._weights = weights
         self._kernel = kernel
         self._positions = PositionEncoding.of(model)
-        # A session is contiguous, so exporting one is one copy. Zeroed now: memory that is short shows at load.
-        self._cache = torch.zeros(
-            build.max_batch_size,
-            model.num_hidden_layers,
-            2,
-            model.num_key_value_heads,
-            build.max_attention_window,
-            model.head_dim,
-            dtype=getattr(torch, build.dtype),
-        ).zero_()
+        # Zeroed once more, which touches it: memory that is short shows at load.
+        self._cache = new_cache(model, build, torch.device("cpu")).zero_()
 
     def decode(self, steps: Sequence[Step], tokens: Sequence[int]) -> torch.Tensor:
         plan = plan_step(self._positions, steps)

@@ -19,6 +19,7 @@ from trtstream.plugins.positions import PositionEncoding
 from trtstream.plugins.window import Window
 from trtstream.progress import Progress
 from trtstream.runtime.decoder import DecoderWeights, decode_layers, logits
+from trtstream.runtime.streaming_engine import new_cache
 from trtstream.settings import BuildConfig, ModelConfig
 
 PADDING = Row(slot=-1, write=0, num_sinks=0, ring_count=0, newest=0, cache_position=0)
@@ -79,17 +80,7 @@ class CudaBackend:
         self._device = device
         self._positions = PositionEncoding.of(model).to(device)
         self._max_sinks = build.max_sink_token_length
-        # A session is contiguous, so exporting one is one copy.
-        self._cache = torch.zeros(
-            build.max_batch_size,
-            model.num_hidden_layers,
-            2,
-            model.num_key_value_heads,
-            build.max_attention_window,
-            model.head_dim,
-            dtype=getattr(torch, build.dtype),
-            device=device,
-        )
+        self._cache = new_cache(model, build, device)
         self._warm_up(build)
         self._steps = self._batch_steps(build.max_batch_size, progress)
 

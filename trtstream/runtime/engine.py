@@ -17,7 +17,7 @@ class SessionState:
 
     ``token_ids`` are the session's sinks followed by its last ``L * (R - 1) + 1`` tokens (fewer when it is young):
     enough to rebuild the cache on any engine of the same checkpoint and window, because the receptive field grows by
-    R - 1 tokens a layer. ``kv_cache`` is the shortcut for the engine that exported it, or None.
+    R - 1 tokens a layer. ``kv_cache`` (on the CPU) is the shortcut for the engine that exported it, or None.
     """
 
     sink_token_length: int
@@ -29,8 +29,9 @@ class SessionState:
 class Engine(Protocol):
     """A loaded engine. A slot is one session's place in the batch, ``0 <= slot < build.max_batch_size``.
 
-    Not thread-safe: one thread (the scheduler's) calls it. Logits are float32 tensors on the CPU that stay valid after
-    later calls. Token ids outside ``[0, vocab_size)`` raise TrtstreamError before anything is changed.
+    Not thread-safe: one thread (the scheduler's) calls it. Logits are float32 tensors on the engine's device that stay
+    valid after later calls; what computes there may still be under way. Token ids outside ``[0, vocab_size)`` raise
+    TrtstreamError before anything is changed.
     """
 
     model: ModelConfig
