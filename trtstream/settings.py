@@ -154,6 +154,11 @@ class BuildConfig:
                     "max_sink_token_length and sink_token are not for the tensorrt-llm target, where all sessions have "
                     "the same sinks; give sink_token_length alone"
                 )
+            if self.max_seq_len is not None and self.max_seq_len <= self.max_attention_window:
+                raise TrtstreamError(
+                    f"max_seq_len is {self.max_seq_len}, which leaves no room for an answer behind a prompt of "
+                    f"max_attention_window {self.max_attention_window} tokens; raise it"
+                )
         elif (self.tp_size, self.pp_size, self.tensorrt_llm_version, self.max_seq_len) != (1, 1, None, None):
             raise TrtstreamError(
                 "tp_size, pp_size, tensorrt_llm_version and max_seq_len are for the tensorrt-llm target only"

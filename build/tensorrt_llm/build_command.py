@@ -31,7 +31,7 @@ ERROR_LINE = re.compile(r"^\w*(Error|Exception)\b|\[E\]|\berror\b", re.IGNORECAS
 BUILD_SH = """\
 #!/bin/sh
 # Makes {engine}/ of {checkpoint}/ with TensorRT-LLM {version}, on a GPU of the kind that will run it. In a container:
-#   docker run --rm --gpus all -v "$PWD":/work {container} sh /work/{script}
+#   docker run --rm --gpus all -v "$PWD":/engine {container} sh /engine/{script}
 # That image has this release: https://github.com/triton-inference-server/server/blob/main/docs/introduction/compatibility.md
 set -e
 cd "$(dirname "$0")"
@@ -113,13 +113,7 @@ def max_input_len(build: BuildConfig) -> int:
 
 def max_seq_len(model: ModelConfig, build: BuildConfig) -> int:
     """The longest request in tokens, prompt and answer; by default the checkpoint's context, or twice the window."""
-    length = build.max_seq_len or max(model.max_position_embeddings, 2 * build.max_attention_window)
-    if length <= build.max_attention_window:
-        raise TrtstreamError(
-            f"--max-seq-len {length} leaves no room for an answer behind a prompt of --max-attention-window "
-            f"{build.max_attention_window} tokens; raise it"
-        )
-    return length
+    return build.max_seq_len or max(model.max_position_embeddings, 2 * build.max_attention_window)
 
 
 def find_trtllm_build() -> tuple[Path, str] | None:
