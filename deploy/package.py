@@ -39,7 +39,8 @@ def package(engine: Path, output: Path, model_name: str) -> None:
 def package_engine(engine: Path, output: Path, model_name: str = DEFAULT_MODEL_NAME) -> Path:
     """Add an engine to a model repository, whole or not at all; returns the model's folder ``output/model_name``.
 
-    Raises TrtstreamError if ``engine`` is none, or if ``output`` has that model or is something else than a repository.
+    For an engine of the tensorrt-llm target, the new repository ``output`` (see `package_tensorrt_llm`). Raises
+    TrtstreamError if ``engine`` is none, or if ``output`` has that model or is something else than a repository.
     """
     if not MODEL_NAME.fullmatch(model_name):
         raise TrtstreamError(
@@ -50,6 +51,15 @@ def package_engine(engine: Path, output: Path, model_name: str = DEFAULT_MODEL_N
     output, engine = output.resolve(), engine.resolve()
     if output == engine or engine in output.parents:
         raise TrtstreamError(f"{output} is inside the engine {engine}; choose an --output outside it")
+    if config.target == "tensorrt-llm":
+        from trtstream.deploy.tensorrt_llm_package import package_tensorrt_llm
+
+        if model_name != DEFAULT_MODEL_NAME:
+            raise TrtstreamError(
+                f"--model-name is {model_name!r}; the models of Triton's tensorrtllm backend have names of their own: "
+                "leave it out"
+            )
+        return package_tensorrt_llm(engine, config, output)
     model = output / model_name
     if output.exists() and model_name in model_names(output):
         raise TrtstreamError(f"{model} exists already; remove it or choose another --model-name")
@@ -59,7 +69,7 @@ def package_engine(engine: Path, output: Path, model_name: str = DEFAULT_MODEL_N
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as work:
             new = Path(work, model_name)
             write_model(new, model_name, config, engine_dir="1/engine")
-            shutil.copytree(engine, new / "1" / "engine", copy_function=_link_or_copy)
+            shutil.copytree(engine, new / "1" / "engine", copy_function=link_or_copy)
             output.mkdir(exist_ok=True)
             new.rename(model)
     except (OSError, shutil.Error) as error:
@@ -97,7 +107,8 @@ def model_names(repository: Path) -> list[str]:
     return [folder.name for folder in folders]
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def link_or_copy(source: str, target: str) -> None:
+    """A copy function for `shutil.copytree` that takes no space where the file system has hard links."""
     try:
         os.link(os.path.realpath(source), target)  # what a symbolic link points to, not the link
     except OSError:

@@ -13,12 +13,14 @@ import tempfile
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
 from trtstream.deploy import environment
 from trtstream.deploy.drain import DrainSocket
 from trtstream.deploy.package import DEFAULT_MODEL_NAME, model_names, write_model
+from trtstream.deploy.tensorrt_llm_launch import MODEL, find_built_engine, require_backend
 from trtstream.deploy.tritonserver import TritonProcess, find_tritonserver
 from trtstream.engine_dir import CONFIG, read_engine
 from trtstream.errors import TrtstreamError
@@ -106,9 +108,19 @@ def serve(
         repository = _repository(source, work)
         models = model_names(repository)
         arguments = _arguments(repository, addresses, tls_cert, tls_key)
+        options: dict[str, Any] = {}
+        if engine := find_built_engine(repository):
+            require_backend(installation, engine)
+            # Its models know no drain socket: Triton itself waits for what is in flight.
+            options = {
+                "folder": repository,
+                "exit_seconds": drain_timeout,
+                "ranks": engine.world_size,
+                "ranked_model": MODEL,
+            }
         with DrainSocket(work) as models_socket:
             told = {environment.DRAIN_SOCKET: str(models_socket.path), environment.PUBLIC: str(int(public))}
-            with TritonProcess(installation, arguments, told, on_exit=lambda: events.put(EXITED)) as triton:
+            with TritonProcess(installation, arguments, told, lambda: events.put(EXITED), **options) as triton:
                 click.echo(f"starting Triton with {source}", err=True)
                 event = _wait_until_ready(addresses.http_url(), events)
                 if event is None:
@@ -156,9 +168,13 @@ def _repository(source: Path, work: Path) -> Path:
     if not (source / CONFIG).exists():
         if not model_names(source):
             raise TrtstreamError(f"{source} is neither an engine nor a model repository; see `trtstream package`")
-        return source
-    repository = work / "model_repository"
-    write_model(repository / DEFAULT_MODEL_NAME, DEFAULT_MODEL_NAME, read_engine(source), str(source.resolve()))
+        return source.resolve()
+    repository, config = work / "model_repository", read_engine(source)
+    if config.target == "tensorrt-llm":
+        raise TrtstreamError(
+            f"{source} is for Triton's tensorrtllm backend: `trtstream package` it, then serve the repository"
+        )
+    write_model(repository / DEFAULT_MODEL_NAME, DEFAULT_MODEL_NAME, config, str(source.resolve()))
     return repository
 
 

@@ -87,27 +87,49 @@ def _wheel_backends(package: Path, work: Path) -> Path:
     return backends
 
 
+def mpirun(commands: list[list[str]]) -> list[str]:
+    """The command line that runs ``commands`` as the ranks of one MPI job."""
+    line = ["mpirun", "--allow-run-as-root"]
+    for rank, command in enumerate(commands):
+        line += [*([":"] if rank else []), "-n", "1", *command]
+    return line
+
+
 class TritonProcess:
     """A running tritonserver with its backends' processes; leaving the context kills what is left of them.
 
     ``on_exit`` is called from another thread when Triton has exited. Its log goes to our stderr from `show_log` on;
-    until then it is held back.
+    until then it is held back. Triton starts in ``folder`` (default: this process's), and has ``exit_seconds`` to end
+    what is in flight when it is stopped. ``ranks`` above 1 start that many, under mpirun: the first serves, the others
+    load the model ``ranked_model`` alone and work for it.
     """
 
     def __init__(
-        self, installation: Installation, arguments: list[str], environment: dict[str, str], on_exit: Callable[[], None]
+        self,
+        installation: Installation,
+        arguments: list[str],
+        environment: dict[str, str],
+        on_exit: Callable[[], None],
+        *,
+        folder: Path | None = None,
+        exit_seconds: float = EXIT_SECONDS,
+        ranks: int = 1,
+        ranked_model: str = "",
     ) -> None:
         self._shared_memory = f"trtstream-{secrets.token_hex(8)}-"
+        self._exit_seconds = exit_seconds
         backends = [] if installation.backends is None else [f"--backend-directory={installation.backends}"]
+        common = [str(installation.binary), *backends, f"--exit-timeout-secs={round(exit_seconds)}", *arguments]
+        commands = [
+            [*common, f"--backend-config=python,shm-region-prefix-name={self._shared_memory}{rank}-"]
+            for rank in range(ranks)
+        ]
+        for command in commands[1:]:
+            command += ["--model-control-mode=explicit", f"--load-model={ranked_model}"]
         libc = ctypes.CDLL(None)
         self._process = subprocess.Popen(
-            [
-                str(installation.binary),
-                *backends,
-                f"--backend-config=python,shm-region-prefix-name={self._shared_memory}",
-                f"--exit-timeout-secs={EXIT_SECONDS}",
-                *arguments,
-            ],
+            commands[0] if ranks == 1 else mpirun(commands),
+            cwd=folder,
             env={**installation.environment, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -148,7 +170,7 @@ class TritonProcess:
         """Ask Triton to exit, and give it the time to; it does not while a client keeps a stream open."""
         self._process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(2 * EXIT_SECONDS)
+            self._process.wait(self._exit_seconds + EXIT_SECONDS)
 
     def _wait(self, on_exit: Callable[[], None]) -> None:
         self._process.wait()
