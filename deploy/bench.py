@@ -17,7 +17,9 @@ from pathlib import Path
 import click
 
 from trtstream.deploy.client import Client, new_session, service_options
+from trtstream.deploy.connect import connect
 from trtstream.deploy.metrics import Distribution, Summary, TurnTiming, summarize
+from trtstream.deploy.tensorrt_llm_client import ENGINE_MODEL, RESENDS
 from trtstream.errors import TrtstreamError
 from trtstream.progress import Progress, progress_bar
 
@@ -50,7 +52,7 @@ class Level:
         self.concurrency = concurrency
         self.timings: list[TurnTiming] = []
         self._requests = iter(range(load.requests))
-        self._clients = [Client(load.url, load.model_name, tls_ca) for _ in range(concurrency)]
+        self._clients = [connect(load.url, load.model_name, tls_ca) for _ in range(concurrency)]
         self._stopping = threading.Event()
 
     def run(self, progress: Progress) -> None:
@@ -160,8 +162,12 @@ def bench(
         from trtstream.deploy.bench_plot import require_matplotlib
 
         require_matplotlib()
-    with Client(url, model_name, tls_ca) as client:
-        model = client.model()
+    with connect(url, model_name, tls_ca) as client:
+        model, model_name = client.model(), client.model_name
+        if not client.keeps_sessions:
+            click.echo(f"the prompts are token ids: {ENGINE_MODEL} takes them, not {model_name}", err=True)
+            if turns > 1:
+                click.echo(RESENDS, err=True)
         load = Load(url, model_name, model.parameter("vocab_size"), requests, input_tokens, output_tokens, turns)
         client.answer(input_ids=load.prompt(-1, 1), max_tokens=2, ignore_eos=True)  # not counted: warms the server up
 

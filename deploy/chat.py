@@ -10,6 +10,8 @@ from pathlib import Path
 import click
 
 from trtstream.deploy.client import Client, Response, service_options
+from trtstream.deploy.connect import connect
+from trtstream.deploy.tensorrt_llm_client import RESENDS
 from trtstream.errors import TrtstreamError
 
 MAX_TOKENS = 1024
@@ -92,7 +94,8 @@ class Conversation:
         click.echo(response.text.translate(CONTROL_CHARACTERS) if sys.stdout.isatty() else response.text, nl=False)
 
     def _announce(self) -> None:
-        click.echo(f"session {self.session_id} (come back to it with --session)", err=True)
+        note = f"session {self.session_id} (come back to it with --session)" if self.client.keeps_sessions else RESENDS
+        click.echo(note, err=True)
 
 
 @click.command()
@@ -106,8 +109,9 @@ def chat(url: str, model_name: str, tls_ca: Path | None, session_id: str | None,
     """
     if session_id and system:
         raise click.UsageError("--system is for a new conversation and --session for an old one; give one of them")
-    with Client(url, model_name, tls_ca) as client:
-        client.model()
+    with connect(url, model_name, tls_ca) as client:
+        if session_id and not client.keeps_sessions:
+            raise TrtstreamError(f"--session {session_id}: {RESENDS}, and none is there to come back to; leave it out")
         conversation = Conversation(client, session_id, system)
         if sys.stdin.isatty():
             _talk(conversation)

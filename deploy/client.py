@@ -52,6 +52,10 @@ OUTPUTS = {
 """The model's output tensors and their Triton datatypes."""
 
 
+class ModelMissingError(TrtstreamError):
+    """The server has no model of that name."""
+
+
 @dataclass(frozen=True)
 class Response:
     """One response of a turn: ``text`` and ``token_ids`` are what is new in it.
@@ -95,6 +99,9 @@ class Client:
     connection is encrypted. ``timeout`` is how long the server may stay silent, in seconds. Whatever goes wrong between
     here and the model is raised as TrtstreamError.
     """
+
+    keeps_sessions = True
+    """Whether the server remembers a session between turns."""
 
     def __init__(
         self,
@@ -147,16 +154,24 @@ class Client:
         ``inputs`` are the tensors of `INPUTS` by name, as Python values; None leaves one out. Closing the iterator
         before its end cancels the request on the server.
         """
+        tensors = [make_tensor(name, value, INPUTS[name]) for name, value in inputs.items() if value is not None]
+        with contextlib.closing(self._stream(self.model_name, tensors)) as results:
+            for received_at, result in results:
+                yield self._response(result, received_at)
+
+    def _stream(self, model_name: str, tensors: Sequence[Any], request_id: str = "") -> Iterator[tuple[float, Any]]:
+        """Send one request to a decoupled model; yield (when it arrived, tritonclient's result) of each response."""
         from tritonclient.utils import InferenceServerException
 
-        tensors = [_tensor(name, value) for name, value in inputs.items() if value is not None]
         self._arrivals = arrivals = queue.SimpleQueue()
         answered = whole = False
         self._triton.start_stream(lambda result, error: arrivals.put((time.perf_counter(), result, error)))
         try:
             # A stream that is dead already refuses the request; why it died is in the queue.
             with contextlib.suppress(InferenceServerException):
-                self._triton.async_stream_infer(self.model_name, tensors, enable_empty_final_response=True)
+                self._triton.async_stream_infer(
+                    model_name, list(tensors), request_id=request_id, enable_empty_final_response=True
+                )
             while not whole:
                 try:
                     arrival = arrivals.get(timeout=self.timeout)
@@ -173,9 +188,9 @@ class Client:
                 whole = message.parameters["triton_final_response"].bool_param
                 if message.outputs:
                     answered = True
-                    yield self._response(result, received_at)
+                    yield received_at, result
             if not answered:
-                raise TrtstreamError(f"the model {self.model_name!r} at {self.url} ended a request without an answer")
+                raise TrtstreamError(f"the model {model_name!r} at {self.url} ended a request without an answer")
         finally:
             self._triton.stop_stream(cancel_requests=not whole)
 
@@ -227,7 +242,7 @@ class Client:
         if status == "DEADLINE_EXCEEDED":
             return TrtstreamError(f"the server at {self.url} did not answer within {self.timeout:g} s")
         if "unknown model" in message:
-            return TrtstreamError(f"the server at {self.url} has no model {self.model_name!r}; see --model-name")
+            return ModelMissingError(f"the server at {self.url} has no model {self.model_name!r}; see --model-name")
         return TrtstreamError(message)
 
 
@@ -271,16 +286,16 @@ def new_session(client: Client, prefix: str) -> Iterator[str]:
             client.answer(session_id=session_id, session_end=True)
 
 
-def _tensor(name: str, value: Any) -> Any:
+def make_tensor(name: str, value: Any, datatype: str, batch: bool = False) -> Any:
+    """tritonclient's input tensor of a value or a list of values: of rank 1, or of rank 2 as a ``batch`` of one."""
     import numpy as np
     from tritonclient.grpc import InferInput
     from tritonclient.utils import triton_to_np_dtype
 
-    datatype = INPUTS[name]
     items = value if isinstance(value, (list, tuple)) else [value]
     if datatype == "BYTES":
         items = [item.encode("utf-8", "replace") for item in items]
-    array = np.array(items, dtype=triton_to_np_dtype(datatype))
+    array = np.array([items] if batch else items, dtype=triton_to_np_dtype(datatype))
     tensor = InferInput(name, list(array.shape), datatype)
     tensor.set_data_from_numpy(array)
     return tensor

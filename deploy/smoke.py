@@ -16,6 +16,7 @@ from pathlib import Path
 
 import click
 
+from trtstream.deploy import tensorrt_llm_client
 from trtstream.deploy.client import (
     INPUTS,
     OUTPUTS,
@@ -26,6 +27,7 @@ from trtstream.deploy.client import (
     new_session,
     service_options,
 )
+from trtstream.deploy.connect import connect
 from trtstream.errors import TrtstreamError
 
 PROMPT = "The sun rises in the east and"
@@ -39,10 +41,13 @@ class CheckFailed(Exception):
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One row of the report: ``detail`` is what was measured or, if it failed, what was expected and found."""
+    """One row of the report: ``detail`` is what was measured or, if it failed, what was expected and found.
+
+    ``passed`` is None where the service is of a kind that the check does not apply to; ``detail`` says why.
+    """
 
     name: str
-    passed: bool
+    passed: bool | None
     detail: str
 
 
@@ -51,9 +56,9 @@ def require(holds: bool, expected: str, found: object) -> None:
         raise CheckFailed(f"expected {expected}; found {found}")
 
 
-def require_tensors(model: ServedModel) -> None:
-    """The model has the tensors of `INPUTS` and `OUTPUTS`, with their datatypes, and is decoupled."""
-    for kind, wanted, found in (("input", INPUTS, model.inputs), ("output", OUTPUTS, model.outputs)):
+def require_tensors(model: ServedModel, inputs: dict[str, str] = INPUTS, outputs: dict[str, str] = OUTPUTS) -> None:
+    """The model has the tensors ``inputs`` and ``outputs``, with their datatypes, and is decoupled."""
+    for kind, wanted, found in (("input", inputs, model.inputs), ("output", outputs, model.outputs)):
         for name, datatype in wanted.items():
             require(found.get(name) == datatype, f"{kind} {name} {datatype}", found.get(name, "no such tensor"))
     require(model.decoupled, "a decoupled model", "one that answers each request once")
@@ -227,7 +232,41 @@ CHECKS: dict[str, Check] = {
 }
 
 
+NO_SESSIONS = "the tensorrtllm backend keeps no sessions"
+NOT_OF_TENSORRT_LLM = {
+    "session beyond W": NO_SESSIONS,
+    "stop words": "the tensorrtllm backend compares tokens, and answers with the word",
+    "session_tokens": NO_SESSIONS,
+    "session_end": NO_SESSIONS,
+}
+"""Checks that do not apply to a service of Triton's tensorrtllm backend, and why."""
+
+
+def check_ensemble_metadata(client: Client, model: ServedModel) -> str:
+    inputs = {**tensorrt_llm_client.TEXT_INPUTS}
+    inputs["seed" if "seed" in model.inputs else "random_seed"] = inputs.pop("random_seed")
+    require_tensors(model, inputs, tensorrt_llm_client.OUTPUTS)
+    window, sinks = model.parameter("max_attention_window"), model.parameter("sink_token_length")
+    return f"{len(inputs)} inputs, {len(tensorrt_llm_client.OUTPUTS)} outputs, decoupled, W = {window}, S = {sinks}"
+
+
+def check_bad_ensemble_requests(client: Client, model: ServedModel) -> str:
+    limit = model.parameter("max_input_len")
+    require_refusal(client, f"a prompt beyond {limit} tokens", "max_input_len", text_input=PROMPT * limit)
+    require_refusal(client, "max_tokens -1", "max_tokens", text_input=PROMPT, max_tokens=-1)
+    return "2 refused, each with its own error"
+
+
+def checks_for(client: Client) -> dict[str, Check]:
+    """The checks, as they are done on the service that ``client`` speaks to."""
+    if client.keeps_sessions:
+        return CHECKS
+    return {**CHECKS, "metadata": check_ensemble_metadata, "bad requests": check_bad_ensemble_requests}
+
+
 def run_check(name: str, check: Check, client: Client, model: ServedModel) -> CheckResult:
+    if not client.keeps_sessions and name in NOT_OF_TENSORRT_LLM:
+        return CheckResult(name, None, NOT_OF_TENSORRT_LLM[name])
     try:
         return CheckResult(name, True, check(client, model))
     except (CheckFailed, TrtstreamError) as error:
@@ -243,23 +282,27 @@ def smoke(url: str, model_name: str, tls_ca: Path | None, as_json: bool) -> None
 
     results: list[CheckResult] = []
     in_terminal = sys.stdout.isatty()
-    with Client(url, model_name, tls_ca) as client, Console(stderr=True).status("") as status:
-        model = client.model()
-        for name, check in CHECKS.items():
+    with connect(url, model_name, tls_ca) as client, Console(stderr=True).status("") as status:
+        model, model_name = client.model(), client.model_name
+        for name, check in checks_for(client).items():
             status.update(f"checking: {name}")
             results.append(run_check(name, check, client, model))
             if not (as_json or in_terminal):
                 click.echo(plain_line(results[-1]))
+    passed = not any(result.passed is False for result in results)
     if as_json:
-        report = {"url": url, "model_name": model_name, "passed": all(result.passed for result in results)}
+        report = {"url": url, "model_name": model_name, "passed": passed}
         click.echo(json.dumps({**report, "checks": [asdict(result) for result in results]}, indent=2))
     elif in_terminal:
         print_table(results)
-    sys.exit(0 if all(result.passed for result in results) else 1)
+    sys.exit(0 if passed else 1)
+
+
+VERDICTS = {True: ("ok", "green"), False: ("FAILED", "bold red"), None: ("n/a", "dim")}
 
 
 def plain_line(result: CheckResult) -> str:
-    return f"{'ok' if result.passed else 'FAILED':<7}{result.name:<20}{result.detail}"
+    return f"{VERDICTS[result.passed][0]:<7}{result.name:<20}{result.detail}"
 
 
 def print_table(results: Sequence[CheckResult]) -> None:
@@ -269,6 +312,5 @@ def print_table(results: Sequence[CheckResult]) -> None:
 
     table = Table("check", "", "measured")
     for result in results:
-        verdict = Text("ok", style="green") if result.passed else Text("FAILED", style="bold red")
-        table.add_row(result.name, verdict, Text(result.detail))
+        table.add_row(result.name, Text(*VERDICTS[result.passed]), Text(result.detail))
     Console().print(table)

@@ -1,0 +1,256 @@
+"""A client of Triton's tensorrtllm backend, with the interface of `Client`. The sessions are kept here, not there."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from trtstream.deploy.client import DEFAULT_URL, Client, Response, ServedModel, join, make_tensor
+from trtstream.errors import TrtstreamError
+
+ENSEMBLE = "ensemble"
+ENGINE_MODEL = "tensorrt_llm"
+RESENDS = "this service keeps no sessions: recent turns are sent again with each new one"
+TOO_LONG = "max_input_len"
+"""A parameter of the ensemble, and what the refusal of a too long prompt names."""
+
+TEXT_INPUTS = {
+    "text_input": "BYTES",
+    "max_tokens": "INT32",
+    "stream": "BOOL",
+    "stop_words": "BYTES",
+    "temperature": "FP32",
+    "top_k": "INT32",
+    "top_p": "FP32",
+    "repetition_penalty": "FP32",
+    "random_seed": "UINT64",
+    "end_id": "INT32",
+}
+"""What the ensemble takes."""
+
+ID_INPUTS = {
+    "input_ids": "INT32",
+    "input_lengths": "INT32",
+    "max_tokens": "INT32",
+    "stream": "BOOL",
+    "temperature": "FP32",
+    "top_k": "INT32",
+    "top_p": "FP32",
+    "repetition_penalty": "FP32",
+    "random_seed": "UINT64",
+    "end_id": "INT32",
+}
+"""What the engine's own model takes, and `ENGINE_NAMES` for some of it."""
+
+OUTPUTS = {"text_output": "BYTES", "output_ids": "INT32", "sequence_length": "INT32"}
+
+ENGINE_NAMES = {
+    "max_tokens": "request_output_len",
+    "stream": "streaming",
+    "top_k": "runtime_top_k",
+    "top_p": "runtime_top_p",
+}
+
+MAX_TOKENS = 256
+NO_END_ID = -1
+
+
+@dataclass
+class History:
+    """What this side remembers of a session: chat messages or token ids, and how many tokens were generated in it."""
+
+    messages: list[dict[str, str]] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    generated: int = 0
+
+
+class TensorrtLlmClient(Client):
+    """As `Client`, but what the server does not do, this does:
+
+    * Sessions, of ``chat`` turns and of ``input_ids``: the recent turns go along with each new one, as many as fit into
+      the engine's max_input_len. ``session_tokens`` counts generated tokens, and is not checked.
+    * ``chat`` and ``system``: the engine's chat template is rendered here.
+    * ``input_ids`` go to the engine's own model, past tokenizing and detokenizing: there is no text in the answer.
+    * A last, empty response has the ``finish_reason``: ``length`` after ``max_tokens`` tokens, else ``stop``.
+    """
+
+    keeps_sessions = False
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        model_name: str = ENSEMBLE,
+        tls_ca: Path | None = None,
+        *,
+        timeout: float = 120.0,
+    ) -> None:
+        super().__init__(url, model_name, tls_ca, timeout=timeout)
+        self._histories: dict[str, History] = {}
+
+    @cached_property
+    def served(self) -> ServedModel:
+        return self.model()
+
+    def generate(self, **inputs: Any) -> Iterator[Response]:
+        given = {name: value for name, value in inputs.items() if value is not None}
+        given.pop("session_tokens", None)
+        session_id = given.pop("session_id", None)
+        if given.pop("session_end", False):
+            self._histories.pop(session_id, None)
+            if not given.keys() & {"text_input", "input_ids"}:
+                yield Response("", (), "stop", 0, 0, 0, time.perf_counter())
+                return
+            session_id = None
+        before = self._histories.get(session_id, History())
+        if given.keys() >= {"text_input", "input_ids"}:
+            raise TrtstreamError("text_input and input_ids were both given; give one of them")
+        if given.pop("chat", False):
+            turn = self._chat(given, before)
+        elif "input_ids" in given:
+            turn = self._continue(given, before)
+        elif session_id is None:
+            turn = History(), self._request(self.model_name, TEXT_INPUTS, {}, given, before)
+        else:
+            raise TrtstreamError("a session of this service takes chat turns or input_ids; leave session_id out")
+        history, responses = turn
+        answer: list[Response] = []
+        try:
+            with contextlib.closing(responses):
+                for response in responses:
+                    answer.append(response)
+                    yield response
+        except TrtstreamError:
+            answer.clear()  # a turn that fails has never been
+            raise
+        finally:
+            if answer and session_id is not None:
+                whole = join(answer)
+                history.messages.append({"role": "assistant", "content": whole.text})
+                history.ids.extend(whole.token_ids)
+                history.generated = before.generated + len(whole.token_ids)
+                self._histories[session_id] = history
+
+    def _chat(self, given: dict[str, Any], before: History) -> tuple[History, Iterator[Response]]:
+        """The conversation with the new message, without as many of its oldest turns as the server has no room for."""
+        messages = [*before.messages]
+        if (system := given.pop("system", None)) and not messages:
+            messages.append({"role": "system", "content": system})
+        messages.append({"role": "user", "content": given.pop("text_input")})
+        pinned = 1 if messages[0]["role"] == "system" else 0
+        while True:
+            given["text_input"] = self._render(messages)
+            responses = self._request(self.model_name, TEXT_INPUTS, {}, given, before)
+            try:
+                first = next(responses)
+            except TrtstreamError as error:
+                if TOO_LONG not in str(error) or len(messages) - pinned < 3:
+                    raise
+                del messages[pinned : pinned + 2]
+            else:
+                return History(messages), _prepend(first, responses)
+
+    def _continue(self, given: dict[str, Any], before: History) -> tuple[History, Iterator[Response]]:
+        new, limit = given.pop("input_ids"), self.served.parameter(TOO_LONG)
+        if len(new) > limit:
+            raise TrtstreamError(f"input_ids has {len(new)} tokens; the engine's max_input_len is {limit}")
+        ids = [*before.ids, *new][-limit:]
+        given |= {"input_ids": ids, "input_lengths": len(ids)}
+        given.setdefault("end_id", self.served.parameter("end_id"))
+        return History(ids=[*ids]), self._request(ENGINE_MODEL, ID_INPUTS, ENGINE_NAMES, given, before)
+
+    def _request(
+        self, model_name: str, datatypes: dict[str, str], names: dict[str, str], given: dict[str, Any], before: History
+    ) -> Iterator[Response]:
+        values = {"max_tokens": MAX_TOKENS, **_sampling(given)}
+        if values.pop("ignore_eos", False):
+            values["end_id"] = NO_END_ID
+        unknown = sorted(values.keys() - datatypes.keys())
+        if unknown:
+            raise TrtstreamError(f"{unknown[0]} cannot be asked of {model_name!r} on this service; leave it out")
+        names = {"random_seed": "seed" if "seed" in self.served.inputs else "random_seed", **names}
+        tensors = [
+            make_tensor(names.get(name, name), value, datatypes[name], batch=True) for name, value in values.items()
+        ]
+        count, received_at, request_id = 0, time.perf_counter(), str(secrets.randbits(63))
+        running = True
+        try:
+            with contextlib.closing(self._stream(model_name, tensors, request_id)) as results:
+                for received_at, result in results:
+                    text, tokens = self._parse(result, model_name)
+                    count += len(tokens)
+                    yield self._made(text, tokens, "", count, before, received_at)
+            running = False
+        except TrtstreamError:
+            running = count > 0
+            raise
+        finally:
+            if running and model_name == ENSEMBLE:
+                self._stop(request_id)
+        yield self._made("", (), "length" if count >= values["max_tokens"] else "stop", count, before, received_at)
+
+    def _stop(self, request_id: str) -> None:
+        """Tell the engine to end a request. Triton's ensembles do not tell their steps that a client has left."""
+        values = {"input_ids": ("INT32", [0]), "input_lengths": ("INT32", 1), "request_output_len": ("INT32", 1)}
+        values["stop"] = "BOOL", True
+        tensors = [make_tensor(name, value, datatype, batch=True) for name, (datatype, value) in values.items()]
+        with contextlib.suppress(TrtstreamError):  # it is answered with nothing
+            list(self._stream(ENGINE_MODEL, tensors, request_id))
+
+    def _parse(self, result: Any, model_name: str) -> tuple[str, tuple[int, ...]]:
+        ids, lengths, text = (result.as_numpy(name) for name in ("output_ids", "sequence_length", "text_output"))
+        if ids is None or lengths is None or (text is None and model_name != ENGINE_MODEL):
+            raise TrtstreamError(
+                f"the model {model_name!r} at {self.url} answers without output_ids, sequence_length or text_output: "
+                "it was not packaged by trtstream; see --model-name"
+            )
+        tokens = tuple(ids[0, 0, : lengths[0, 0]].tolist())
+        return ("" if text is None else text[0, 0].decode("utf-8", "replace")), tokens
+
+    def _made(
+        self, text: str, tokens: tuple[int, ...], reason: str, count: int, before: History, received_at: float
+    ) -> Response:
+        # As with sessions of a server, the last token of a turn is not counted before the next one.
+        return Response(text, tokens, reason, 0, count, before.generated + max(count - 1, 0), received_at)
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        """The conversation up to the next answer. The template comes from the server and runs in jinja's sandbox."""
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        parameters = self.served.parameters
+        if not parameters.get("chat_template"):
+            raise TrtstreamError(
+                f"the model {self.model_name!r} at {self.url} has no chat template; send text without chat"
+            )
+        tokens = {name: parameters.get(name, "") for name in ("bos_token", "eos_token")}
+        try:
+            rendered, _ = render_jinja_template(
+                [messages], chat_template=parameters["chat_template"], add_generation_prompt=True, **tokens
+            )
+        except TemplateError as error:
+            raise TrtstreamError(f"the engine's chat template refuses this turn: {error}") from error
+        return rendered[0]
+
+
+def _sampling(given: dict[str, Any]) -> dict[str, Any]:
+    """The backend samples from one token, that is greedily, unless it is told of how many or how likely ones."""
+    values = dict(given)
+    if not values.get("temperature"):
+        values.pop("temperature", None)
+        values["top_k"] = 1
+    elif not values.get("top_k"):
+        values.pop("top_k", None)
+        values.setdefault("top_p", 1.0)
+    return values
+
+
+def _prepend(first: Response, responses: Iterator[Response]) -> Iterator[Response]:
+    with contextlib.closing(responses):
+        yield first
+        yield from responses
