@@ -87,12 +87,8 @@ def decode_kernel(
         first, second = rotate(first, second, cos, sin)
         key_first, key_second = rotate(key_first, key_second, cos, sin)
     dtype = cache.dtype.element_ty
-    first, second, sink_first, sink_second = (
-        first.to(dtype),
-        second.to(dtype),
-        sink_first.to(dtype),
-        sink_second.to(dtype),
-    )
+    first, second = first.to(dtype), second.to(dtype)
+    sink_first, sink_second = sink_first.to(dtype), sink_second.to(dtype)
     key_first, key_second = key_first.to(dtype), key_second.to(dtype)
 
     keys = cache + slot * session_stride + kv_head * WINDOW * HEAD_DIM

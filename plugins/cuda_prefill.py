@@ -158,12 +158,8 @@ def prefill_kernel(
         sink_first, sink_second = rotate(first, second, sink_cos, sink_sin)
         first, second = rotate(first, second, cos, sin)
     dtype = cache.dtype.element_ty
-    first, second, sink_first, sink_second = (
-        first.to(dtype),
-        second.to(dtype),
-        sink_first.to(dtype),
-        sink_second.to(dtype),
-    )
+    first, second = first.to(dtype), second.to(dtype)
+    sink_first, sink_second = sink_first.to(dtype), sink_second.to(dtype)
     slope = None
     if slopes is not None:
         slope = tl.load(slopes + head) * LOG2E
