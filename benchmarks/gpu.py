@@ -43,6 +43,7 @@ PARTS = {
     "flatness": "measurements",
     "compilation": "comparisons",
     "quantization": "comparisons",
+    "products": "comparisons",
     "attention": "measurements",
 }
 PART_SECONDS = 300  # a part that takes longer hangs

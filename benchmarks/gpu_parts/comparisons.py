@@ -1,15 +1,18 @@
-"""The parts that set our engine beside other ways: recompute, whole-cache rotation, torch.compile, quantization."""
+"""The parts that set our engine beside other ways: recompute, whole-cache rotation, torch.compile, torch's products."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 
 from trtstream.plugins.decode_plan import Step
 from trtstream.plugins.positions import PositionEncoding
+from trtstream.plugins.quantized_linear import GROUP, QuantizedWeight, dequantize, quantize, quantized_linear
 from trtstream.plugins.window import Window
 from trtstream.runtime.cuda import DecodeStep
 from trtstream.runtime.decoder import DecoderWeights
@@ -18,8 +21,8 @@ from trtstream.settings import BuildConfig, ModelConfig
 from .baselines import WholeCacheRotation, recompute
 from .bench import Bench, Row, goal
 from .engines import captured, full_engine, greedy_step
-from .models import quantized, random_weights, step_bytes
-from .timing import in_turn
+from .models import quantized, random_weights, step_bytes, tensor_shapes
+from .timing import device_milliseconds, in_turn
 
 SPEEDUP_GOALS = {"recompute": 22.2, "whole-cache rotation": 5.0}  # at W = 4096; the paper's is 22.2
 GOAL_WINDOW = 4096
@@ -94,6 +97,52 @@ def quantization(bench: Bench) -> Iterator[Row]:
         row = {"model": bench.sizes.main_model, "weights": name, "window": build.max_attention_window, "ms": median}
         row |= {f"to_{bench.sizes.dtype}": median / unquantized}
         yield row | {"read_gb": sizes[name] / 1e9, "floor_ms": floor, "to_floor": median / floor}
+
+
+def products(bench: Bench) -> Iterator[Row]:
+    """One token times a projection in each weight format: our kernel, torch's own product, and 16 bits, in turn."""
+    generator = torch.Generator(bench.device).manual_seed(0)
+    like = {"dtype": bench.dtype, "device": bench.device}
+    shapes = tensor_shapes(bench.main)
+    for projection in ("qkv", "attention_output", "gate_up", "down"):
+        rows, columns = shapes[f"layers.0.{projection}.weight"]
+        x = torch.empty(1, columns, **like).normal_(generator=generator)
+        weight = torch.empty(rows, columns, **like).normal_(0.0, 0.02, generator=generator)
+        unquantized = partial(F.linear, x, weight)
+        for name in ("int8", "int4"):
+            made = quantize(weight, name, bench.dtype)
+            runs = {bench.sizes.dtype: unquantized, "ours": partial(quantized_linear, x, *made)}
+            row = {"projection": projection, "rows": rows, "columns": columns, "weights": name}
+            try:
+                runs["torch"] = torchs_product(x, made)
+                runs["torch"]()
+            except RuntimeError as error:
+                del runs["torch"]
+                yield row | {"by": "torch", "refused": str(error).splitlines()[0]}
+            times = {by: device_milliseconds(run, bench.device, bench.sizes.calls) for by, run in runs.items()}
+            expected = F.linear(x, dequantize(made, bench.dtype))
+            ours = statistics.median(times["ours"])
+            for by, taken in times.items():
+                off = (runs[by]() - expected).float().std() / expected.float().std()
+                found = {"by": by, "ms": statistics.median(taken), "times_ours": statistics.median(taken) / ours}
+                yield row | found | {"off_by_sigmas": off.item()}
+
+
+def torchs_product(x: torch.Tensor, weight: QuantizedWeight) -> Callable[[], torch.Tensor]:
+    """The product by torch's own operator for the format, on a weight packed as it wants it; int4 in bfloat16."""
+    if weight.zeros is None:
+        return partial(torch._weight_int8pack_mm, x, weight.values, weight.scales.flatten().to(x.dtype))
+    packed = weight.values.unflatten(1, (-1, GROUP))
+    nibbles = torch.stack((packed & 15, packed >> 4), dim=2).flatten(1)  # [out, in]
+    # torch counts from -8, and wants scales and zeros side by side: [in / GROUP, out, 2].
+    shifted = weight.zeros + 8 * weight.scales
+    if not x.is_cuda:
+        scales = torch.stack((weight.scales, shifted), dim=2).transpose(0, 1).contiguous()
+        weight_for_cpu = torch._convert_weight_to_int4pack_for_cpu(nibbles.int(), 8)
+        return partial(torch._weight_int4pack_mm_for_cpu, x, weight_for_cpu, GROUP, scales)
+    scales = torch.stack((weight.scales, shifted), dim=2).transpose(0, 1).contiguous().bfloat16()
+    packed = torch._convert_weight_to_int4pack(nibbles[:, ::2] << 4 | nibbles[:, 1::2], 8)
+    return partial(torch._weight_int4pack_mm, x.bfloat16(), packed, GROUP, scales)
 
 
 def _step_module(
