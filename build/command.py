@@ -71,7 +71,7 @@ BUILDERS = {
 @click.option("--pp-size", default=1, show_default=True, help="tensorrt-llm: groups of GPUs that share the layers out.")
 @click.option(
     "--tensorrt-llm-version",
-    help="tensorrt-llm: the release to convert for, such as 0.17.  [default: the installed one, or 1.0]",
+    help="tensorrt-llm: the release to convert for, such as 0.17.  [default: the installed one, or 0.17]",
 )
 @click.option(
     "--max-seq-len",

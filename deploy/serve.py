@@ -174,6 +174,10 @@ def _repository(source: Path, work: Path) -> Path:
         raise TrtstreamError(
             f"{source} is for Triton's tensorrtllm backend: `trtstream package` it, then serve the repository"
         )
+    if config.target == "cuda":
+        from trtstream.runtime.loading import check_runnable  # brings torch
+
+        check_runnable(source, config)  # before Triton starts and finds out
     write_model(repository / DEFAULT_MODEL_NAME, DEFAULT_MODEL_NAME, config, str(source.resolve()))
     return repository
 

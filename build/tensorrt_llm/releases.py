@@ -77,7 +77,7 @@ RELEASES = (
         container="nvcr.io/nvidia/tritonserver:25.09-trtllm-python-py3",
     ),
 )
-DEFAULT = RELEASES[-1]
+DEFAULT = RELEASES[-2]  # upstream dropped sinks from its main branch while 1.0 was in the making: 0.17 surely has them
 FIRST_WITHOUT_SINKS = (1, 1)
 
 
@@ -93,11 +93,11 @@ def find_release(version: str) -> Release:
     if found >= FIRST_WITHOUT_SINKS:
         raise TrtstreamError(
             f"TensorRT-LLM {version} has no attention sinks (dropped in 1.1, and TensorRT engines in 1.3); "
-            f"use --target tensorrt, or a release from {RELEASES[0].name} to {DEFAULT.name}"
+            f"use --target tensorrt or cuda, or a release from {RELEASES[0].name} to {RELEASES[-1].name}"
         )
     if found < RELEASES[0].version:
         raise TrtstreamError(
             f"TensorRT-LLM {version} is too old: its checkpoints and flags differ; "
-            f"use a release from {RELEASES[0].name} to {DEFAULT.name}"
+            f"use a release from {RELEASES[0].name} to {RELEASES[-1].name}"
         )
     return next(release for release in reversed(RELEASES) if release.version <= found)

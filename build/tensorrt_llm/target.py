@@ -34,7 +34,7 @@ def build_tensorrt_llm_engine(
 
 
 def choose_release(version: str | None) -> Release:
-    """The release of ``version``, else of the installed trtllm-build, else the newest that has attention sinks."""
+    """The release of ``version``, else of the installed trtllm-build, else `DEFAULT`."""
     if version is None:
         installed = find_trtllm_build()
         version = DEFAULT.name if installed is None else installed[1]

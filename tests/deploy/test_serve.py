@@ -18,17 +18,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
+from tests.checkpoints import write_checkpoint
 from tests.command_line import run_trtstream
 from tests.deploy.conftest import Server, serve_process
 from tests.deploy.test_service import Stream, ids, post, reason
+from trtstream.build.checkpoint import open_checkpoint
+from trtstream.build.cuda import build_cuda_engine
 from trtstream.cli import cli
 from trtstream.deploy.package import package_engine
 from trtstream.deploy.tritonserver import find_tritonserver
 from trtstream.errors import TrtstreamError
+from trtstream.settings import BuildConfig
 
 Start = Callable[..., Server]
 
@@ -88,6 +93,16 @@ def leftovers(process_ids: set[int]) -> list[Path]:
     found = [Path(work[1]), *Path("/dev/shm").glob(f"{memory[1]}*")]
     assert len(found) == 2
     return found
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_an_engine_for_a_gpu_is_refused_before_triton_starts(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "checkpoint", "llama-gqa"))
+    settings = BuildConfig(max_batch_size=1, max_attention_window=64, dtype="bfloat16")
+    build_cuda_engine(checkpoint, settings, tmp_path / "engine", lambda done, total: None)
+    code, line = refused(tmp_path / "engine", "--grpc-port", 0, "--http-port", 0, "--metrics-port", 0)
+    assert code == 1
+    assert re.match(r"trtstream: .*engine was built for target 'cuda' and cannot run here: torch", line)
 
 
 def test_sigterm_lets_turns_end_and_ignores_idle_streams(start: Start) -> None:
