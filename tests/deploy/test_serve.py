@@ -106,7 +106,7 @@ def test_an_engine_for_a_gpu_is_refused_before_triton_starts(tmp_path: Path) -> 
 
 
 def test_sigterm_lets_turns_end_and_ignores_idle_streams(start: Start) -> None:
-    server = start()
+    server = start("--drain-timeout", "200")  # the default would do on a quiet machine
     children = family(server.process.pid)
     assert len(children) >= 2  # Triton and the Python backend
     idle, busy = Stream(server.grpc_url), Stream(server.grpc_url)
