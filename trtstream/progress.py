@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,7 +13,7 @@ Progress = Callable[[int, int], None]
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Progress]:
-    """Show the progress of a block. Elsewhere than on a terminal: a line at each tenth."""
+    """Show the progress of a block, and how long it may still take. Elsewhere than on a terminal: a line each tenth."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -24,11 +25,20 @@ def progress_bar(title: str) -> Iterator[Progress]:
         return
 
     told = 0
+    first: tuple[int, float] | None = None
 
     def tell(done: int, total: int) -> None:
-        nonlocal told
+        nonlocal told, first
+        first = first or (done, time.monotonic())
         if done * 10 // total > told:
             told = done * 10 // total
-            print(f"{title}: {done} of {total}", file=sys.stderr, flush=True)
+            left = _left(done - first[0], total - done, time.monotonic() - first[1])
+            print(f"{title}: {done} of {total}{left}", file=sys.stderr, flush=True)
 
     yield tell
+
+
+def _left(done: int, to_do: int, seconds: float) -> str:
+    """The estimate that ends a line, if it is one of minutes."""
+    minutes = round(seconds * to_do / done / 60) if done else 0
+    return f", about {minutes} min left" if minutes else ""

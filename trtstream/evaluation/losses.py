@@ -73,6 +73,9 @@ class LossLog:
             return
         with self._losses.open("ab") as file:
             file.write(losses.astype("<f4").tobytes())
+            if save:  # the state must not reach the disk before the losses that it counts
+                file.flush()
+                os.fsync(file.fileno())
         if save:
             self._save(state)
 

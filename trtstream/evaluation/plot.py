@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from trtstream.errors import TrtstreamError
+
+NAMES = {"sink_token_length": "sink tokens", "max_attention_window": "attention window (tokens)"}
 
 
 def require_matplotlib() -> None:
@@ -18,20 +22,50 @@ def require_matplotlib() -> None:
 
 def plot_curves(path: Path, title: str, reports: dict[str, dict[str, Any]]) -> None:
     """Draw every run's mean loss against the position in the text (log scale) to the PNG file ``path``."""
+    with _picture(path, title) as axis:
+        for name, report in reports.items():
+            points = report["curve"]
+            middle = [(point["first"] * point["last"]) ** 0.5 for point in points]
+            label = f"{name}: perplexity {report['perplexity']:.2f}"
+            axis.plot(middle, [point["loss"] for point in points], marker=".", label=label)
+        axis.set(xlabel="position in the text (tokens)", ylabel="loss (nats per token)", xscale="log")
+        axis.legend()
+
+
+def plot_sweep(path: Path, title: str, reports: Sequence[dict[str, Any]]) -> None:
+    """Draw perplexity against the number of sink tokens, or against the window where that is what was swept."""
+    swept, other = "sink_token_length", "max_attention_window"
+    if len({report[swept] for report in reports}) == 1:
+        swept, other = other, swept
+    with _picture(path, title) as axis:
+        for value in sorted({report[other] for report in reports}):
+            line = sorted((report[swept], report["perplexity"]) for report in reports if report[other] == value)
+            axis.plot(*zip(*line, strict=True), marker="o", label=f"{NAMES[other]} {value}")
+        axis.set(xlabel=NAMES[swept], ylabel="perplexity", xticks=sorted({report[swept] for report in reports}))
+        axis.legend()
+
+
+def plot_recall(path: Path, title: str, answers: Sequence[dict[str, Any]], ring: int, chance: float) -> None:
+    """Draw accuracy against distance (log scale), with the ring's end and the level of chance."""
+    with _picture(path, title) as axis:
+        axis.plot([a["distance"] for a in answers], [a["accuracy"] for a in answers], marker="o", label="right answers")
+        axis.axvline(ring, linestyle="--", color="gray", label=f"{ring} recent tokens are kept")
+        axis.axhline(chance, linestyle=":", color="gray", label=f"guessing: {chance:.0%}")
+        axis.set(xlabel="tokens between fact and question", ylabel="accuracy", xscale="log")
+        axis.legend()
+
+
+@contextmanager
+def _picture(path: Path, title: str) -> Iterator[Any]:
+    """Axes to draw in, from zero upwards; saved when the block ends."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(9, 5), layout="constrained")
-    for name, report in reports.items():
-        points = report["curve"]
-        middle = [(point["first"] * point["last"]) ** 0.5 for point in points]
-        label = f"{name}: perplexity {report['perplexity']:.2f}"
-        axis.plot(middle, [point["loss"] for point in points], marker=".", label=label)
-    axis.set(title=title, xlabel="position in the text (tokens)", ylabel="loss (nats per token)", xscale="log")
-    axis.set_ylim(bottom=0)
+    yield axis
+    axis.set(title=title, ylim=(0, None))
     axis.grid(alpha=0.3)
-    axis.legend()
     figure.savefig(path, format="png", dpi=120)
     pyplot.close(figure)

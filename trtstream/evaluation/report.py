@@ -11,26 +11,20 @@ from trtstream.evaluation.losses import LossLog
 from trtstream.machine import machine
 
 
-def evaluation_report(
-    checkpoint: Path, subject: Subject, text: Path, predictions: int, logs: Sequence[LossLog]
-) -> dict[str, Any]:
-    """All that an evaluation was given and found; ``perplexity`` stands on top where one method ran."""
-    report: dict[str, Any] = {
+def heading(checkpoint: Path, subject: Subject, text: Path, tokens: int) -> dict[str, Any]:
+    """What was evaluated, on what, and where. ``tokens`` of the text are predicted, or streamed."""
+    return {
         "checkpoint": checkpoint.name,
         "architecture": subject.model.architecture,
         "text": text.name,
-        "tokens": predictions,
+        "tokens": tokens,
         "target": subject.target,
         "dtype": subject.dtype,
         "machine": machine(),
-        "methods": {log.run.name: method_report(log) for log in logs},
     }
-    if len(logs) == 1:
-        report["perplexity"] = logs[0].curve.perplexity
-    return report
 
 
-def method_report(log: LossLog) -> dict[str, Any]:
+def run_report(log: LossLog) -> dict[str, Any]:
     """One run's settings and findings. Losses are in nats per token."""
     run = log.run
     return {
@@ -47,23 +41,47 @@ def method_report(log: LossLog) -> dict[str, Any]:
     }
 
 
-def print_table(reports: Iterable[dict[str, Any]]) -> None:
+def print_runs(reports: Iterable[dict[str, Any]]) -> None:
+    _print_table(
+        ("method", "sink tokens", "window", "predictions", "perplexity", "seconds"),
+        (
+            (
+                report["method"],
+                str(report["sink_token_length"]),
+                str(report["max_attention_window"]),
+                f"{report['predictions']:,}" + (f" (every {report['every']})" if report["every"] > 1 else ""),
+                f"{report['perplexity']:.4f}",
+                f"{report['seconds']:.1f}",
+            )
+            for report in reports
+        ),
+    )
+
+
+def print_recall(answers: Iterable[dict[str, Any]]) -> None:
+    _print_table(
+        ("tokens back", "in the window", "questions", "right", "accuracy"),
+        (
+            (
+                f"{answer['distance']:,}",
+                "yes" if answer["in_window"] else "no",
+                str(answer["questions"]),
+                str(answer["right"]),
+                f"{answer['accuracy']:.0%}",
+            )
+            for answer in answers
+        ),
+    )
+
+
+def _print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD)
-    table.add_column("method")
-    for name in ("sink tokens", "window", "predictions", "perplexity", "seconds"):
-        table.add_column(name, justify="right")
-    for report in reports:
-        sampled = "" if report["every"] == 1 else f" (every {report['every']})"
-        table.add_row(
-            report["method"],
-            str(report["sink_token_length"]),
-            str(report["max_attention_window"]),
-            f"{report['predictions']:,}{sampled}",
-            f"{report['perplexity']:.4f}",
-            f"{report['seconds']:.1f}",
-        )
+    for name in names:
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for row in rows:
+        table.add_row(*row)
     Console().print(table)

@@ -48,6 +48,13 @@ def method_runs(
     return [Run(method, method, *sizes[method], every if method == "recompute" else 1) for method in methods]
 
 
+def sweep_runs(subject: Subject, sinks: Sequence[int], windows: Sequence[int]) -> list[Run]:
+    """A streaming run for each number of sink tokens in each window. Raises TrtstreamError for an engine."""
+    if subject.built is not None:
+        raise TrtstreamError("an engine has its own window and cannot sweep others; give its checkpoint")
+    return [Run(f"streaming-s{s}-w{w}", "streaming", s, w) for w in windows for s in sinks]
+
+
 def check_run(run: Run, subject: Subject, force: bool) -> None:
     """Raise TrtstreamError where a run's window does not suit the model."""
     window, context = run.max_attention_window, subject.model.max_position_embeddings

@@ -10,8 +10,6 @@ import torch
 from trtstream.evaluation.tokens import TokenFile
 from trtstream.runtime.engine import Engine, SessionState
 
-METHODS = ("streaming", "window", "dense", "recompute")
-
 # Segments end at multiples of this, and their last token is fed alone: so what is computed does not depend on where a
 # run was interrupted.
 SEGMENT = 2048

@@ -1,0 +1,110 @@
+"""Every method against what it means, token by token."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.checkpoints import write_checkpoint
+from tests.engines import reference_logits
+from tests.runtime.clients import BOS, EOS, byte_tokenizer
+from trtstream.build.checkpoint import Checkpoint, open_checkpoint
+from trtstream.build.cpu import build_cpu_engine
+from trtstream.evaluation.curve import Curve
+from trtstream.evaluation.engines import Subject, open_subject
+from trtstream.evaluation.runs import score_run
+from trtstream.evaluation.scoring import Run
+from trtstream.evaluation.tokens import TokenFile
+from trtstream.runtime.loading import load_engine
+from trtstream.settings import BuildConfig
+
+TOKENS = 2500  # more than a segment
+WINDOW = 24
+
+
+@pytest.fixture(scope="module", params=["llama-gqa", "falcon-7b"])
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, Checkpoint]:
+    folder = tmp_path_factory.mktemp("scoring") / "checkpoint"
+    write_checkpoint(folder, request.param, vocab_size=260, bos_token_id=BOS, eos_token_id=EOS)
+    byte_tokenizer().save_pretrained(folder)
+    return open_subject(folder, None), open_checkpoint(folder)
+
+
+def token_file(folder: Path) -> tuple[TokenFile, list[int]]:
+    ids = torch.randint(260, (TOKENS,), generator=torch.Generator().manual_seed(2)).tolist()
+    np.array(ids, dtype="<i4").tofile(folder / "ids")
+    return TokenFile(folder / "ids"), ids
+
+
+def losses_of(run: Run, subject: Subject, tokens: TokenFile, folder: Path) -> torch.Tensor:
+    score_run(run, subject, tokens, folder, resume=False)
+    return torch.from_numpy(np.fromfile(folder / f"{run.name}.f32", dtype="<f4"))
+
+
+@pytest.mark.parametrize(
+    ("method", "sinks", "window"), [("streaming", 4, WINDOW), ("window", 0, WINDOW), ("dense", 0, TOKENS - 1)]
+)
+def test_methods_by_the_reference(
+    method: str, sinks: int, window: int, subject: tuple[Subject, Checkpoint], tmp_path: Path
+) -> None:
+    tokens, ids = token_file(tmp_path)
+    logits = reference_logits(subject[1], ids, sinks, window - sinks)
+    expected = -logits[:-1].log_softmax(dim=-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    found = losses_of(Run(method, method, sinks, window), subject[0], tokens, tmp_path)
+    assert (found - expected).abs().max() < 1e-4 * logits.std()
+
+
+def test_recompute_by_the_reference(subject: tuple[Subject, Checkpoint], tmp_path: Path) -> None:
+    tokens, ids = token_file(tmp_path)
+    found = losses_of(Run("recompute", "recompute", 0, WINDOW, every=70), subject[0], tokens, tmp_path)
+    positions = range(70, TOKENS, 70)
+    assert len(found) == len(positions)
+    for loss, position in zip(found, positions, strict=True):
+        logits = reference_logits(subject[1], ids[position - WINDOW : position], 0, WINDOW)[-1]
+        assert abs(loss + logits.log_softmax(dim=-1)[ids[position]]) < 1e-4 * logits.std()
+
+
+def test_chunked_is_token_by_token(subject: tuple[Subject, Checkpoint], tmp_path: Path) -> None:
+    """The decode kernel of a built engine, one token a step, against the evaluation's chunks."""
+    tokens, ids = token_file(tmp_path)
+    build = BuildConfig(max_batch_size=1, max_attention_window=WINDOW)
+    build_cpu_engine(subject[1], build, tmp_path / "engine", lambda done, total: None)
+    engine = load_engine(tmp_path / "engine")
+    logits = torch.cat([engine.decode([0], [token]) for token in ids[:-1]])
+    expected = -logits.log_softmax(dim=-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    found = losses_of(Run("streaming", "streaming", 4, WINDOW), subject[0], tokens, tmp_path)
+    assert (found - expected).abs().max() < 1e-4 * logits.std()
+
+
+def test_an_engine_with_a_learned_sink_token(subject: tuple[Subject, Checkpoint], tmp_path: Path) -> None:
+    tokens, ids = token_file(tmp_path)
+    build = BuildConfig(
+        max_batch_size=1, max_attention_window=WINDOW, sink_token_length=1, max_sink_token_length=1, sink_token=7
+    )
+    build_cpu_engine(subject[1], build, tmp_path / "engine", lambda done, total: None)
+    logits = reference_logits(subject[1], [7, *ids], 1, WINDOW - 1)[1:]
+    expected = -logits[:-1].log_softmax(dim=-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    found = losses_of(
+        Run("streaming", "streaming", 1, WINDOW), open_subject(tmp_path / "engine", None), tokens, tmp_path
+    )
+    assert (found - expected).abs().max() < 1e-4 * logits.std()
+
+
+def test_the_curve_is_the_losses(tmp_path: Path) -> None:
+    losses = np.random.default_rng(0).random(5000).astype(np.float32)
+    curve = Curve()
+    for begin in range(0, 5000, 700):
+        end = min(begin + 700, 5000)
+        curve.add(np.arange(begin + 1, end + 1), losses[begin:end])
+    points = curve.points()
+    assert curve.perplexity == pytest.approx(math.exp(losses.astype(float).mean()))
+    assert [point["first"] for point in points[1:]] == [point["last"] + 1 for point in points[:-1]]
+    for point in points:
+        inside = losses[point["first"] - 1 : point["last"]].astype(float)
+        assert point["tokens"] == len(inside)
+        assert point["loss"] == pytest.approx(inside.mean())
+        assert point["perplexity_so_far"] == pytest.approx(math.exp(losses[: point["last"]].astype(float).mean()))
