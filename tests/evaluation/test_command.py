@@ -78,6 +78,14 @@ def test_sweeps(checkpoint: Path, text: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "one.json").read_text())["perplexity"] == found[2, 16]
 
 
+def test_losses_are_not_overwritten(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    arguments = (checkpoint, "--text", text, "--tokens", 100, "--losses", tmp_path / "losses")
+    first, second, third = run(*arguments), run(*arguments), run(*arguments, "--resume")
+    assert (first.exit_code, second.exit_code, third.exit_code) == (0, 1, 0)
+    assert "holds losses of streaming already; go on with --resume" in str(second.exception)
+    assert (tmp_path / "losses" / "streaming.f32").stat().st_size == 400
+
+
 def test_recompute_says_what_it_skips(checkpoint: Path, text: Path) -> None:
     done = run(
         checkpoint,
@@ -104,6 +112,8 @@ def test_recompute_says_what_it_skips(checkpoint: Path, text: Path) -> None:
         (("--max-attention-window", 4, "--tokens", 100), r"no room for recent tokens"),
         (("--sweep-window", "4096,100000"), r"--max-attention-window 100000 is beyond"),
         (("--method", "dense", "--force", "--dtype", "float16"), r"--dtype is float16; the cpu target has float32"),
+        (("--method", "recompute", "--every", 5000), r"--every 5000 leaves none of 4999 tokens to predict"),
+        (("--recall", "20", "--max-attention-window", 5000), r"beyond the checkpoint's trained context of 4096"),
         (("--recall", "100000"), r"streams \d+ tokens, and the text has 5000; give a longer text"),
     ],
 )

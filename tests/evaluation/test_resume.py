@@ -10,7 +10,7 @@ import pytest
 from trtstream.errors import TrtstreamError
 from trtstream.evaluation import losses as losses_module
 from trtstream.evaluation.engines import Subject, open_subject
-from trtstream.evaluation.losses import LossLog
+from trtstream.evaluation.losses import LossLog, refuse_existing
 from trtstream.evaluation.runs import score_run
 from trtstream.evaluation.scoring import Run, Scorer
 from trtstream.evaluation.tokens import TokenFile, tokenize
@@ -54,7 +54,7 @@ def interrupt(
     with monkeypatch.context() as patch:
         patch.setattr(Scorer, "segment", killed_later)
         with pytest.raises(Killed):
-            score_run(run, subject, tokens, folder, resume=True)
+            score_run(run, subject, tokens, folder)
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
@@ -66,13 +66,13 @@ def test_resumed_is_uninterrupted(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()
-    expected = score_run(run, subject, tokens, whole, resume=False)
+    expected = score_run(run, subject, tokens, whole)
     interrupt(run, subject, tokens, parts, 2048, monkeypatch)
     assert len(read(parts, run)) == 2047 // run.every
     with (parts / f"{run.name}.f32").open("ab") as file:
         file.write(b"losses after the last save, and torn")
     interrupt(run, subject, tokens, parts, 4096, monkeypatch)
-    log = score_run(run, subject, tokens, parts, resume=True)
+    log = score_run(run, subject, tokens, parts)
     assert np.array_equal(read(parts, run), read(whole, run))
     assert len(read(whole, run)) == 4500 // run.every
     assert log.curve.count == expected.curve.count
@@ -85,27 +85,27 @@ def test_more_tokens_may_follow(subject: Subject, text: Path, tmp_path: Path, mo
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()
-    score_run(RUNS[0], subject, ids(subject, text, tmp_path, 3000), parts, resume=False)
+    score_run(RUNS[0], subject, ids(subject, text, tmp_path, 3000), parts)
     more = ids(subject, text, tmp_path, 4500)
-    score_run(RUNS[0], subject, more, parts, resume=True)
-    score_run(RUNS[0], subject, more, whole, resume=False)
+    score_run(RUNS[0], subject, more, parts)
+    score_run(RUNS[0], subject, more, whole)
     assert np.array_equal(read(parts, RUNS[0]), read(whole, RUNS[0]))
 
 
 def test_another_run_is_refused(subject: Subject, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses_module, "SAVE_SECONDS", 0.0)
     run, tokens = RUNS[0], ids(subject, text, tmp_path)
-    score_run(run, subject, tokens, tmp_path, resume=False)
-    with pytest.raises(TrtstreamError, match="holds a run; go on with --resume, or choose another --losses folder"):
-        score_run(run, subject, tokens, tmp_path, resume=False)
+    score_run(run, subject, tokens, tmp_path)
+    with pytest.raises(TrtstreamError, match="holds losses of streaming already; go on with --resume, or choose"):
+        refuse_existing([RUNS[1], run], tmp_path)
     with pytest.raises(TrtstreamError, match="max_attention_window 24, and this one has 32"):
-        score_run(Run("streaming", "streaming", 4, 32), subject, tokens, tmp_path, resume=True)
+        score_run(Run("streaming", "streaming", 4, 32), subject, tokens, tmp_path)
     with pytest.raises(TrtstreamError, match="come to token 4096, beyond the 1001 asked for"):
-        score_run(run, subject, ids(subject, text, tmp_path, 1000), tmp_path, resume=True)
+        score_run(run, subject, ids(subject, text, tmp_path, 1000), tmp_path)
     other = tmp_path / "other.txt"
     other.write_text("X" + text.read_text()[1:])
     with pytest.raises(TrtstreamError, match="another text: its first 4096 token ids differ"):
-        score_run(run, subject, ids(subject, other, tmp_path), tmp_path, resume=True)
+        score_run(run, subject, ids(subject, other, tmp_path), tmp_path)
     (tmp_path / "streaming.safetensors").write_bytes(b"torn")
     with pytest.raises(TrtstreamError, match=r"streaming\.safetensors cannot be read .*; remove it to start over"):
-        LossLog(run, tokens, tmp_path, {}).start(resume=True)
+        LossLog(run, tokens, tmp_path, {}).start()

@@ -41,7 +41,7 @@ def token_file(folder: Path) -> tuple[TokenFile, list[int]]:
 
 
 def losses_of(run: Run, subject: Subject, tokens: TokenFile, folder: Path) -> torch.Tensor:
-    score_run(run, subject, tokens, folder, resume=False)
+    score_run(run, subject, tokens, folder)
     return torch.from_numpy(np.fromfile(folder / f"{run.name}.f32", dtype="<f4"))
 
 

@@ -143,6 +143,7 @@ def evaluate(
         losses.mkdir(parents=True, exist_ok=True)
 
     from trtstream.evaluation.engines import open_subject
+    from trtstream.evaluation.losses import refuse_existing
     from trtstream.evaluation.recall import tokens_needed
     from trtstream.evaluation.report import heading
     from trtstream.evaluation.runs import check_run, method_runs, sweep_runs, window_of
@@ -158,23 +159,25 @@ def evaluate(
             raise TrtstreamError(
                 f"{text} has {ids.count} tokens, and the first is not predicted; use --tokens {ids.count - 1} or less"
             )
+        if sweeping:
+            runs = sweep_runs(subject, sweep_sinks or [sinks], sweep_window or [window])
+        else:
+            runs = method_runs(subject, methods, sinks, window, ids.count - 1, every)
+        for run in runs:
+            check_run(run, subject, force)
         report = heading(checkpoint, subject, text, ids.count if distances else ids.count - 1)
         if distances:
-            report |= _recall(subject, ids, sinks, window, distances, facts, title, plot_file)
+            report |= _recall(runs[0], subject, ids, distances, facts, title, plot_file)
         else:
-            if sweeping:
-                runs = sweep_runs(subject, sweep_sinks or [sinks], sweep_window or [window])
-            else:
-                runs = method_runs(subject, methods, sinks, window, ids.count - 1, every)
-            for run in runs:
-                check_run(run, subject, force)
-            report |= _score(runs, subject, ids, losses, resume, title, plot_file)
+            if losses is not None and not resume:
+                refuse_existing(runs, losses)
+            report |= _score(runs, subject, ids, losses, title, plot_file)
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def _score(
-    runs: list[Run], subject: Subject, ids: TokenFile, losses: Path | None, resume: bool, title: str, plot: Path | None
+    runs: list[Run], subject: Subject, ids: TokenFile, losses: Path | None, title: str, plot: Path | None
 ) -> dict[str, Any]:
     """Make the runs, print and draw them; returns their part of the report."""
     from trtstream.evaluation.plot import plot_curves, plot_sweep
@@ -185,7 +188,7 @@ def _score(
     if ids.count <= smallest and any(run.method != "dense" for run in runs):
         click.echo(f"warning: the text has {ids.count} tokens, and none leaves a window of {smallest}", err=True)
     try:
-        reports = {run.name: run_report(score_run(run, subject, ids, losses, resume=resume)) for run in runs}
+        reports = {run.name: run_report(score_run(run, subject, ids, losses)) for run in runs}
     except KeyboardInterrupt:
         if losses is not None:
             click.echo("interrupted; the same command with --resume goes on", err=True)
@@ -201,15 +204,15 @@ def _score(
 
 
 def _recall(
-    subject: Subject, ids: TokenFile, sinks: int, window: int, distances: list[int], facts: int, title: str,
-    plot: Path | None,
-) -> dict[str, Any]:  # fmt: skip
+    run: Run, subject: Subject, ids: TokenFile, distances: list[int], facts: int, title: str, plot: Path | None
+) -> dict[str, Any]:
     """Ask, print and draw; returns the report's part."""
     from trtstream.evaluation.plot import plot_recall
     from trtstream.evaluation.recall import CHANCE, recall
     from trtstream.evaluation.report import print_recall
     from trtstream.progress import progress_bar
 
+    sinks, window = run.sink_token_length, run.max_attention_window
     engine = subject.engine(sinks, window)
     with progress_bar("recall, tokens") as progress:
         answers = recall(engine, subject.tokenizer, ids, distances, facts, progress)

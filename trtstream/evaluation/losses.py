@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ def resident_bytes() -> int:
     """This process's resident memory."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def refuse_existing(runs: Iterable[Run], folder: Path) -> None:
+    """Raise TrtstreamError if ``folder`` holds losses of one of the runs."""
+    found = next((run.name for run in runs if (folder / f"{run.name}.f32").exists()), None)
+    if found is not None:
+        raise TrtstreamError(
+            f"{folder} holds losses of {found} already; go on with --resume, or choose another --losses folder"
+        )
 
 
 class LossLog:
@@ -97,20 +107,16 @@ class LossLog:
         work.replace(self._state)
         self._saved = time.monotonic()
 
-    def start(self, *, resume: bool) -> SessionState | None:
-        """Begin with empty files, or at the last save if ``resume`` and there is one: `done` says where.
+    def start(self) -> SessionState | None:
+        """Begin with empty files, or at the last save where there is one: `done` says where.
 
-        Raises TrtstreamError if there is a run already and ``resume`` is not asked for, or if it is another run.
+        Raises TrtstreamError if that is another run's, or damaged.
         """
         if self._losses is None:
             return None
         if not self._state.exists():
-            if self._losses.exists() and not resume:
-                raise TrtstreamError(f"{self._losses} exists; go on with --resume, or choose another --losses folder")
             self._losses.write_bytes(b"")
             return None
-        if not resume:
-            raise TrtstreamError(f"{self._state} holds a run; go on with --resume, or choose another --losses folder")
         try:
             with safe_open(self._state, framework="pt") as file:
                 progress = json.loads(file.metadata()["progress"])

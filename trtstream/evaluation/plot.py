@@ -9,6 +9,7 @@ from typing import Any
 
 from trtstream.errors import TrtstreamError
 
+FIRST = 32
 NAMES = {"sink_token_length": "sink tokens", "max_attention_window": "attention window (tokens)"}
 
 
@@ -21,10 +22,13 @@ def require_matplotlib() -> None:
 
 
 def plot_curves(path: Path, title: str, reports: dict[str, dict[str, Any]]) -> None:
-    """Draw every run's mean loss against the position in the text (log scale) to the PNG file ``path``."""
+    """Draw every run's mean loss against the position in the text (log scale) to the PNG file ``path``.
+
+    Without the first tokens, which every method predicts alike and badly.
+    """
     with _picture(path, title) as axis:
         for name, report in reports.items():
-            points = report["curve"]
+            points = [point for point in report["curve"] if point["first"] >= FIRST] or report["curve"]
             middle = [(point["first"] * point["last"]) ** 0.5 for point in points]
             label = f"{name}: perplexity {report['perplexity']:.2f}"
             axis.plot(middle, [point["loss"] for point in points], marker=".", label=label)

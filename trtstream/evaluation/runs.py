@@ -39,6 +39,8 @@ def method_runs(
     """One run for each method. Raises TrtstreamError for what the subject cannot do."""
     if subject.built is not None and list(methods) != ["streaming"]:
         raise TrtstreamError("an engine evaluates as streaming only; give its checkpoint for the other methods")
+    if every > predictions:
+        raise TrtstreamError(f"--every {every} leaves none of {predictions} tokens to predict; use a smaller one")
     sizes = {
         "streaming": (sinks, window),
         "window": (0, window),
@@ -74,8 +76,8 @@ def check_run(run: Run, subject: Subject, force: bool) -> None:
         check_against_model(build, subject.model, force)
 
 
-def score_run(run: Run, subject: Subject, tokens: TokenFile, folder: Path | None, *, resume: bool) -> LossLog:
-    """Compute a run's losses, or with ``resume`` what ``folder`` lacks of them."""
+def score_run(run: Run, subject: Subject, tokens: TokenFile, folder: Path | None) -> LossLog:
+    """Compute a run's losses, or what ``folder`` lacks of them."""
     given = {
         "weights": subject.identity,
         "target": subject.target,
@@ -86,7 +88,7 @@ def score_run(run: Run, subject: Subject, tokens: TokenFile, folder: Path | None
         "every": run.every,
     }
     log = LossLog(run, tokens, folder, given)
-    state = log.start(resume=resume)
+    state = log.start()
     if log.done:
         print(f"{run.name}: going on after {log.done} tokens", file=sys.stderr)
     scorer = Scorer(run, subject.engine(run.sink_token_length, run.max_attention_window), tokens)
