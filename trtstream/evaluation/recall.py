@@ -34,6 +34,7 @@ PLACES = (
 )  # fmt: skip
 CHANCE = 1 / len(PLACES)
 SPACING = 128  # tokens from one fact to the next
+STEP = 2048  # tokens from one word of progress to the next
 
 
 class Fact:
@@ -91,9 +92,10 @@ def recall(
     events = [(window + number * SPACING, number, 0) for number in range(count)]
     while events:
         at, number, distance = heapq.heappop(events)
-        if at > fed:
-            engine.prefill(0, tokens.read(read, read + at - fed).tolist())
-            read, fed = read + at - fed, at
+        while fed < at:
+            step = min(at - fed, STEP)
+            engine.prefill(0, tokens.read(read, read + step).tolist())
+            read, fed = read + step, fed + step
             progress(read, needed)
         fact = facts[number]
         if distance == 0:
