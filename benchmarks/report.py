@@ -80,7 +80,8 @@ def methods(values: Values) -> list[str]:
     ]
     return [
         "`dense` sees everything before, `recompute` makes a new dense pass over the last tokens for each token, "
-        "`window` keeps recent tokens only. A sampled method's perplexity is that of its few tokens, not to be compared.",
+        "`window` keeps recent tokens only. A sampled method's perplexity is that of its few tokens, and not to be "
+        "compared.",
         "",
         *table(("method", "window", "perplexity", "predictions", "sampled"), rows),
     ]
