@@ -125,7 +125,7 @@ def test_sigterm_lets_turns_end_and_ignores_idle_streams(start: Start) -> None:
 
 
 def test_new_turns_are_refused_while_draining_and_late_ones_cut(start: Start) -> None:
-    server = start("--drain-timeout", "1")
+    server = start("--drain-timeout", "8")
     busy, late = Stream(server.grpc_url), Stream(server.grpc_url)
     busy.send(text_input="a", max_tokens=10_000_000, ignore_eos=True)
     late.ask(text_input="a", max_tokens=1)

@@ -45,10 +45,13 @@ def test_int4_is_within_half_a_scale_and_its_rounding(dtype: torch.dtype) -> Non
 
 def test_int4_keeps_what_has_four_bits_already() -> None:
     """A group on a grid of 16 values, as a 4-bit GGUF checkpoint has them."""
-    grid = torch.randint(16, (8, 4, GROUP), generator=torch.Generator().manual_seed(0)).float()
+    generator = torch.Generator().manual_seed(0)
+    grid = torch.randint(16, (8, 4, GROUP), generator=generator).float()
     grid[..., 0], grid[..., 1] = 0, 15
-    weight = (grid * torch.rand(8, 4, 1) - torch.rand(8, 4, 1)).flatten(1)
-    assert (dequantize(quantize(weight, "int4", torch.float32), torch.float32) - weight).abs().max() < 1e-6
+    scales, zeros = torch.rand(2, 8, 4, 1, generator=generator)
+    weight = (grid * scales - zeros).flatten(1)
+    kept = dequantize(quantize(weight, "int4", torch.float32), torch.float32)
+    assert (kept - weight).abs().max() < 1e-6 * weight.abs().max()
 
 
 def test_columns_that_int4_cannot_take_are_refused() -> None:
