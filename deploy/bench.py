@@ -21,6 +21,7 @@ from trtstream.deploy.connect import connect
 from trtstream.deploy.metrics import Distribution, Summary, TurnTiming, summarize
 from trtstream.deploy.tensorrt_llm_client import ENGINE_MODEL, RESENDS
 from trtstream.errors import TrtstreamError
+from trtstream.output_file import OUTPUT_FILE, output_file
 from trtstream.progress import Progress, progress_bar
 
 
@@ -119,16 +120,6 @@ def parse_concurrency(_context: click.Context, _option: click.Parameter, value: 
     return levels
 
 
-def output_file(_context: click.Context, _option: click.Parameter, value: Path | None) -> Path | None:
-    """Refuse before the work what could not be written after it."""
-    if value is not None and not value.absolute().parent.is_dir():
-        raise click.BadParameter(f"the folder {value.absolute().parent} does not exist")
-    return value
-
-
-FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
-
-
 @click.command()
 @service_options
 @click.option(
@@ -138,8 +129,8 @@ FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 @click.option("--input-tokens", default=128, show_default=True, type=click.IntRange(1), help="Tokens in each prompt.")
 @click.option("--output-tokens", default=64, show_default=True, type=click.IntRange(1), help="Tokens in each answer.")
 @click.option("--turns", default=1, show_default=True, type=click.IntRange(1), help="Turns: each request is a session.")
-@click.option("--json", "json_file", type=FILE, callback=output_file, help="Write the figures to this file.")
-@click.option("--plot", "plot_file", type=FILE, callback=output_file, help="Draw the figures to this PNG file.")
+@click.option("--json", "json_file", type=OUTPUT_FILE, callback=output_file, help="Write the figures to this file.")
+@click.option("--plot", "plot_file", type=OUTPUT_FILE, callback=output_file, help="Draw the figures to this PNG file.")
 def bench(
     url: str,
     model_name: str,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from trtstream.checksum import file_sha256
+from trtstream.cached_file import cached_file
 from trtstream.errors import TrtstreamError
 
 PACKAGES = ("bible-kjv", "bible-kjv-text")  # the text is compressed, and the program that reads it is the other
@@ -23,23 +21,13 @@ def fetch_king_james(cache: Path | None = None) -> Path:
     ``cache`` defaults to ``$TRTSTREAM_CACHE``, then to ``~/.cache/trtstream``; nothing is installed, and no root is
     needed. Raises TrtstreamError, which says how to do it by hand, if the text cannot be had.
     """
-    cache = cache or Path(os.environ.get("TRTSTREAM_CACHE") or Path.home() / ".cache" / "trtstream")
-    path = cache / FILE_NAME
-    if path.is_file() and file_sha256(path) == SHA256:
-        return path
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix="fetch-") as folder:
-            text = Path(folder) / FILE_NAME
-            text.write_text(_unpack(Path(folder)))
-            if file_sha256(text) != SHA256:
-                raise TrtstreamError(f"the text in {PACKAGES[1]} is not the expected one: expected sha256 {SHA256}")
-            os.replace(text, path)
-    except OSError as error:
-        raise TrtstreamError(
-            f"{path} cannot be written ({error.strerror}); set TRTSTREAM_CACHE to a folder with 20 MB of room"
-        ) from error
-    return path
+    return cached_file(cache, FILE_NAME, SHA256, _fetch, f"the text in {PACKAGES[1]}", "20 MB")
+
+
+def _fetch(folder: Path, _path: Path) -> Path:
+    text = folder / FILE_NAME
+    text.write_text(_unpack(folder))
+    return text
 
 
 def _unpack(folder: Path) -> str:

