@@ -9,14 +9,21 @@ import torch
 
 @dataclass(frozen=True)
 class Window:
-    """The cache of one session: S sinks in slots [0, S_max), and a ring of R tokens in slots [S_max, S_max + R).
+    """The cache of one session: S sinks in slots [0, S_max), and M ring slots from S_max on, for R recent tokens.
 
-    Token i lives in slot i if i < S, else in ``S_max + (i - S) mod R``. Nothing is ever moved.
+    Token i lives in slot i if i < S, else in ``S_max + (i - S) mod M``. Nothing is ever moved. M is R and ``spare``
+    slots more, whose tokens no query sees any longer: room for a chunk that is written before it attends.
     """
 
     sinks: int
     max_sinks: int
     ring: int
+    spare: int = 0
+
+    @property
+    def ring_slots(self) -> int:
+        """M."""
+        return self.ring + self.spare
 
     @property
     def capacity(self) -> int:
@@ -29,13 +36,13 @@ class Window:
 
     def slot(self, t: int) -> int:
         """The slot of token t."""
-        return t if t < self.sinks else self.max_sinks + (t - self.sinks) % self.ring
+        return t if t < self.sinks else self.max_sinks + (t - self.sinks) % self.ring_slots
 
     def slots(self, tokens: torch.Tensor) -> torch.Tensor:
         """The slots of tokens (int64), as `slot`."""
-        return torch.where(tokens < self.sinks, tokens, self.max_sinks + (tokens - self.sinks) % self.ring)
+        return torch.where(tokens < self.sinks, tokens, self.max_sinks + (tokens - self.sinks) % self.ring_slots)
 
     def kept(self, first: int, end: int) -> torch.Tensor:
-        """Those of the tokens [first, end) that the cache still holds after ``end - 1``: sinks and the last R."""
+        """Those of the tokens [first, end) that the cache still holds after ``end - 1``: sinks and the last M."""
         tokens = torch.arange(first, end)
-        return tokens[(tokens < self.sinks) | (tokens >= end - self.ring)]
+        return tokens[(tokens < self.sinks) | (tokens >= end - self.ring_slots)]

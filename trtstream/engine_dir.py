@@ -125,7 +125,7 @@ def directory_bytes(folder: Path) -> int:
 
 def memory_plan(engine: Path, config: EngineConfig) -> dict[str, int]:
     """Bytes that a loaded engine holds, whatever the length of its conversations."""
-    per_session = kv_bytes_per_session(config.pretrained_config, config.build_config)
+    per_session = kv_bytes_per_session(config.pretrained_config, config.build_config, config.target)
     weights = sum(path.stat().st_size for path in engine.rglob("rank*.safetensors"))
     caches = per_session * config.build_config.max_batch_size
     return {

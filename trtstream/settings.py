@@ -17,15 +17,21 @@ QUANTIZATIONS = ("none", "int8", "int4")
 
 @dataclass(frozen=True)
 class Target:
-    """The number formats that a target's engines have; the first dtype is its default."""
+    """The number formats that a target's engines have; the first dtype is its default.
+
+    ``writes_first``: a chunk is written to the cache before it attends, so that a ring needs spare slots.
+    """
 
     dtypes: tuple[str, ...]
     quantizations: tuple[str, ...] = ("none",)
+    writes_first: bool = False
 
 
 TARGETS = {
     "cpu": Target(("float32", "bfloat16")),
     "cuda": Target(("bfloat16", "float16", "float32"), QUANTIZATIONS),
+    "tensorrt": Target(("bfloat16", "float16", "float32"), QUANTIZATIONS, writes_first=True),
+    "tensorrt-rtx": Target(("bfloat16", "float16", "float32"), QUANTIZATIONS, writes_first=True),
     "tensorrt-llm": Target(("bfloat16", "float16"), ("none", "int8")),
 }
 
@@ -179,9 +185,19 @@ class BuildConfig:
         return cls(**_known_fields(cls, values))
 
 
-def kv_bytes_per_session(model: ModelConfig, build: BuildConfig) -> int:
+def spare_slots(build: BuildConfig, target: str) -> int:
+    """Ring slots beyond R: T - 1 where a chunk of up to T tokens overwrites others before it attends, else none."""
+    return build.max_num_tokens - 1 if TARGETS[target].writes_first else 0
+
+
+def cache_slots(build: BuildConfig, target: str) -> int:
+    """Slots of a session's cache: S_max for sinks, the ring's, and where idle sessions write too, one for that."""
+    return build.max_attention_window + spare_slots(build, target) + int(TARGETS[target].writes_first)
+
+
+def kv_bytes_per_session(model: ModelConfig, build: BuildConfig, target: str) -> int:
     """Bytes of KV cache that one session owns, whatever the length of its conversation."""
-    values = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * build.max_attention_window
+    values = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * cache_slots(build, target)
     return values * DTYPE_BYTES[build.dtype]
 
 

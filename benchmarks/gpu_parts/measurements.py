@@ -47,7 +47,7 @@ def decode(bench: Bench) -> Iterator[Row]:
             yield {"model": name} | does_not_fit(weight_bytes(model, bench.sizes.dtype), "weights")
             continue
         for window in bench.sizes.windows:
-            session_bytes = kv_bytes_per_session(model, bench.build(window, 1))
+            session_bytes = kv_bytes_per_session(model, bench.build(window, 1), "cuda")
             fitting = [batch for batch in bench.sizes.batches if bench.fits(batch * session_bytes)]
             if fitting:
                 engine = full_engine(model, bench.build(window, max(fitting)), weights, bench.device)
@@ -113,7 +113,7 @@ def attention(bench: Bench) -> Iterator[Row]:
             for batch in bench.sizes.batches:
                 build = bench.build(window, batch)
                 row = {"model": name, "window": window, "batch": batch}
-                num_bytes = kv_bytes_per_session(model, build) * batch
+                num_bytes = kv_bytes_per_session(model, build, "cuda") * batch
                 if not bench.fits(num_bytes):
                     yield row | does_not_fit(num_bytes, "KV cache")
                     continue

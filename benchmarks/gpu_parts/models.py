@@ -128,7 +128,7 @@ def step_bytes(model: ModelConfig, build: BuildConfig, weights: DecoderWeights, 
     """
     embedded = batch * model.hidden_size * weights.embedding.element_size()
     visible = build.sink_token_length + build.ring
-    cache = batch * kv_bytes_per_session(model, build) * visible // build.max_attention_window
+    cache = batch * kv_bytes_per_session(model, build, "cuda") * visible // build.max_attention_window
     return _bytes_of((weights.layers, weights.norm, weights.lm_head)) + embedded + cache
 
 

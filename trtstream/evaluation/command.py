@@ -73,7 +73,11 @@ TEXT = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 )
 @click.option("--dtype", type=click.Choice(list(DTYPE_BYTES)), help="[default: float32 on a CPU, bfloat16 on a GPU]")
 @click.option(
-    "--every", default=1, show_default=True, type=click.IntRange(1), help="recompute: predict each N-th token only."
+    "--every",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="recompute: predict each N-th token only; the other methods' figures for those are given beside it.",
 )
 @click.option("--sweep-sinks", type=Numbers(0), help="Compare numbers of sink tokens, such as 0,1,2,4,8.")
 @click.option("--sweep-window", type=Numbers(1), help="Compare windows, such as 256,512,1024.")
@@ -186,7 +190,7 @@ def _score(
         if losses is not None:
             click.echo("interrupted; the same command with --resume goes on", err=True)
         raise
-    print_runs(reports.values())
+    print_runs(list(reports.values()))
     sweeping = runs[0].name != runs[0].method
     if plot is not None and sweeping:
         plot_sweep(plot, title, list(reports.values()))

@@ -54,7 +54,8 @@ class Subject:
             dtype=self.dtype,
         )
         build.validate(self.target)
-        _check_memory(kv_bytes_per_session(self.model, build), f"a KV cache of {window} tokens", self.target)
+        cache_bytes = kv_bytes_per_session(self.model, build, self.target)
+        _check_memory(cache_bytes, f"a KV cache of {window} tokens", self.target)
         if self.target == "cuda":
             device = torch.device("cuda", torch.cuda.current_device())
             backend = CudaBackend(self.model, build, self.weights, device)

@@ -52,6 +52,7 @@ class LossLog:
         """``given`` identifies the run (JSON values): a run resumes only where all of it is the same."""
         self.run = run
         self.curve = Curve()
+        self.sampled = Curve()  # of the positions that are multiples of the run's ``sample``
         self.done = 0  # tokens of the text
         self.resident: list[dict[str, int]] = []
         self._tokens = tokens
@@ -74,7 +75,7 @@ class LossLog:
 
     def append(self, end: int, losses: np.ndarray, state: SessionState | None, *, save: bool) -> None:
         """Take the losses of the segment [done, end), and if ``save`` keep all that a resumed run needs."""
-        self.curve.add(self.run.positions(self.done, end), losses)
+        self._count(self.run.positions(self.done, end), losses)
         self._hash.update(self._tokens.read(self.done, end).tobytes())
         if self.done // self._stride != end // self._stride or not self.resident:
             self.resident.append({"position": end, "resident_bytes": resident_bytes()})
@@ -163,4 +164,9 @@ class LossLog:
         for begin in range(0, count, SEGMENT):
             end = min(begin + SEGMENT, count)
             losses = np.fromfile(self._losses, dtype="<f4", count=end - begin, offset=4 * begin)
-            self.curve.add(np.arange(begin + 1, end + 1) * every, losses)
+            self._count(np.arange(begin + 1, end + 1) * every, losses)
+
+    def _count(self, positions: np.ndarray, losses: np.ndarray) -> None:
+        self.curve.add(positions, losses)
+        sampled = positions % self.run.sample == 0
+        self.sampled.add(positions[sampled], losses[sampled])

@@ -26,14 +26,16 @@ def plot_curves(path: Path, title: str, reports: dict[str, dict[str, Any]]) -> N
 
     Without the first tokens, which every method predicts alike and badly.
     """
+    sampled = all("perplexity_at_sampled" in report for report in reports.values())
+    key, legend = ("perplexity_at_sampled", "perplexity at sampled tokens") if sampled else ("perplexity", "perplexity")
     with _picture(path, title) as axis:
         for name, report in reports.items():
             points = [point for point in report["curve"] if point["first"] >= FIRST] or report["curve"]
             middle = [(point["first"] * point["last"]) ** 0.5 for point in points]
-            label = f"{name}: perplexity {report['perplexity']:.2f}"
+            label = f"{name}: {report[key]:.2f}"
             axis.plot(middle, [point["loss"] for point in points], marker=".", label=label)
         axis.set(xlabel="position in the text (tokens)", ylabel="loss (nats per token)", xscale="log")
-        axis.legend()
+        axis.legend(title=legend)
 
 
 def plot_sweep(path: Path, title: str, reports: Sequence[dict[str, Any]]) -> None:

@@ -25,8 +25,12 @@ def heading(checkpoint: Path, subject: Subject, text: Path, tokens: int) -> dict
 
 
 def run_report(log: LossLog) -> dict[str, Any]:
-    """One run's settings and findings. Losses are in nats per token."""
+    """One run's settings and findings. Losses are in nats per token.
+
+    Beside a ``recompute`` that samples, every run also has its findings over those positions alone.
+    """
     run = log.run
+    sampled = {"perplexity_at_sampled": log.sampled.perplexity, "loss_at_sampled": log.sampled.mean}
     return {
         "method": run.method,
         "sink_token_length": run.sink_token_length,
@@ -34,6 +38,7 @@ def run_report(log: LossLog) -> dict[str, Any]:
         "every": run.every,
         "perplexity": log.curve.perplexity,
         "loss": log.curve.mean,
+        **(sampled if run.sample > 1 else {}),
         "predictions": log.curve.count,
         "seconds": log.seconds,
         "curve": log.curve.points(),
@@ -41,9 +46,11 @@ def run_report(log: LossLog) -> dict[str, Any]:
     }
 
 
-def print_runs(reports: Iterable[dict[str, Any]]) -> None:
+def print_runs(reports: Sequence[dict[str, Any]]) -> None:
+    """Print one line for each run; perplexities of the sampled positions, where there are such, are to be compared."""
+    sampled = ("at sampled",) if "perplexity_at_sampled" in reports[0] else ()
     _print_table(
-        ("method", "sink tokens", "window", "predictions", "perplexity", "seconds"),
+        ("method", "sink tokens", "window", "predictions", "perplexity", *sampled, "seconds"),
         (
             (
                 report["method"],
@@ -51,6 +58,7 @@ def print_runs(reports: Iterable[dict[str, Any]]) -> None:
                 str(report["max_attention_window"]),
                 f"{report['predictions']:,}" + (f" (every {report['every']})" if report["every"] > 1 else ""),
                 f"{report['perplexity']:.4f}",
+                *(f"{report['perplexity_at_sampled']:.4f}" for _ in sampled),
                 f"{report['seconds']:.1f}",
             )
             for report in reports

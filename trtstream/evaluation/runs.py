@@ -47,7 +47,8 @@ def method_runs(
         "dense": (0, predictions),
         "recompute": (0, window),
     }
-    return [Run(method, method, *sizes[method], every if method == "recompute" else 1) for method in methods]
+    sample = every if len(methods) > 1 else 1
+    return [Run(method, method, *sizes[method], every if method == "recompute" else 1, sample) for method in methods]
 
 
 def sweep_runs(subject: Subject, sinks: Sequence[int], windows: Sequence[int]) -> list[Run]:

@@ -18,6 +18,7 @@ SEGMENT = 2048
 @dataclass(frozen=True)
 class Run:
     """One pass over the text. ``every`` is 1 but for ``recompute``, which may predict each ``every``-th token only.
+    Beside such a run the others' means over its positions are reported too: ``sample`` is its ``every`` for all runs.
 
     An engine of ``sink_token_length`` and ``max_attention_window`` computes it: no sinks and W recent tokens for
     ``window``; no sinks and as many recent tokens as there are for ``dense``; a fresh session for each token of
@@ -29,6 +30,7 @@ class Run:
     sink_token_length: int
     max_attention_window: int
     every: int = 1
+    sample: int = 1
 
     def positions(self, begin: int, end: int) -> np.ndarray:
         """Those of the tokens [begin, end) that are predicted: token 0 never is."""

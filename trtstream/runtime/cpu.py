@@ -21,6 +21,8 @@ class CpuBackend:
     The kernel computes decode steps; what only prefills and scores needs none.
     """
 
+    spare_slots = 0
+
     def __init__(
         self, model: ModelConfig, build: BuildConfig, weights: DecoderWeights, kernel: DecodeKernel | None
     ) -> None:

@@ -66,6 +66,8 @@ class BatchStep:
 class CudaBackend:
     """See `trtstream.runtime.streaming_engine.Backend` for the methods."""
 
+    spare_slots = 0
+
     def __init__(
         self,
         model: ModelConfig,

@@ -22,8 +22,10 @@ class Backend(Protocol):
     """What a target computes with: one cache for ``max_batch_size`` sessions, and the decoder on it.
 
     Logits are float32 on the backend's device, and a tensor of their own that later calls leave alone. What is called
-    later sees the cache as the calls before left it, however asynchronous the device.
+    later sees the cache as the calls before left it, however asynchronous the device. ``spare_slots``: see `Window`.
     """
+
+    spare_slots: int
 
     def decode(self, steps: Sequence[Step], tokens: Sequence[int]) -> torch.Tensor:
         """Feed one token to each of several sessions; logits [len(steps), vocab]."""
@@ -35,7 +37,7 @@ class Backend(Protocol):
         """
 
     def session_cache(self, slot: int) -> torch.Tensor:
-        """A session's cache [layers, 2, kv_heads, window, head_dim]: a view, to be read and written in place."""
+        """A session's cache [layers, 2, kv_heads, slots, head_dim]: a view, to be read and written in place."""
 
 
 def new_cache(model: ModelConfig, build: BuildConfig, device: torch.device) -> torch.Tensor:
@@ -95,7 +97,7 @@ class StreamingEngine:
         self._slots = [self._new_slot(build.sink_token_length) for _ in range(build.max_batch_size)]
 
     def _new_slot(self, sinks: int) -> Slot:
-        window = Window(sinks, self.build.max_sink_token_length, self.build.ring)
+        window = Window(sinks, self.build.max_sink_token_length, self.build.ring, self._backend.spare_slots)
         receptive_field = self.model.num_hidden_layers * (window.ring - 1) + 1
         return Slot(window, 0, sinks, [], deque(maxlen=receptive_field))
 

@@ -16,7 +16,7 @@ class UndoLog:
         self._window = window
         self._saved_to = first
         # From here on a token's slot was already saved for an earlier token of the turn.
-        self._enough = max(first, window.sinks) + window.ring
+        self._enough = max(first, window.sinks) + window.ring_slots
         self._saved: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def save(self, cache: torch.Tensor, end: int) -> None:
