@@ -103,6 +103,21 @@ def test_recompute_says_what_it_skips(checkpoint: Path, text: Path) -> None:
     assert "10 (every 50)" in done.stdout
 
 
+def test_a_sampled_recompute_is_compared_at_its_positions(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    methods = ("--method", "streaming,window,recompute", "--every", 50, "--tokens", 2500, "--max-attention-window", 16)
+    outputs = ("--losses", tmp_path, "--json", tmp_path / "r.json", "--plot", tmp_path / "r.png")
+    done = run(checkpoint, "--text", text, *methods, *outputs)
+    assert done.exit_code == 0, done.output
+    for method, report in json.loads((tmp_path / "r.json").read_text())["methods"].items():
+        losses = np.fromfile(tmp_path / f"{method}.f32", dtype="<f4").astype(float)
+        sampled = losses if method == "recompute" else losses[49::50]  # the first is token 1's
+        assert len(sampled) == 50
+        assert report["loss_at_sampled"] == pytest.approx(sampled.mean())
+        assert report["perplexity_at_sampled"] == pytest.approx(np.exp(sampled.mean()))
+        assert f"{report['perplexity_at_sampled']:.4f}" in done.stdout
+        assert (report["loss"] == report["loss_at_sampled"]) == (method == "recompute")
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

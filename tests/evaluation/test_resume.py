@@ -16,7 +16,7 @@ from trtstream.evaluation.scoring import Run, Scorer
 from trtstream.evaluation.tokens import TokenFile, tokenize
 
 RUNS = [
-    Run("streaming", "streaming", 4, 24),
+    Run("streaming", "streaming", 4, 24, sample=70),
     Run("window", "window", 0, 24),
     Run("dense", "dense", 0, 4500),
     Run("recompute", "recompute", 0, 24, every=100),
@@ -78,6 +78,8 @@ def test_resumed_is_uninterrupted(
     assert log.curve.count == expected.curve.count
     assert [p["tokens"] for p in log.curve.points()] == [p["tokens"] for p in expected.curve.points()]
     assert log.curve.mean == pytest.approx(expected.curve.mean, rel=1e-12)
+    assert log.sampled.count == expected.sampled.count
+    assert log.sampled.mean == pytest.approx(expected.sampled.mean, rel=1e-12)
 
 
 def test_more_tokens_may_follow(subject: Subject, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
