@@ -19,51 +19,58 @@ from trtstream.settings import ModelConfig
 class WholeCacheRotation:
     """The paper's method: keys are stored unrotated, and every step rotates all of them to their places in the cache.
 
-    Eager torch in the weights' dtype, softmax in float32: the operations of the paper's code, layer by layer.
+    Eager torch in the weights' dtype, softmax in float32, layer by layer as in the paper's code. What that code spends
+    besides is spared: memory is taken once and a new key overwrites the oldest (there the cache is copied at every
+    step), and the queries that share keys are one product (there keys and values are repeated).
     """
 
     def __init__(self, model: ModelConfig, weights: DecoderWeights, sinks: int, ring: int) -> None:
         self._model, self._weights = model, weights
-        self._sinks, self._capacity = sinks, sinks + ring
+        self._sinks, self._ring, self._fed = sinks, ring, 0
         like = {"device": weights.embedding.device, "dtype": weights.embedding.dtype}
-        cos, sin = PositionEncoding.of(model).rotation(torch.arange(self._capacity))
-        self._cos, self._sin = cos.to(**like), sin.to(**like)  # [C, head_dim / 2]
-        empty = torch.empty(model.num_key_value_heads, 0, model.head_dim, **like)
-        self._cache = [(empty, empty)] * model.num_hidden_layers  # keys, values [kv_heads, tokens, head_dim]
+        cos, sin = PositionEncoding.of(model).rotation(torch.arange(sinks + ring))
+        self._cos, self._sin = cos.to(**like), sin.to(**like)  # [C, head_dim / 2], by place
+        shape = (2, model.num_key_value_heads, sinks + ring, model.head_dim)
+        self._cache = [torch.zeros(shape, **like) for _ in range(model.num_hidden_layers)]  # keys and values, by slot
 
     def fill(self) -> None:
         """Make the cache full, of random keys and values."""
-        shape = (self._model.num_key_value_heads, self._capacity, self._model.head_dim)
-        self._cache = [tuple(x.new_empty(shape).normal_() for x in layer) for layer in self._cache]
+        self._fed = self._sinks + self._ring
+        for layer in self._cache:
+            layer.normal_()
 
     @torch.inference_mode()
     def step(self, token: torch.Tensor) -> torch.Tensor:
         """Feed one token [1] (int64); logits [vocab]."""
-        hidden = decode_layers(self._weights.embedding[token], self._weights, self._model, self._attention)
+        new, length, cos, sin = self._fed, self._fed + 1, self._cos, self._sin
+        if self._fed >= self._sinks + self._ring:
+            oldest = (self._fed - self._sinks) % self._ring
+            new, length = self._sinks + oldest, self._sinks + self._ring
+            cos, sin = (torch.cat((x[: self._sinks], x[self._sinks :].roll(oldest + 1, 0))) for x in (cos, sin))
+        cos, sin = cos[:length], sin[:length]
+
+        def attention(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+            return self._attention(self._cache[layer][:, :, :length], qkv, new, cos, sin)
+
+        hidden = decode_layers(self._weights.embedding[token], self._weights, self._model, attention)
+        self._fed += 1
         return logits(hidden, self._weights, self._model)[0]
 
-    def _attention(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
+    def _attention(
+        self, cache: torch.Tensor, qkv: torch.Tensor, new: int, cos: torch.Tensor, sin: torch.Tensor
+    ) -> torch.Tensor:
+        """Of one token, which goes to slot ``new``; cos and sin [slots, head_dim / 2] are the slots'."""
         heads, kv_heads, head_dim = (
             self._model.num_attention_heads,
             self._model.num_key_value_heads,
             self._model.head_dim,
         )
-        q, k, v = qkv.view(-1, 1, head_dim).split((heads, kv_heads, kv_heads))  # [heads, 1, head_dim]
-        keys, values = (self._append(old, new) for old, new in zip(self._cache[layer], (k, v), strict=True))
-        self._cache[layer] = keys, values
-
-        length = keys.shape[1]
-        q = rotate(q, self._cos[length - 1], self._sin[length - 1])
-        keys = rotate(keys, self._cos[:length], self._sin[:length])
-        keys, values = (x.repeat_interleave(heads // kv_heads, dim=0) for x in (keys, values))
-        scores = q @ keys.transpose(1, 2) * head_dim**-0.5
+        q, k, v = qkv.view(-1, head_dim).split((heads, kv_heads, kv_heads))
+        cache[0, :, new], cache[1, :, new] = k, v
+        keys, values = cache
+        q = rotate(q, cos[new], sin[new]).view(kv_heads, -1, head_dim)
+        scores = q @ rotate(keys, cos, sin).transpose(1, 2) * head_dim**-0.5
         return (scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype) @ values).view(1, -1)
-
-    def _append(self, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        """A full cache loses its oldest token after the sinks."""
-        if old.shape[1] < self._capacity:
-            return torch.cat((old, new), dim=1)
-        return torch.cat((old[:, : self._sinks], old[:, self._sinks + 1 :], new), dim=1)
 
 
 Recompute = Callable[[torch.Tensor], torch.Tensor]
