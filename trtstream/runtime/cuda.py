@@ -7,7 +7,7 @@ also be the CPU, where the kernels' definition computes and nothing is captured:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 import torch
@@ -18,6 +18,7 @@ from trtstream.plugins.decode_plan import Row, Step, step_rotation
 from trtstream.plugins.positions import PositionEncoding
 from trtstream.plugins.window import Window
 from trtstream.progress import Progress
+from trtstream.runtime.batch_steps import batch_steps, host_tensor
 from trtstream.runtime.decoder import DecoderWeights, decode_layers, logits
 from trtstream.runtime.streaming_engine import new_cache
 from trtstream.settings import BuildConfig, ModelConfig
@@ -51,18 +52,6 @@ class DecodeStep(nn.Module):
         return logits(hidden, self._weights, self._model).float()
 
 
-@dataclass(frozen=True)
-class BatchStep:
-    """The decode step for a batch of one size: ``run`` reads ``inputs`` and gives logits that the next run overwrites.
-
-    ``inputs`` (int64) are the B tokens, then the B rows, then the B pairs of t and p(t).
-    """
-
-    size: int
-    inputs: torch.Tensor
-    run: Callable[[], torch.Tensor]
-
-
 class CudaBackend:
     """See `trtstream.runtime.streaming_engine.Backend` for the methods."""
 
@@ -84,7 +73,8 @@ class CudaBackend:
         self._max_sinks = build.max_sink_token_length
         self._cache = new_cache(model, build, device)
         self._warm_up(build)
-        self._steps = self._batch_steps(build.max_batch_size, progress)
+        step = DecodeStep(model, weights, self._positions, self._cache, self._max_sinks)
+        self._steps = batch_steps(build.max_batch_size, _padding, partial(_bind, step), device, progress)
 
     def decode(self, steps: Sequence[Step], tokens: Sequence[int]) -> torch.Tensor:
         batch = next(step for step in self._steps if step.size >= len(steps))
@@ -94,8 +84,7 @@ class CudaBackend:
         for step in steps:
             values += (step.t, step.window.cache_position(step.t))
         values += [0] * (2 * padding)
-        batch.inputs.copy_(self._host_tensor(values), non_blocking=True)
-        return batch.run()[: len(steps)].clone()
+        return batch(values)[: len(steps)].clone()
 
     def prefill(self, first: Step, tokens: Sequence[int], num_logits: int) -> torch.Tensor:
         window, slopes = first.window, self._positions.slopes
@@ -110,17 +99,13 @@ class CudaBackend:
                 qkv, cache, rotation, slopes, first.t, first.ring_first, window.sinks, window.max_sinks
             )
 
-        token_ids = self._host_tensor(tokens).to(self._device, non_blocking=True)
+        token_ids = host_tensor(tokens, self._device).to(self._device, non_blocking=True)
         embedded = self._weights.embedding[token_ids]
         hidden = decode_layers(embedded, self._weights, self._model, attention)
         return logits(hidden[len(tokens) - num_logits :], self._weights, self._model).float()
 
     def session_cache(self, slot: int) -> torch.Tensor:
         return self._cache[slot]
-
-    def _host_tensor(self, values: Sequence[int]) -> torch.Tensor:
-        """Values to be copied to the device, in pinned memory, which torch keeps until the copy is done."""
-        return torch.tensor(values, pin_memory=self._device.type == "cuda")
 
     @torch.inference_mode()
     def _warm_up(self, build: BuildConfig) -> None:
@@ -129,40 +114,12 @@ class CudaBackend:
             window = Window(build.sink_token_length, build.max_sink_token_length, build.ring)
             self.prefill(Step(0, window, 0, window.sinks), [0] * build.max_num_tokens, 1)
 
-    @torch.inference_mode()
-    def _batch_steps(self, max_batch_size: int, progress: Progress) -> list[BatchStep]:
-        """A step for each batch size 1, 2, 4, ... and the largest, in this order."""
-        module = DecodeStep(self._model, self._weights, self._positions, self._cache, self._max_sinks)
-        sizes = sorted({*(2**i for i in range(max_batch_size.bit_length())), max_batch_size}, reverse=True)
-        pool = torch.cuda.graph_pool_handle() if self._device.type == "cuda" else None
-        steps = []
-        for done, size in enumerate(sizes):  # the largest first: the others fit into its memory
-            progress(done, len(sizes))
-            padding = [*[0] * size, *PADDING * size, *[0] * (2 * size)]
-            inputs = torch.tensor(padding, device=self._device)
-            steps.append(BatchStep(size, inputs, self._prepare(module, inputs, size, pool)))
-        progress(len(sizes), len(sizes))
-        return steps[::-1]
 
-    def _prepare(
-        self, module: DecodeStep, inputs: torch.Tensor, size: int, pool: tuple[int, int] | None
-    ) -> Callable[[], torch.Tensor]:
-        arguments = inputs[:size], inputs[size : 7 * size].view(size, 6), inputs[7 * size :].view(size, 2)
-        if pool is None:
-            return lambda: module(*arguments)
-        # Once outside of the capture, which allows neither compiling kernels nor setting up cuBLAS. Padding alone, so
-        # nothing is written.
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            module(*arguments)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            result = module(*arguments)
+def _padding(size: int) -> list[int]:
+    """The inputs of a decode step: B tokens, then B rows, then B pairs of t and p(t), all padding."""
+    return [*[0] * size, *PADDING * size, *[0] * (2 * size)]
 
-        def replay() -> torch.Tensor:
-            graph.replay()
-            return result
 
-        return replay
+def _bind(step: DecodeStep, size: int, inputs: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """``step`` on the inputs that `_padding` lays out."""
+    return partial(step, inputs[:size], inputs[size : 7 * size].view(size, 6), inputs[7 * size :].view(size, 2))

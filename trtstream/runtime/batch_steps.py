@@ -1,0 +1,82 @@
+"""Decode steps of GPU backends: one for each batch size 1, 2, 4, ..., with static inputs, captured into a CUDA graph.
+
+On the CPU nothing is captured: that is how the backends are tested without a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from trtstream.progress import Progress
+
+Run = Callable[[], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class BatchStep:
+    """The decode step for a batch of one size: ``run`` reads ``inputs`` (int64) and gives logits [size, vocab]."""
+
+    size: int
+    inputs: torch.Tensor
+    run: Run
+
+    def __call__(self, values: Sequence[int]) -> torch.Tensor:
+        """Run it on ``values``, with one copy to the device. The next run overwrites the logits."""
+        self.inputs.copy_(host_tensor(values, self.inputs.device), non_blocking=True)
+        return self.run()
+
+
+def host_tensor(values: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Values to be copied to ``device``, in pinned memory, which torch keeps until the copy is done."""
+    return torch.tensor(values, pin_memory=device.type == "cuda")
+
+
+@torch.inference_mode()
+def batch_steps(
+    max_batch_size: int,
+    padding: Callable[[int], Sequence[int]],
+    new_step: Callable[[int, torch.Tensor], Run],
+    device: torch.device,
+    progress: Progress,
+    can_capture: Callable[[], bool] = lambda: True,
+) -> list[BatchStep]:
+    """A step for each batch size 1, 2, 4, ... and the largest, in this order.
+
+    ``padding`` gives a size's inputs when no session takes part, ``new_step`` what computes on the inputs, which has
+    logits that stay where they are. ``can_capture`` is asked after a step has run for the first time.
+    """
+    sizes = sorted({*(2**i for i in range(max_batch_size.bit_length())), max_batch_size}, reverse=True)
+    pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+    steps = []
+    for done, size in enumerate(sizes):  # the largest first: the others fit into its memory
+        progress(done, len(sizes))
+        inputs = torch.tensor(padding(size), device=device)
+        run = new_step(size, inputs)
+        steps.append(BatchStep(size, inputs, run if pool is None else _captured(run, pool, can_capture)))
+    progress(len(sizes), len(sizes))
+    return steps[::-1]
+
+
+def _captured(run: Run, pool: tuple[int, int], can_capture: Callable[[], bool]) -> Run:
+    # Once outside of the capture, which allows neither compiling kernels nor setting up libraries. Padding alone, so
+    # no session sees it.
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+        capture = can_capture()
+    torch.cuda.current_stream().wait_stream(side)
+    if not capture:
+        return run
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        result = run()
+
+    def replay() -> torch.Tensor:
+        graph.replay()
+        return result
+
+    return replay
