@@ -8,7 +8,7 @@ has its tolerance beside it; in float32 each comparison must also fail when the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 
@@ -19,12 +19,12 @@ from trtstream.plugins.positions import PositionEncoding, alibi_slopes, inverse_
 from trtstream.plugins.reference import streaming_attention
 from trtstream.plugins.window import Window
 from trtstream.runtime.cuda import PADDING
-from trtstream.runtime.decoder import collect_weights
+from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import BuildConfig, ModelConfig, RopeConfig
 
 from .bench import FAR, Bench, CheckFailed, Row
 from .engines import make_engine
-from .models import TINY_FALCON, TINY_FALCON_RW, TINY_LLAMA, random_tensors, tensor_shapes
+from .models import TINY_FALCON, TINY_FALCON_RW, TINY_LLAMA, Reader, random_tensors, weights_from
 
 MAX_SINKS = 4
 STEPS = 3  # decode steps at the end of each session
@@ -220,9 +220,22 @@ def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def _engines(bench: Bench) -> Iterator[Row]:
+    def cuda_engine(model: ModelConfig, build: BuildConfig, read: Reader) -> StreamingEngine:
+        weights = weights_from(model, lambda name: read(name).to(bench.device))
+        return make_engine(model, build, weights, bench.device)
+
+    return engine_checks(cuda_engine)
+
+
+Maker = Callable[[ModelConfig, BuildConfig, Reader], StreamingEngine]
+"""Makes an engine of some target from tensors that are read on the CPU, in the engine's dtype."""
+
+
+def engine_checks(make: Maker) -> Iterator[Row]:
+    """Whole engines of a target, in prefill and in decode, against the definition on the CPU."""
     for name, model in {"Llama": TINY_LLAMA, "Falcon": TINY_FALCON, "Falcon with ALiBi": TINY_FALCON_RW}.items():
         for dtype, tolerance in {"float32": 2e-4, "float16": 3e-2, "bfloat16": 0.2}.items():
-            error = _engine_error(model, dtype, bench.device)
+            error = _engine_error(model, dtype, make)
             yield {
                 "check": "engine against the CPU in float32",
                 "of": f"tiny {name}, 3 sessions, to 4 C",
@@ -234,7 +247,7 @@ def _engines(bench: Bench) -> Iterator[Row]:
             }
 
 
-def _engine_error(model: ModelConfig, dtype: str, device: torch.device) -> float:
+def _engine_error(model: ModelConfig, dtype: str, make: Maker) -> float:
     """Largest difference of logits, in standard deviations of the logits."""
     build = BuildConfig(
         max_batch_size=4,
@@ -246,13 +259,8 @@ def _engine_error(model: ModelConfig, dtype: str, device: torch.device) -> float
     )
     cpu = torch.device("cpu")
     read = random_tensors(model, getattr(torch, dtype), cpu, std=0.2)
-    engines = []
-    for where, of in ((device, dtype), (cpu, "float32")):
-        like = {"device": where, "dtype": getattr(torch, of)}
-        weights = collect_weights(
-            model, set(tensor_shapes(model)), lambda name, like=like: read(name).to(**like), pack=False
-        )
-        engines.append(make_engine(model, replace(build, dtype=of), weights, where))
+    weights = weights_from(model, lambda name: read(name).float())
+    engines = make(model, build, read), make_engine(model, replace(build, dtype="float32"), weights, cpu)
     generator = torch.Generator().manual_seed(1)
     lengths = (3, 31, 128)
     prompts = [torch.randint(model.vocab_size, (length,), generator=generator).tolist() for length in lengths]

@@ -25,10 +25,14 @@ def make_engine(
 def full_engine(
     model: ModelConfig, build: BuildConfig, weights: DecoderWeights, device: torch.device
 ) -> StreamingEngine:
-    """An engine whose sessions all have a full cache of random keys and values, wrapped, at t = 2 W."""
-    engine = make_engine(model, build, weights, device)
-    for slot in range(build.max_batch_size):
-        place_session(engine, slot, 2 * build.max_attention_window)
+    """An engine whose sessions all have a full cache."""
+    return filled(make_engine(model, build, weights, device))
+
+
+def filled(engine: StreamingEngine) -> StreamingEngine:
+    """The engine, with a full cache of random keys and values in all its sessions, wrapped, at t = 2 W."""
+    for slot in range(engine.build.max_batch_size):
+        place_session(engine, slot, 2 * engine.build.max_attention_window)
     return engine
 
 

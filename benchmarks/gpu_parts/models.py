@@ -65,6 +65,7 @@ def falcon(vocab: int, hidden: int, layers: int, heads: int, kv_heads: int, *, a
 
 
 SMOLLM2 = llama(49152, 576, 1536, 30, 9, 3, theta=100_000.0, tied=True)
+TINYLLAMA = llama(32000, 2048, 5632, 22, 32, 4, theta=10_000.0, tied=False)
 LLAMA_2_7B = llama(32000, 4096, 11008, 32, 32, 32, theta=10_000.0, tied=False)
 FALCON_7B = falcon(65024, 4544, 32, 71, 1)
 TINY_LLAMA = llama(128, 64, 128, 2, 4, 2, theta=10_000.0, tied=False)
@@ -95,9 +96,11 @@ def tensor_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def random_tensors(
-    model: ModelConfig, dtype: torch.dtype, device: torch.device, std: float = 0.02
-) -> Callable[[str], torch.Tensor]:
+Reader = Callable[[str], torch.Tensor]
+"""The tensor of a name: see `tensor_shapes`."""
+
+
+def random_tensors(model: ModelConfig, dtype: torch.dtype, device: torch.device, std: float = 0.02) -> Reader:
     """A reader of random tensors by name, the same for the same name; norm weights lie around 1."""
     shapes = tensor_shapes(model)
     seeds = {name: seed for seed, name in enumerate(shapes)}
@@ -112,7 +115,11 @@ def random_tensors(
 
 def random_weights(model: ModelConfig, dtype: torch.dtype, device: torch.device, std: float = 0.02) -> DecoderWeights:
     """Random weights of the model's sizes, made where they stay. A large ``std`` lets small mistakes show."""
-    return collect_weights(model, set(tensor_shapes(model)), random_tensors(model, dtype, device, std), pack=False)
+    return weights_from(model, random_tensors(model, dtype, device, std))
+
+
+def weights_from(model: ModelConfig, read: Reader) -> DecoderWeights:
+    return collect_weights(model, set(tensor_shapes(model)), read, pack=False)
 
 
 def weight_bytes(model: ModelConfig, dtype: str) -> int:
