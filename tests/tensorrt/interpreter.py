@@ -65,7 +65,7 @@ class Step:
         """Raises ValueError for what the layer does not take, and where TensorRT infers another type or shape."""
         try:
             out = FUNCTIONS[self.kind](self.layer, *tensors)
-        except (ValueError, IndexError, RuntimeError) as error:
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{self}: {error}") from error
         dtype, shape = DTYPES[self.output.dtype.name], tuple(self.output.shape)
         if out.dtype == torch.float32 and dtype in layer_functions.FLOATS:

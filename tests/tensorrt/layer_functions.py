@@ -10,8 +10,9 @@ TensorRT leaves undefined.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -39,7 +40,7 @@ def check_types(allowed: tuple[torch.dtype, ...], *tensors: Tensor) -> None:
         raise ValueError(f"takes one type of {_names(allowed)}, not {_names(x.dtype for x in tensors)}")
 
 
-def _names(types) -> str:
+def _names(types: Iterable[torch.dtype]) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in types)
 
 
@@ -57,6 +58,13 @@ def check_indices(indices: Tensor, size: int) -> None:
 def _axes(mask: int) -> list[int]:
     """The dimensions whose bits are set."""
     return [axis for axis in range(mask.bit_length()) if mask >> axis & 1]
+
+
+def _known(table: dict[str, Any], operation: Any) -> Any:
+    """The table's entry for a value of one of TensorRT's enums."""
+    if operation.name not in table:
+        raise ValueError(f"operation {operation.name} is not known")
+    return table[operation.name]
 
 
 # Moving data
@@ -91,11 +99,13 @@ def unsqueeze(layer: trt.IUnsqueezeLayer, x: Tensor, axes: Tensor) -> Tensor:
     return x
 
 
-def squeeze(layer: trt.ISqueezeLayer, x: Tensor, axes: Tensor) -> Tensor:
-    for axis in axes.tolist():
+def squeeze(layer: trt.ISqueezeLayer, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    declared = layer.get_input(0).shape
+    gone = [axis for axis, size in enumerate(declared) if size == 1] if axes is None else axes.tolist()
+    for axis in gone:
         if x.shape[axis] != 1:
             raise ValueError(f"dimension {axis} of {tuple(x.shape)} is not 1")
-    return x.squeeze(axes.tolist())
+    return x.squeeze(gone)
 
 
 def concatenation(layer: trt.IConcatenationLayer, *tensors: Tensor) -> Tensor:
@@ -120,8 +130,9 @@ def slice_(
     value: Tensor | None = None,
 ) -> Tensor:
     mode = layer.mode.name
-    if mode not in ("STRICT_BOUNDS", "FILL") or layer.axes is not None:
-        raise ValueError(f"mode {mode}, or a slice of some axes, is not known")
+    if mode not in ("STRICT_BOUNDS", "FILL"):
+        raise ValueError(f"mode {mode} is not known")
+    axes = range(x.ndim) if layer.axes is None else layer.axes
     value = x.new_zeros(()) if value is None else value
     check_types((x.dtype,), x, value)
     ranges = zip(
@@ -130,7 +141,7 @@ def slice_(
         layer.stride if stride is None else stride.tolist(),
         strict=True,
     )
-    for axis, (first, count, step) in enumerate(ranges):
+    for axis, (first, count, step) in zip(axes, ranges, strict=True):
         index = first + step * torch.arange(count)
         outside = (index < 0) | (index >= x.shape[axis])
         if mode == "STRICT_BOUNDS":
@@ -253,20 +264,14 @@ ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
     "RELU": torch.relu,
     "SIGMOID": torch.sigmoid,
     "TANH": torch.tanh,
-    "GELU_ERF": torch.nn.functional.gelu,
-    "GELU_TANH": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "GELU_ERF": lambda x: 0.5 * x * (1 + torch.erf(0.5**0.5 * x)),
+    "GELU_TANH": lambda x: 0.5 * x * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3))),
 }
 
 
 def activation(layer: trt.IActivationLayer, x: Tensor) -> Tensor:
     check_types(FLOATS, x)
     return _known(ACTIVATION, layer.type)(*wide(x))
-
-
-def _known(table: dict, operation):
-    if operation.name not in table:
-        raise ValueError(f"operation {operation.name} is not known")
-    return table[operation.name]
 
 
 def matrix_multiply(layer: trt.IMatrixMultiplyLayer, a: Tensor, b: Tensor) -> Tensor:
