@@ -1,8 +1,8 @@
 """An interpreter of TensorRT networks: evaluates, in torch on the CPU, the very object that is handed to the builder.
 
 It is written from TensorRT's documentation, not from our networks, so that a network's arithmetic can be compared with
-our references on a machine without a GPU. What it computes where TensorRT would fuse, and so round less often, differs
-by that rounding; no GPU has been compared with it yet.
+our references on a machine without a GPU. It rounds at every layer; TensorRT fuses layers and picks kernels that round
+elsewhere. No GPU has been compared with it yet.
 """
 
 from __future__ import annotations

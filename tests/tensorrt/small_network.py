@@ -68,10 +68,7 @@ class SmallNetwork:
         for index in range(self.net.num_inputs):
             tensor = self.net.get_input(index)
             size = tuple(self.tensors[tensor.name].shape)
-            if tensor.is_shape_tensor:
-                profile.set_shape_input(tensor.name, *[self.tensors[tensor.name].flatten().tolist()] * 3)
-            else:
-                profile.set_shape(tensor.name, size, size, size)
+            profile.set_shape(tensor.name, size, size, size)
         config.add_optimization_profile(profile)
         return self.builder.build_serialized_network(self.net, config) is not None
 
