@@ -1,4 +1,4 @@
-"""Whether this machine can run the ``cuda`` target, and if not, why."""
+"""Whether this machine has a GPU for us and can run the ``cuda`` target, and if not, why."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ LEAST_CAPABILITY = (8, 0)  # Ampere: bfloat16, and what the Triton language comp
 
 def why_no_cuda() -> str | None:
     """Why the cuda target cannot run here, and the mend; None if it can."""
+    return why_no_gpu() or _why_no_triton()
+
+
+def why_no_gpu() -> str | None:
+    """Why torch cannot compute on a GPU here, and the mend; None if it can."""
     if torch.version.cuda is None:
         return (
             f"torch {torch.__version__} is not built for CUDA; install PyPI's "
@@ -27,7 +32,7 @@ def why_no_cuda() -> str | None:
     if capability < LEAST_CAPABILITY:
         found, least = (".".join(map(str, version)) for version in (capability, LEAST_CAPABILITY))
         return f"{name} has compute capability {found}, and at least {least} is needed (Ampere or newer)"
-    return _why_no_triton()
+    return None
 
 
 def _why_no_triton() -> str | None:
