@@ -1,6 +1,6 @@
-"""Everything of the cuda target that only an NVIDIA GPU can tell: correctness first, then speed.
+"""Everything of the GPU targets that only an NVIDIA GPU can tell: correctness first, then speed.
 
-    python benchmarks/gpu.py                         all parts that the JSON lacks; under 8 minutes on an H100
+    python benchmarks/gpu.py                         all parts that the JSON lacks; cuda's: under 8 minutes on an H100
     python benchmarks/gpu.py --parts decode,methods  these, whatever the JSON holds
     python benchmarks/gpu.py --tiny                  every part on tiny models, to see that all of it runs
 
@@ -8,6 +8,15 @@ It runs from the sources, installed or not, and needs torch with CUDA and the Tr
 transformers, where it is installed, does the recomputing. Weights are random, of published models' sizes. Every
 measurement goes to a JSON file at once, and all of them as markdown tables to stdout. A part is not measured again if
 the file has it complete and from the same sources. Each part has a process of its own.
+
+The parts that begin with ``tensorrt`` set TensorRT and TensorRT-RTX beside the cuda target: those of the two that can
+be imported (with safetensors, which loads their engines), for which a folder on PYTHONPATH is enough:
+
+    pip install --target libraries tensorrt-rtx-cu13
+    PYTHONPATH=libraries python benchmarks/gpu.py --parts tensorrt,tensorrt_decode,tensorrt_prefill
+
+They build their engines on the machine that they measure, 14 for each library. So their models are SmolLM2-135M and
+TinyLlama-1.1B, which should take well under a minute each.
 
 Exit status: 0 all measured, 1 a part failed (the others ran; the JSON says why), 2 bad usage, 3 no GPU to run on.
 No GPU has run it yet.
@@ -45,6 +54,9 @@ PARTS = {
     "quantization": "comparisons",
     "products": "comparisons",
     "attention": "measurements",
+    "tensorrt": "tensorrt",
+    "tensorrt_decode": "tensorrt",
+    "tensorrt_prefill": "tensorrt",
 }
 PART_SECONDS = 300  # a part that takes longer hangs
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,7 +85,7 @@ def why_no_gpu() -> str | None:
 def sources_digest() -> str:
     """Names the state of the code that is measured, with or without git."""
     digest = hashlib.sha256()
-    for room in ("benchmarks/gpu_parts", "plugins", "trtstream/runtime"):
+    for room in ("benchmarks/gpu_parts", "build/tensorrt", "plugins", "trtstream/runtime"):
         for path in sorted((ROOT / room).rglob("*.py")):
             digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -13,7 +13,7 @@ import torch
 
 from trtstream.settings import BuildConfig, ModelConfig
 
-from .models import FALCON_7B, LLAMA_2_7B, SMOLLM2, TINY_FALCON, TINY_LLAMA
+from .models import FALCON_7B, LLAMA_2_7B, SMOLLM2, TINY_FALCON, TINY_LLAMA, TINYLLAMA
 from .timing import bandwidths
 
 Row = dict[str, Any]
@@ -35,6 +35,7 @@ class Sizes:
     chunks: tuple[int, ...]
     correctness_window: int
     calls: int  # that a median is of
+    tensorrt_models: dict[str, ModelConfig]  # engines of theirs build in less than a minute each
     compiled_layers: int  # torch.compile unrolls layers, so it is compared on a model cut to these
     copied_bytes: int
 
@@ -49,6 +50,7 @@ FULL = Sizes(
     chunks=(512, 2048),
     correctness_window=1024,
     calls=50,
+    tensorrt_models={"SmolLM2-135M": SMOLLM2, "TinyLlama-1.1B": TINYLLAMA},
     compiled_layers=4,
     copied_bytes=2 << 30,
 )
@@ -62,6 +64,7 @@ TINY = Sizes(
     chunks=(8, 32),
     correctness_window=20,
     calls=3,
+    tensorrt_models={"tiny Llama": TINY_LLAMA},
     compiled_layers=1,
     copied_bytes=1 << 20,
 )

@@ -57,7 +57,8 @@ def greedy_step(engine: StreamingEngine, batch: int, first_slot: int = 0) -> Cal
 def decode_on_device(engine: StreamingEngine, batch: int) -> Callable[[], object]:
     """The device's part of a decode step alone: the CUDA graph of a batch, over and over with the same inputs."""
     engine.decode(list(range(batch)), [1] * batch)
-    return next(step.run for step in engine._backend._steps if step.size == batch)
+    step = next(step for step in engine._backend._steps if step.size == batch)
+    return torch.inference_mode()(step.run)
 
 
 @torch.inference_mode()

@@ -1,0 +1,100 @@
+"""TensorRT engines to measure: random weights, built and loaded on this machine by what users build and load with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from trtstream.engine_dir import directory_bytes
+from trtstream.errors import TrtstreamError
+from trtstream.plugins.tensorrt_library import load_tensorrt
+from trtstream.runtime.streaming_engine import StreamingEngine
+from trtstream.settings import BuildConfig, ModelConfig
+
+from .bench import Bench, Row
+from .models import TINY_LLAMA, Reader, random_tensors, tensor_shapes
+
+TARGETS = ("tensorrt", "tensorrt-rtx")
+
+
+@dataclass(frozen=True)
+class RandomCheckpoint:
+    """Random weights in the place of a `trtstream.build.checkpoint.Checkpoint`."""
+
+    model: ModelConfig
+    read: Reader
+
+    def tensor_names(self) -> list[str]:
+        return list(tensor_shapes(self.model))
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return self.read(name).cpu()
+
+    def save_tokenizer(self, folder: Path) -> bool:
+        return False
+
+
+def make_tensorrt_engine(target: str, model: ModelConfig, build: BuildConfig, read: Reader) -> StreamingEngine:
+    """Build and load an engine. Raises TrtstreamError where it cannot run here."""
+    from trtstream.runtime.loading import load_engine
+
+    with TemporaryDirectory() as folder:
+        build_engine(target, model, build, read, Path(folder) / "engine")
+        return load_engine(Path(folder) / "engine")
+
+
+def build_engine(target: str, model: ModelConfig, build: BuildConfig, read: Reader, folder: Path) -> None:
+    from trtstream.build.tensorrt.engine import build_tensorrt_engine
+
+    build_tensorrt_engine(RandomCheckpoint(model, read), build, folder, lambda done, total: None, target)
+
+
+def runs_as_graph(engine: StreamingEngine) -> bool:
+    """Whether decode steps are CUDA graphs: to be asked before the engine has done anything but decode."""
+    backend = engine._backend
+    if backend._device.type != "cuda":
+        return False
+    with torch.cuda.stream(torch.cuda.Stream()):  # TensorRT-RTX is asked about this one; the default has no graphs
+        return not hasattr(backend, "_executor") or backend._executor.can_capture()
+
+
+def libraries(bench: Bench) -> Generator[Row, None, list[str]]:
+    """A row for each TensorRT library that is here: its version, and whether it runs a tiny engine on this GPU.
+
+    Returns the targets that do. TensorRT's own words, where there are any, are the row's note.
+    """
+    found, missing = [], []
+    for target in TARGETS:
+        try:
+            version = load_tensorrt(target).__version__
+        except TrtstreamError as error:
+            missing.append(str(error))
+            continue
+        row = {"target": target, "version": version, **_tiny_engine(bench, target)}
+        found.append(row)
+        yield row
+    if not found:
+        yield {"target": " and ".join(TARGETS), "runs": False, "note": "; ".join(missing)}
+    return [row["target"] for row in found if row["runs"]]
+
+
+def _tiny_engine(bench: Bench, target: str) -> Row:
+    from trtstream.runtime.loading import load_engine
+
+    build = BuildConfig(max_batch_size=2, max_num_tokens=8, max_attention_window=32, dtype="float16")
+    read = random_tensors(TINY_LLAMA, torch.float16, torch.device("cpu"))
+    with TemporaryDirectory() as folder:
+        engine = Path(folder) / "engine"
+        started = time.perf_counter()
+        build_engine(target, TINY_LLAMA, build, read, engine)
+        row = {"tiny_build_s": time.perf_counter() - started, "tiny_mb": directory_bytes(engine) / 1e6}
+        try:
+            load_engine(engine).decode([0], [1]).tolist()
+        except TrtstreamError as error:
+            return row | {"runs": False, "note": str(error).replace(f"{engine} ", "")}
+        return row | {"runs": True}
