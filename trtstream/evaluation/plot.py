@@ -24,7 +24,8 @@ def require_matplotlib() -> None:
 def plot_curves(path: Path, title: str, reports: dict[str, dict[str, Any]]) -> None:
     """Draw every run's mean loss against the position in the text (log scale) to the PNG file ``path``.
 
-    Without the first tokens, which every method predicts alike and badly.
+    Without the first tokens, which every method predicts alike and badly. A sampled run beside whole ones is in the
+    legend only: its few losses make no curve.
     """
     sampled = all("perplexity_at_sampled" in report for report in reports.values())
     key, legend = ("perplexity_at_sampled", "perplexity at sampled tokens") if sampled else ("perplexity", "perplexity")
@@ -33,7 +34,10 @@ def plot_curves(path: Path, title: str, reports: dict[str, dict[str, Any]]) -> N
             points = [point for point in report["curve"] if point["first"] >= FIRST] or report["curve"]
             middle = [(point["first"] * point["last"]) ** 0.5 for point in points]
             label = f"{name}: {report[key]:.2f}"
-            axis.plot(middle, [point["loss"] for point in points], marker=".", label=label)
+            if sampled and report["every"] > 1:
+                axis.plot([], [], linestyle="none", label=f"{label} (no curve)")
+            else:
+                axis.plot(middle, [point["loss"] for point in points], marker=".", label=label)
         axis.set(xlabel="position in the text (tokens)", ylabel="loss (nats per token)", xscale="log")
         axis.legend(title=legend)
 

@@ -47,8 +47,9 @@ def run_report(log: LossLog) -> dict[str, Any]:
 
 
 def print_runs(reports: Sequence[dict[str, Any]]) -> None:
-    """Print one line for each run; perplexities of the sampled positions, where there are such, are to be compared."""
-    sampled = ("at sampled",) if "perplexity_at_sampled" in reports[0] else ()
+    """Print one line for each run, beside a sampled ``recompute`` also with its perplexity over those positions."""
+    every = max(report["every"] for report in reports)
+    sampled = (f"every {every}th",) if "perplexity_at_sampled" in reports[0] else ()
     _print_table(
         ("method", "sink tokens", "window", "predictions", "perplexity", *sampled, "seconds"),
         (
@@ -56,7 +57,7 @@ def print_runs(reports: Sequence[dict[str, Any]]) -> None:
                 report["method"],
                 str(report["sink_token_length"]),
                 str(report["max_attention_window"]),
-                f"{report['predictions']:,}" + (f" (every {report['every']})" if report["every"] > 1 else ""),
+                f"{report['predictions']:,}" + (f" (every {every})" if every > 1 and not sampled else ""),
                 f"{report['perplexity']:.4f}",
                 *(f"{report['perplexity_at_sampled']:.4f}" for _ in sampled),
                 f"{report['seconds']:.1f}",
@@ -89,7 +90,7 @@ def _print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
     table = Table(box=SIMPLE_HEAD)
     for name in names:
-        table.add_column(name, justify="left" if name == "method" else "right")
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=" " not in name)
     for row in rows:
         table.add_row(*row)
     Console().print(table)
