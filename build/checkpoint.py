@@ -55,6 +55,11 @@ class Checkpoint:
         recipe = self.recipes[name]
         return recipe.make([self.store.read(source) for source in recipe.sources])
 
+    def blank_tensor(self, name: str) -> torch.Tensor:
+        """A tensor of that shape without contents, on torch's meta device: nothing is read."""
+        recipe = self.recipes[name]
+        return recipe.make([torch.empty(shape, device="meta") for shape in recipe.sources.values()])
+
     def save_tokenizer(self, folder: Path) -> bool:
         """Write the tokenizer, chat template included, for ``AutoTokenizer.from_pretrained(folder)``.
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from trtstream import __version__
 from trtstream.build.checkpoint import Checkpoint
-from trtstream.build.safetensors_writer import write_safetensors
+from trtstream.build.engine_weights import EngineWeights
 from trtstream.engine_dir import KERNEL, TOKENIZER, WEIGHTS, EngineConfig, new_directory, write_config
 from trtstream.plugins.cpu_kernel import compile_kernel, compiled_instruction_sets
 from trtstream.progress import Progress
@@ -21,18 +20,9 @@ def build_cpu_engine(checkpoint: Checkpoint, build: BuildConfig, output: Path, p
 
     ``progress`` is told how many of how many tensors are written. Peak memory is near the largest tensor.
     """
-    dtype = getattr(torch, build.dtype)
-    names = checkpoint.tensor_names()
-
-    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
-        for done, name in enumerate(names):
-            progress(done, len(names))
-            yield name, checkpoint.tensor(name).to(dtype)
-        progress(len(names), len(names))
-
     with new_directory(output) as folder:
         compile_kernel(checkpoint.model, build, folder / KERNEL)
-        write_safetensors(folder / WEIGHTS, names, tensors())
+        EngineWeights(checkpoint, getattr(torch, build.dtype)).write(folder / WEIGHTS, progress)
         checkpoint.save_tokenizer(folder / TOKENIZER)
         toolchain = {
             "trtstream": __version__,

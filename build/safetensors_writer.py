@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -23,7 +22,8 @@ class SafetensorsWriter:
     it is closed."""
 
     def __init__(self, path: Path, names: list[str]) -> None:
-        self._room = sum(len(json.dumps(name)) + 160 for name in names) + 16
+        # Tensors begin at a multiple of 64 bytes, for whoever maps the file and wants them aligned.
+        self._room = -(-sum(len(json.dumps(name)) + 160 for name in names) // 64) * 64 + 56
         self._header: dict[str, dict[str, object]] = {}
         self._offset = 0
         self._file = path.open("wb")
@@ -47,10 +47,3 @@ class SafetensorsWriter:
             file.seek(0)
             file.write(self._room.to_bytes(8, "little"))
             file.write(json.dumps(self._header).encode().ljust(self._room))
-
-
-def write_safetensors(path: Path, names: list[str], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Write named tensors as they come. ``names`` are all their names, known before the first tensor is made."""
-    with SafetensorsWriter(path, names) as file:
-        for name, tensor in tensors:
-            file.write(name, tensor)

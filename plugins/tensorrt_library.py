@@ -1,4 +1,4 @@
-"""TensorRT's Python libraries, one for each TensorRT target: their import, their errors, and what keeps them from running.
+"""TensorRT's Python libraries, one for each TensorRT target: their import, their errors, and why they may not run here.
 
 The API of the two is the same.
 """

@@ -20,6 +20,7 @@ CONFIG = "config.json"
 TOKENIZER = "tokenizer"
 WEIGHTS = "rank0.safetensors"
 KERNEL = "rank0.so"
+ENGINE = "rank0.engine"
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,9 @@ def directory_bytes(folder: Path) -> int:
 def memory_plan(engine: Path, config: EngineConfig) -> dict[str, int]:
     """Bytes that a loaded engine holds, whatever the length of its conversations."""
     per_session = kv_bytes_per_session(config.pretrained_config, config.build_config, config.target)
-    weights = sum(path.stat().st_size for path in engine.rglob("rank*.safetensors"))
+    # A TensorRT plan holds kernels too, a few MB.
+    files = [*engine.rglob("rank*.safetensors"), *engine.glob(ENGINE)]
+    weights = sum(path.stat().st_size for path in files)
     caches = per_session * config.build_config.max_batch_size
     return {
         "weights_bytes": weights,

@@ -1,0 +1,68 @@
+"""The tensors that an engine stores: the checkpoint's, cast to the engine's dtype, and its projections quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trtstream.build.checkpoint import Checkpoint
+from trtstream.build.safetensors_writer import SafetensorsWriter
+from trtstream.progress import Progress
+from trtstream.settings import ModelConfig
+
+PARTS = ("weight", "scales", "zeros")
+"""What a quantized weight ``x.weight`` is stored as: ``x.weight``, ``x.scales``, and ``x.zeros`` in a format that has
+them."""
+
+
+def projection_columns(model: ModelConfig) -> dict[str, int]:
+    """What is quantized in each layer: the projections, by name, with the columns of their weights."""
+    return {
+        "qkv": model.hidden_size,
+        "attention_output": model.num_attention_heads * model.head_dim,
+        "gate_up" if model.gated_mlp else "up": model.hidden_size,
+        "down": model.intermediate_size,
+    }
+
+
+@dataclass(frozen=True)
+class EngineWeights:
+    """A checkpoint's tensors as an engine of ``dtype`` stores them.
+
+    ``quantize`` turns the weight of a projection into what is stored as `PARTS`; None stores it as the others are.
+    """
+
+    checkpoint: Checkpoint
+    dtype: torch.dtype
+    quantize: Callable[[torch.Tensor], Sequence[torch.Tensor | None]] | None = None
+
+    def write(self, path: Path, progress: Progress) -> None:
+        """Write a safetensors file. ``progress`` is told how many of how many tensors of the checkpoint are in it.
+
+        Peak memory is a few times the largest tensor.
+        """
+        names = self.checkpoint.tensor_names()
+        with SafetensorsWriter(path, list(self.blank())) as file:
+            for done, name in enumerate(names):
+                progress(done, len(names))
+                for stored, tensor in self._stored(name, self.checkpoint.tensor(name)).items():
+                    file.write(stored, tensor)
+        progress(len(names), len(names))
+
+    def blank(self) -> dict[str, torch.Tensor]:
+        """What `write` writes, by name, without contents (on torch's meta device): shapes and dtypes."""
+        blank: dict[str, torch.Tensor] = {}
+        for name in self.checkpoint.tensor_names():
+            blank |= self._stored(name, self.checkpoint.blank_tensor(name))
+        return blank
+
+    def _stored(self, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+        module, _, kind = name.rpartition(".")
+        is_projection = kind == "weight" and module.rpartition(".")[2] in projection_columns(self.checkpoint.model)
+        if self.quantize is None or not is_projection:
+            return {name: tensor.to(self.dtype)}
+        made = zip(PARTS, self.quantize(tensor), strict=False)
+        return {f"{module}.{part}": values for part, values in made if values is not None}

@@ -1,0 +1,58 @@
+"""The ``tensorrt`` and ``tensorrt-rtx`` targets: a plan that holds weights and kernels, from our own network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+from trtstream import __version__
+from trtstream.build.checkpoint import Checkpoint
+from trtstream.build.tensorrt.builder import builder_config, write_plan
+from trtstream.build.tensorrt.network import define_network
+from trtstream.build.tensorrt.weights import staged_weights, tensorrt_weights
+from trtstream.engine_dir import ENGINE, TOKENIZER, EngineConfig, new_directory, write_config
+from trtstream.errors import TrtstreamError
+from trtstream.plugins.cuda_device import why_no_gpu
+from trtstream.plugins.tensorrt_library import load_tensorrt, new_logger
+from trtstream.progress import Progress
+from trtstream.settings import BuildConfig
+
+
+def load_builder(target: str) -> ModuleType:
+    """The module that builds engines for ``target``. Raises TrtstreamError if this machine cannot."""
+    module = load_tensorrt(target)
+    if target == "tensorrt" and (reason := why_no_gpu()):
+        raise TrtstreamError(
+            f"target tensorrt builds only on a GPU of the kind that will run the engine: {reason}; "
+            "targets tensorrt-rtx and cuda build on any machine"
+        )
+    return module
+
+
+def build_tensorrt_engine(
+    checkpoint: Checkpoint, build: BuildConfig, output: Path, progress: Progress, *, target: str
+) -> EngineConfig:
+    """Write the engine directory ``output``, whole or not at all. ``target``: ``tensorrt`` or ``tensorrt-rtx``.
+
+    ``progress`` is told of the weights, which are the first half, and then of the builder. The weights go through a
+    file in the work folder, tensor by tensor, so that what the builder takes is all the memory that grows with the
+    model (see `trtstream.build.plan`). Raises TrtstreamError, with TensorRT's reason where it is TensorRT that fails.
+    """
+    trt = load_builder(target)
+    weights = tensorrt_weights(checkpoint, build)
+    with new_directory(output) as folder:
+        staged = staged_weights(weights, folder, lambda done, total: progress(done, 2 * total))
+        builder = trt.Builder(new_logger(trt))
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        try:
+            memory = define_network(trt, network, checkpoint.model, build, target, staged)
+        except TrtstreamError as error:
+            raise TrtstreamError(f"{error}: {builder.logger.last_error}") from error
+        config = builder_config(trt, builder, checkpoint.model, build, target)
+        write_plan(
+            trt, builder, network, config, folder / ENGINE, lambda done, total: progress(total + done, 2 * total)
+        )
+        del memory  # what the network's constants point to had to live until here
+        checkpoint.save_tokenizer(folder / TOKENIZER)
+        toolchain = {"trtstream": __version__, trt.__name__: trt.__version__}
+        return write_config(folder, target, checkpoint.model, build, toolchain)
