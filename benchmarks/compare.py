@@ -1,0 +1,134 @@
+"""How fast is this engine beside its peers, and how near to what the memory allows?
+
+Steps all contestants in turn, each in a process of its own, far past the window and along the same text, so that what
+is timed is also checked: every table says by how much a contestant's predictions differ from this engine's.
+
+    python benchmarks/compare.py CHECKPOINT --text FILE
+
+Peers: recompute (a dense pass over the last W tokens for each token, on transformers), the paper's method (the whole
+cache rotated at each step; our own few lines of torch), and llama.cpp where llama-cpp-python is installed and the
+checkpoint is a .gguf file: in its own format, Q8_0 and F16, discarding one token at a time (which is StreamingLLM), or
+half of them. The floor of a step is what it reads, weights and visible KV cache, over the measured bandwidth.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+from compare_parts.entries import PEERS, STEPS, memory, our_entries, peer_entries
+from compare_parts.findings import COLUMNS, bandwidth, cells, chunked_evaluation, evaluation_line, rows, verdicts
+from compare_parts.measure import Plan, measure
+from compare_parts.picture import plot
+from report import RESULTS, table
+
+from trtstream.errors import TrtstreamError
+from trtstream.output_file import OUTPUT_FILE, output_file
+
+
+def peer_list(_context: click.Context, _option: click.Parameter, value: str) -> list[str]:
+    peers = [part.strip() for part in value.split(",")]
+    unknown = next((peer for peer in peers if peer not in PEERS), None)
+    if unknown is not None:
+        raise click.BadParameter(f"{unknown!r} is none of {', '.join(PEERS)}")
+    return peers
+
+
+@click.command(help=__doc__)
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--text",
+    type=click.Path(exists=True, dir_okay=False, readable=True, path_type=Path),
+    help="The text to decode.  [default: random token ids]",
+)
+@click.option("--peers", default=",".join(PEERS), show_default=True, callback=peer_list, help="Some of them.")
+@click.option("--max-attention-window", default=512, show_default=True, type=click.IntRange(16))
+@click.option("--sink-token-length", default=4, show_default=True, type=click.IntRange(0))
+@click.option("--rounds", default=16, show_default=True, type=click.IntRange(1), help=f"Turns of {STEPS} tokens each.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of each contestant.  [default: all cores]")
+@click.option("--json", "json_file", default=RESULTS / "compare.json", type=OUTPUT_FILE, callback=output_file)
+@click.option("--plot", "plot_file", default=RESULTS / "compare.png", type=OUTPUT_FILE, callback=output_file)
+def compare(
+    checkpoint: Path,
+    text: Path | None,
+    peers: list[str],
+    max_attention_window: int,
+    sink_token_length: int,
+    rounds: int,
+    threads: int | None,
+    json_file: Path,
+    plot_file: Path,
+) -> None:
+    from trtstream.evaluation.plot import require_matplotlib
+    from trtstream.machine import machine
+
+    require_matplotlib()
+    window, sinks = max_attention_window, sink_token_length
+    threads = threads or len(os.sched_getaffinity(0))
+    plan = Plan(window, rounds)
+    with tempfile.TemporaryDirectory() as scratch:
+        ids = token_ids(checkpoint, text, plan.all_tokens, Path(scratch))
+        ours = our_entries(checkpoint, window, sinks)
+        others = peer_entries(peers, checkpoint, window, sinks, Path(scratch))
+        entries = [memory(), *ours, *others]
+        floor, *records = measure(entries, 1 + len(ours), ids, plan, threads)
+    bytes_per_s = bandwidth(floor)
+    found = rows(records, bytes_per_s, plan)
+    evaluation = chunked_evaluation(found, records[0])
+    values: dict[str, Any] = {
+        "checkpoint": checkpoint.name,
+        "text": "random token ids" if text is None else text.name,
+        "sink_token_length": sinks,
+        "max_attention_window": window,
+        "threads": threads,
+        "rounds": rounds,
+        "memory_gb_per_s": bytes_per_s / 1e9,
+        "contestants": found,
+        "chunked_evaluation": evaluation,
+        "verdicts": verdicts(found, len(ours)),
+        "machine": machine(),
+    }
+    json_file.write_text(json.dumps(values, indent=2) + "\n")
+    plot(plot_file, f"A decode step of {checkpoint.name}, window {window}, {threads} threads", found)
+    click.echo("\n".join(table(COLUMNS, cells(found))))
+    for line in ([evaluation_line(evaluation)] if evaluation else []) + values["verdicts"]:
+        click.echo(line)
+
+
+def token_ids(checkpoint: Path, text: Path | None, count: int, scratch: Path) -> list[int]:
+    """``count`` ids, of the text or at random. Raises TrtstreamError for a text that has fewer."""
+    import numpy as np
+
+    from trtstream.build.checkpoint import open_checkpoint
+    from trtstream.evaluation.tokens import tokenize
+    from trtstream.runtime.llm import load_tokenizer
+
+    source = open_checkpoint(checkpoint)
+    if text is None:
+        return np.random.default_rng(0).integers(source.model.vocab_size, size=count).tolist()
+    folder = scratch / "tokenizer"
+    tokenizer = load_tokenizer(folder) if source.save_tokenizer(folder) else None
+    if tokenizer is None:
+        raise TrtstreamError(f"{checkpoint} has no tokenizer to read a text with; leave out --text")
+    ids = tokenize(text, tokenizer, source.model.vocab_size, scratch / "ids", count)
+    if ids.count < count:
+        raise TrtstreamError(f"{text} has {ids.count} tokens, and this takes {count}; use fewer --rounds")
+    return ids.read(0, count).tolist()
+
+
+def main() -> None:
+    """Run the command line: exit 0 (done), 1 (the work failed) or 2 (bad usage)."""
+    try:
+        compare()
+    except (TrtstreamError, OSError) as error:
+        click.echo(f"compare: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The same checkpoint in other number formats, as .gguf files: what llama.cpp is compared in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+
+def shipped_format(path: str | Path) -> str:
+    """The format of most matrices of the file, such as Q4_1."""
+    from gguf import GGUFReader
+
+    kinds = Counter(tensor.tensor_type.name for tensor in GGUFReader(path).tensors if len(tensor.shape) > 1)
+    return kinds.most_common(1)[0][0]
+
+
+def weight_bytes(path: str | Path) -> int:
+    """Bytes that a decode step reads of the file's tensors: all, but the embedding only where it is the head too."""
+    from gguf import GGUFReader
+
+    sizes = {tensor.name: int(tensor.n_bytes) for tensor in GGUFReader(path).tensors}
+    return sum(sizes.values()) - (sizes["token_embd.weight"] if "output.weight" in sizes else 0)
+
+
+def write_in_format(source: Path, kind: str, output: Path) -> None:
+    """Write ``source`` once more with its matrices in the format ``kind`` (F16, Q8_0), vectors and metadata as is."""
+    from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+    from gguf.quants import dequantize, quantize
+
+    reader = GGUFReader(source)
+    writer = GGUFWriter(output, reader.fields["general.architecture"].contents())
+    for name, stored in reader.fields.items():
+        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
+            continue
+        value_type, *item_types = stored.types
+        item_type = item_types[-1] if value_type == GGUFValueType.ARRAY else None
+        writer.add_key_value(name, stored.contents(), value_type, item_type)
+    for tensor in reader.tensors:
+        values = dequantize(tensor.data, tensor.tensor_type)
+        if len(tensor.shape) > 1:
+            format_of_matrix = GGMLQuantizationType[kind]
+            writer.add_tensor(tensor.name, quantize(values, format_of_matrix), raw_dtype=format_of_matrix)
+        else:
+            writer.add_tensor(tensor.name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

@@ -1,0 +1,82 @@
+"""The contestant that computes with llama.cpp, through llama-cpp-python's bindings of its C interface."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import numpy as np
+
+from trtstream.build.checkpoint import open_checkpoint
+from trtstream.errors import TrtstreamError
+from trtstream.settings import BuildConfig
+
+from .gguf_formats import weight_bytes
+
+DISCARDS = ("one", "half")
+FLOAT16 = 2  # bytes
+
+
+class LlamaCpp:
+    """A context of W tokens. When it is full it shifts: behind the first S tokens it discards one, or half of all.
+
+    One at a time is StreamingLLM; half at a time is what llama.cpp's own programs do. All settings but the sizes and
+    the threads are its defaults, a float16 cache among them. A prompt runs in a new context, below the window:
+    llama.cpp has no batch past it.
+    """
+
+    def __init__(self, threads: int, gguf: str, discard: str, build: BuildConfig) -> None:
+        import llama_cpp
+
+        self._api = llama_cpp
+        self._log = llama_cpp.llama_log_callback(lambda level, text, data: None)  # held: llama.cpp keeps a pointer
+        llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
+        self._model = llama_cpp.llama_model_load_from_file(gguf.encode(), llama_cpp.llama_model_default_params())
+        if not self._model:
+            raise TrtstreamError(f"llama.cpp cannot load {gguf}")
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx = parameters.n_batch = build.max_attention_window
+        parameters.n_threads = parameters.n_threads_batch = threads
+        self._context = llama_cpp.llama_init_from_model(self._model, parameters)
+        if not self._context:
+            raise TrtstreamError(f"llama.cpp cannot make a context of {build.max_attention_window} tokens")
+        self._memory = llama_cpp.llama_get_memory(self._context)
+        self._sinks, self._window, self._half = build.sink_token_length, build.max_attention_window, discard == "half"
+        self._held = 0
+
+        model = open_checkpoint(gguf).model
+        self._vocab_size = model.vocab_size
+        self._weight_bytes = weight_bytes(gguf)
+        self._bytes_per_token = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * FLOAT16
+
+    @property
+    def step_bytes(self) -> int:
+        return self._weight_bytes + self._held * self._bytes_per_token
+
+    def feed(self, tokens: Sequence[int]) -> np.ndarray:
+        while tokens:
+            if self._held == self._window:
+                self._discard()
+            batch, tokens = tokens[: self._window - self._held], tokens[self._window - self._held :]
+            self._decode(batch)
+        logits = self._api.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(logits, (self._vocab_size,)).copy()
+
+    def prefill(self, tokens: Sequence[int]) -> None:
+        self._api.llama_memory_clear(self._memory, False)
+        self._held = 0
+        self.feed(tokens)
+
+    def _decode(self, tokens: Sequence[int]) -> None:
+        ids = (self._api.llama_token * len(tokens))(*tokens)
+        status = self._api.llama_decode(self._context, self._api.llama_batch_get_one(ids, len(tokens)))
+        if status:
+            raise TrtstreamError(f"llama_decode failed with status {status}")
+        self._held += len(tokens)
+
+    def _discard(self) -> None:
+        count = (self._held - self._sinks) // 2 if self._half else 1
+        end = self._sinks + count
+        self._api.llama_memory_seq_rm(self._memory, 0, self._sinks, end)
+        self._api.llama_memory_seq_add(self._memory, 0, end, -1, -count)
+        self._held -= count

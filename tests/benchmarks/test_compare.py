@@ -1,0 +1,148 @@
+"""benchmarks/compare.py on a tiny model: who takes part, what they predict, and what the document makes of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.checkpoints import write_checkpoint
+
+ROOT = Path(__file__).parent.parent.parent
+SCRIPT = ROOT / "benchmarks" / "compare.py"
+sys.path.insert(0, str(SCRIPT.parent))  # as Python does for a script
+
+import report  # noqa: E402
+from compare_parts import findings, gguf_formats  # noqa: E402
+from compare_parts.peer import Peer  # noqa: E402
+
+WINDOW = 32
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compare")
+    write_checkpoint(folder / "checkpoint", "llama-gqa")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(folder: Path) -> subprocess.CompletedProcess[str]:
+    done = run(
+        *(folder / "checkpoint", "--rounds", 2, "--max-attention-window", WINDOW, "--threads", 1),
+        *("--json", folder / "compare.json", "--plot", folder / "compare.png"),
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture
+def values(folder: Path, done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    return json.loads((folder / "compare.json").read_text())
+
+
+def test_everyone_takes_part(values: dict[str, Any], folder: Path, done: subprocess.CompletedProcess[str]) -> None:
+    rows = {row["name"]: row for row in values["contestants"]}
+    assert list(rows)[:2] == ["trtstream float32", "trtstream bfloat16"]
+    assert list(rows)[-3:] == ["recompute float32", "whole-cache rotation float32", "llama.cpp"]
+    assert rows.popitem()[1]["note"].startswith("not measured: ")  # installed or not, it reads no such checkpoint
+    for name, row in rows.items():
+        assert row["decode_ms_p10"] <= row["decode_ms"] <= row["decode_ms_p90"]
+        assert row["to_floor"] == pytest.approx(row["decode_ms"] / row["floor_ms"])
+        assert row["decode_steps"] == (4 if name.startswith("recompute") else 32)
+        assert f"| {name} |" in done.stdout
+    assert rows["trtstream float32"]["to_ours"] == 1
+    floors = rows["trtstream float32"]["floor_ms"], rows["trtstream bfloat16"]["floor_ms"]
+    assert floors[0] == pytest.approx(2 * floors[1])
+    assert all(line in done.stdout for line in values["verdicts"])
+    assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_they_predict_the_same(values: dict[str, Any]) -> None:
+    rows = {row["name"]: row for row in values["contestants"]}
+    tolerance = 1e-4 * values["chunked_evaluation"]["logits_std"]
+    rotation, recompute = rows["whole-cache rotation float32"], rows["recompute float32"]
+    assert rotation["below_window"]["tokens"] == recompute["below_window"]["tokens"] == 8
+    assert rotation["past_window"]["tokens"] == 16 + 32 + WINDOW // 2 - 1  # one position is counted in two parts
+    for agreement in (rotation["below_window"], rotation["past_window"], recompute["below_window"]):
+        assert agreement["largest_difference"] < tolerance
+    assert recompute["past_window"]["tokens"] == 6
+    assert recompute["past_window"]["largest_difference"] > 100 * tolerance, "it sees what the window has lost"
+    assert values["chunked_evaluation"]["tokens_compared"] == rotation["past_window"]["tokens"]
+
+
+def test_the_document_takes_the_figures(values: dict[str, Any]) -> None:
+    text = "\n".join(report.compare(values))
+    assert all(row["name"] in text for row in values["contestants"])
+    assert all(line in text for line in values["verdicts"])
+    assert f"{values['chunked_evaluation']['times_as_fast']:.1f} times as fast" in text
+
+
+def test_a_winning_peer_is_named() -> None:
+    def row(name: str, ms: float, prefill: float | None) -> dict[str, Any]:
+        return {"name": name, "decode_ms": ms, "prefill_tokens_per_s": prefill}
+
+    ours = [row("ours float32", 20.0, 100.0), row("ours bfloat16", 10.0, 200.0)]
+    slower, faster = row("slower", 15.0, None), row("faster", 5.0, 300.0)
+    assert findings.verdicts([*ours, slower, {"name": "absent", "note": "not measured"}], 2) == [
+        "No peer that was measured decodes or prefills faster than ours bfloat16."
+    ]
+    decode, prefill = findings.verdicts([*ours, slower, faster], 2)
+    assert decode == "faster wins in decoding: 5.0 ms a token against 10.0 ms of ours bfloat16, 2.00 times as fast."
+    assert prefill.startswith("faster wins in prefill, ")
+
+
+def test_a_contestant_that_dies_is_out_and_says_why() -> None:
+    peer = Peer("os:abort", {}, [], threads=1)
+    assert peer.wait() is None
+    assert peer.failure is not None
+    assert peer.ask("steps", 1, 1) is None
+    peer.close()
+
+
+def test_formats_for_llama_cpp_hold_the_same_weights(tmp_path: Path, folder: Path) -> None:
+    from tests.gguf_files import write_gguf
+    from trtstream.build.checkpoint import open_checkpoint
+
+    shipped = write_gguf(tmp_path / "shipped.gguf", folder / "checkpoint", "Q4_1")
+    assert gguf_formats.shipped_format(shipped) == "Q4_1"
+    gguf_formats.write_in_format(shipped, "F16", tmp_path / "other.gguf")
+    before, after = open_checkpoint(shipped), open_checkpoint(tmp_path / "other.gguf")
+    assert after.model == before.model
+    name = "layers.0.down.weight"
+    expected = before.tensor(name)
+    assert (after.tensor(name).float() - expected).abs().max() <= expected.abs().max() * 2**-11
+    untied = gguf_formats.weight_bytes(tmp_path / "other.gguf")
+    assert untied == (tmp_path / "other.gguf").stat().st_size - header_and_embedding(tmp_path / "other.gguf")
+
+
+def header_and_embedding(path: Path) -> int:
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    padded = path.stat().st_size - sum(int(tensor.n_bytes) for tensor in reader.tensors)
+    return padded + 128 * 64 * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("--peers", "recompute,vllm"), 2, "'vllm' is none of recompute, rotation, llama.cpp"),
+        (("--json", "/nowhere/compare.json"), 2, "the folder /nowhere does not exist"),
+        (("--text", SCRIPT, "--json", "{folder}/x.json", "--plot", "{folder}/x.png"), 1, "has no tokenizer"),
+    ],
+)
+def test_bad_usage_is_one_line(arguments: tuple[object, ...], status: int, message: str, folder: Path) -> None:
+    done = run(folder / "checkpoint", *(str(argument).format(folder=folder) for argument in arguments))
+    assert done.returncode == status
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not (folder / "x.json").exists()
