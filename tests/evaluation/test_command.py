@@ -108,7 +108,7 @@ def test_a_sampled_recompute_is_compared_at_its_positions(checkpoint: Path, text
     outputs = ("--losses", tmp_path, "--json", tmp_path / "r.json", "--plot", tmp_path / "r.png")
     done = run(checkpoint, "--text", text, *methods, *outputs)
     assert done.exit_code == 0, done.output
-    assert "every 50th" in done.stdout
+    assert "50th" in done.stdout
     assert done.stderr.count("recompute, tokens:") > 5  # the slow one says how far it is
     for method, report in json.loads((tmp_path / "r.json").read_text())["methods"].items():
         losses = np.fromfile(tmp_path / f"{method}.f32", dtype="<f4").astype(float)

@@ -49,9 +49,9 @@ def run_report(log: LossLog) -> dict[str, Any]:
 def print_runs(reports: Sequence[dict[str, Any]]) -> None:
     """Print one line for each run, beside a sampled ``recompute`` also with its perplexity over those positions."""
     every = max(report["every"] for report in reports)
-    sampled = (f"every {every}th",) if "perplexity_at_sampled" in reports[0] else ()
+    sampled = (f"every\n{every}th",) if "perplexity_at_sampled" in reports[0] else ()
     _print_table(
-        ("method", "sink tokens", "window", "predictions", "perplexity", *sampled, "seconds"),
+        ("method", "sink\ntokens", "window", "predictions", "perplexity", *sampled, "seconds"),
         (
             (
                 report["method"],
@@ -90,7 +90,7 @@ def _print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
     table = Table(box=SIMPLE_HEAD)
     for name in names:
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=" " not in name)
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     Console().print(table)
