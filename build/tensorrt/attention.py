@@ -32,7 +32,7 @@ class CallPlan:
     model: ModelConfig
     write_slots: Tensor  # [B] int32
     split_sizes: Tensor  # [4] int64: B, T, heads + 2 * kv_heads, head_dim
-    mask: Tensor  # [B, 1 or heads, T, C] float32: MASKED where a slot is not visible, ALiBi's bias where it is
+    mask: Tensor  # [B, 1 or heads, T, C]: MASKED where a slot is not visible, ALiBi's bias where it is
     max_sinks: int
     key: Rotation | None  # None with ALiBi
     query: Rotation | None  # the queries' rotations are scaled by 1 / sqrt(head_dim), which attention does not
@@ -45,7 +45,7 @@ def plan_call(
     """Plan the tokens of a call from its inputs."""
     visible, distance = _visible(layers, inputs, build, target)
     positions = PositionEncoding.of(model)
-    heads = model.num_attention_heads + 2 * model.num_key_value_heads
+    head_sizes = torch.tensor([model.num_attention_heads + 2 * model.num_key_value_heads, model.head_dim])
     key = query = query_to_sinks = None
     if positions.slopes is None:
         bias = layers.constant(torch.zeros(1, 1, 1, 1))
@@ -57,13 +57,14 @@ def plan_call(
             query_to_sinks = ((cos_p - cos_t) * scale, (sin_p - sin_t) * scale)
     else:
         bias = distance.cast(torch.float32) * layers.constant(-positions.slopes.view(1, -1, 1, 1))
+    mask = visible.where(bias, layers.constant(torch.full((1, 1, 1, 1), MASKED)))
+    if query_to_sinks is None:  # no layer adds to it
+        mask = mask.cast(getattr(torch, build.dtype))
     return CallPlan(
         model=model,
         write_slots=inputs[io.WRITE_SLOTS],
-        split_sizes=layers.concat(
-            [inputs[io.TOKENS].sizes(), layers.constant(torch.tensor([heads, model.head_dim]))], 0
-        ),
-        mask=visible.where(bias, layers.constant(torch.full((1, 1, 1, 1), MASKED))),
+        split_sizes=layers.concat([inputs[io.TOKENS].sizes(), layers.constant(head_sizes)], 0),
+        mask=mask,
         max_sinks=build.max_sink_token_length,
         key=key,
         query=query,
@@ -102,7 +103,7 @@ def streaming_attention(
     """
     model, dtype = plan.model, qkv.dtype
     heads, kv_heads, head_dim = model.num_attention_heads, model.num_key_value_heads, model.head_dim
-    q, k, v = qkv.reshape_like(plan.split_sizes).transpose(0, 2, 1, 3).split((heads, kv_heads, kv_heads), axis=1)
+    q, k, v = qkv.reshape_to(plan.split_sizes).transpose(0, 2, 1, 3).split((heads, kv_heads, kv_heads), axis=1)
     q = q.cast(torch.float32)
     if plan.key is None:
         query = q * head_dim**-0.5

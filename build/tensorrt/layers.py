@@ -5,10 +5,10 @@ Networks are strongly typed: nothing is cast unless asked for, and what meets in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import ModuleType
-from typing import TYPE_CHECKING
+from types import MappingProxyType, ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,7 +30,6 @@ class Layers:
     def __init__(self, trt: ModuleType, network: trt.INetworkDefinition) -> None:
         self.trt, self.network = trt, network
         self.memory: list[torch.Tensor] = []
-        self.scope = "network"
         self.dtypes = {
             torch.float32: trt.float32,
             torch.float16: trt.float16,
@@ -39,23 +38,40 @@ class Layers:
             torch.int32: trt.int32,
             torch.int8: trt.int8,
         }
+        self._scope = ""
 
     @contextmanager
     def named(self, scope: str) -> Iterator[None]:
         """Name the layers that are added meanwhile after what they compute, for profilers and error messages."""
-        outer, self.scope = self.scope, scope
+        outer, self._scope = self._scope, scope
         yield
-        self.scope = outer
+        self._scope = outer
 
-    def added(self, layer: trt.ILayer | None) -> Tensor:
-        """The output of a layer just added; TrtstreamError if TensorRT refuses it (its logger has the reason)."""
+    def add(
+        self, kind: str, *arguments: object, inputs: Mapping[int, Tensor] = MappingProxyType({}), **properties: Any
+    ) -> Tensor:
+        """The output of a new layer: ``add_{kind}`` of INetworkDefinition, and what is set on the layer after it.
+
+        Raises TrtstreamError, with what the network's logger has as its ``last_error``, if TensorRT refuses it.
+        """
+        layer = getattr(self.network, f"add_{kind}")(*map(_value, arguments))
+        if layer is None:
+            raise self._refused(kind)
+        layer.name = f"{self._scope} {kind} {self.network.num_layers}"
+        for name, value in properties.items():
+            setattr(layer, name, _value(value))
+        for index, tensor in inputs.items():
+            layer.set_input(index, tensor.value)
+        output = Tensor(self, layer.get_output(0))
         try:
-            layer.name = f"{self.scope} {self.network.num_layers}"
-            output = Tensor(self, layer.get_output(0))
-            len(output.shape)
-        except (AttributeError, RuntimeError):
-            raise TrtstreamError(f"TensorRT refuses a layer of {self.scope}") from None
+            len(output.shape)  # TensorRT checks types and sizes when it is asked for the shape
+        except RuntimeError:
+            raise self._refused(kind) from None
         return output
+
+    def _refused(self, kind: str) -> TrtstreamError:
+        reason = getattr(self.network.builder.logger, "last_error", "its log says why")
+        return TrtstreamError(f"TensorRT refuses the {kind} layer of {self._scope}: {reason}")
 
     def input(self, name: str, dtype: torch.dtype, shape: Sequence[int], dimensions: Sequence[str]) -> Tensor:
         """An input of the network; of its first sizes, those that vary (-1) have the names ``dimensions``."""
@@ -70,51 +86,41 @@ class Layers:
         self.network.mark_output(tensor.value)
 
     def constant(self, value: torch.Tensor) -> Tensor:
-        """A constant; the values of a contiguous tensor are not copied."""
-        return self._constant(value.contiguous(), self.dtypes[value.dtype], value.shape)
+        """A constant, which points to the memory of a contiguous tensor."""
+        return self._constant(value, self.dtypes[value.dtype], value.shape)
 
     def dequantized(self, values: torch.Tensor, scales: torch.Tensor) -> Tensor:
-        """A weight [out, in] as `trtstream.build.tensorrt.quantize` made it, in the dtype of its scales."""
+        """A weight [out, in] in the dtype of its scales, as `trtstream.build.tensorrt.quantize` made it."""
+        dtype = self.dtypes[scales.dtype]
         if values.dtype == torch.int8:
-            stored = self.constant(values)
-        else:
-            stored = self._constant(values.contiguous(), self.trt.int4, (len(values), 2 * values.shape[1]))
-        layer = self.network.add_dequantize(stored.value, self.constant(scales).value, self.dtypes[scales.dtype])
-        if scales.ndim == 1:
-            layer.axis = 0
-        return self.added(layer)
+            return self.add("dequantize", self.constant(values), self.constant(scales), dtype, axis=0)
+        stored = self._constant(values, self.trt.int4, (len(values), 2 * values.shape[1]))
+        return self.add("dequantize", stored, self.constant(scales), dtype)  # the shape of the scales tells the groups
 
     def _constant(self, value: torch.Tensor, dtype: trt.DataType, shape: Sequence[int]) -> Tensor:
+        value = value.contiguous()
         self.memory.append(value)
-        count = torch.Size(shape).numel()
-        weights = self.trt.Weights(dtype, value.data_ptr(), count)
-        return self.added(self.network.add_constant(tuple(shape), weights))
+        return self.add("constant", tuple(shape), self.trt.Weights(dtype, value.data_ptr(), torch.Size(shape).numel()))
 
     def concat(self, tensors: Sequence[Tensor], axis: int) -> Tensor:
-        layer = self.network.add_concatenation([tensor.value for tensor in tensors])
-        layer.axis = axis
-        return self.added(layer)
+        return self.add("concatenation", [tensor.value for tensor in tensors], axis=axis)
 
     def kv_cache_update(self, cache: Tensor, update: Tensor, write_slots: Tensor) -> Tensor:
         """Write ``update`` [B, kv_heads, T, D] into a cache [B, kv_heads, C, D], in place, from ``write_slots`` on."""
-        linear = self.trt.KVCacheMode.LINEAR
-        return self.added(self.network.add_kv_cache_update(cache.value, update.value, write_slots.value, linear))
+        return self.add("kv_cache_update", cache, update, write_slots, self.trt.KVCacheMode.LINEAR)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """Softmax of ``q k^T + mask``, times ``v``: fused.
+        """Softmax of ``q k^T + mask``, times ``v``; nothing is scaled.
 
         q [B, heads, T, D], k and v [B, kv_heads, C, D], mask [B, heads, T, C]: all in one dtype.
         """
+        # Decomposable: where there is no fused kernel (float32, a head_dim below 16) it takes others. Where there is
+        # one, plans are the same without.
+        properties = {"mask": mask, "decomposable": True}
         softmax = self.trt.AttentionNormalizationOp.SOFTMAX
         if hasattr(self.network, "add_attention_v2"):
-            causal = self.trt.CausalMaskKind.NONE
-            layer = self.network.add_attention_v2(q.value, k.value, v.value, softmax, causal)
-        else:  # TensorRT 10.15
-            layer = self.network.add_attention(q.value, k.value, v.value, softmax, False)
-        layer.mask = mask.value
-        # Where there is a fused kernel (16 bits, head_dim 16 and more) it is taken all the same: plans are identical.
-        layer.decomposable = True
-        return self.added(layer)
+            return self.add("attention_v2", q, k, v, softmax, self.trt.CausalMaskKind.NONE, **properties)
+        return self.add("attention", q, k, v, softmax, False, **properties)  # TensorRT 10
 
 
 class Tensor:
@@ -156,74 +162,61 @@ class Tensor:
     def _elementwise(self, other: Tensor | float, operation: str) -> Tensor:
         if not isinstance(other, Tensor):
             other = self.layers.constant(torch.full((1,) * len(self.shape), other, dtype=self.dtype))
-        kind = getattr(self.layers.trt.ElementWiseOperation, operation)
-        return self.layers.added(self.layers.network.add_elementwise(self.value, other.value, kind))
+        return self.layers.add("elementwise", self, other, getattr(self.layers.trt.ElementWiseOperation, operation))
 
     def sqrt(self) -> Tensor:
-        return self.layers.added(self.layers.network.add_unary(self.value, self.layers.trt.UnaryOperation.SQRT))
+        return self.layers.add("unary", self, self.layers.trt.UnaryOperation.SQRT)
 
     def activation(self, kind: str) -> Tensor:
         """``kind`` names one of TensorRT's ActivationType."""
-        kind = getattr(self.layers.trt.ActivationType, kind)
-        return self.layers.added(self.layers.network.add_activation(self.value, kind))
+        return self.layers.add("activation", self, getattr(self.layers.trt.ActivationType, kind))
 
     def mean(self, axis: int) -> Tensor:
         """Over one axis, which stays with size 1."""
-        average = self.layers.trt.ReduceOperation.AVG
-        return self.layers.added(self.layers.network.add_reduce(self.value, average, 1 << axis, True))
+        return self.layers.add("reduce", self, self.layers.trt.ReduceOperation.AVG, 1 << axis, True)
 
     def layer_norm(self, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         """Over the last axis of x [N, E], with weight and bias [1, E]."""
-        layer = self.layers.network.add_normalization_v2(self.value, weight.value, bias.value, 1 << 1)
-        layer.epsilon = eps
-        return self.layers.added(layer)
+        return self.layers.add("normalization_v2", self, weight, bias, 1 << 1, epsilon=eps)
 
     def where(self, yes: Tensor, no: Tensor) -> Tensor:
         """This tensor is the condition."""
-        return self.layers.added(self.layers.network.add_select(self.value, yes.value, no.value))
+        return self.layers.add("select", self, yes, no)
 
     def cast(self, dtype: torch.dtype) -> Tensor:
-        if self.dtype == dtype:
-            return self
-        return self.layers.added(self.layers.network.add_cast(self.value, self.layers.dtypes[dtype]))
+        return self if self.dtype == dtype else self.layers.add("cast", self, self.layers.dtypes[dtype])
 
     def sizes(self) -> Tensor:
         """The shape as a tensor (int64)."""
-        return self.layers.added(self.layers.network.add_shape(self.value))
+        return self.layers.add("shape", self)
 
     def reshape(self, *sizes: int) -> Tensor:
         """0 copies the size of the same axis, and one size may be -1."""
-        layer = self.layers.network.add_shuffle(self.value)
-        layer.reshape_dims = sizes
-        return self.layers.added(layer)
+        return self.layers.add("shuffle", self, reshape_dims=sizes)
 
-    def reshape_like(self, sizes: Tensor) -> Tensor:
-        layer = self.layers.network.add_shuffle(self.value)
-        layer.set_input(1, sizes.value)
-        return self.layers.added(layer)
+    def reshape_to(self, sizes: Tensor) -> Tensor:
+        return self.layers.add("shuffle", self, inputs={1: sizes})
 
     def transpose(self, *axes: int) -> Tensor:
-        layer = self.layers.network.add_shuffle(self.value)
-        layer.first_transpose = axes
-        return self.layers.added(layer)
+        return self.layers.add("shuffle", self, first_transpose=axes)
 
     def matmul_transposed(self, other: Tensor) -> Tensor:
         """[..., n, k] times the transpose of ``other`` [..., m, k]: [..., n, m]."""
-        none, transpose = self.layers.trt.MatrixOperation.NONE, self.layers.trt.MatrixOperation.TRANSPOSE
-        return self.layers.added(self.layers.network.add_matrix_multiply(self.value, none, other.value, transpose))
+        operation = self.layers.trt.MatrixOperation
+        return self.layers.add("matrix_multiply", self, operation.NONE, other, operation.TRANSPOSE)
 
     def gather(self, indices: Tensor, axis: int) -> Tensor:
         """``axis`` is replaced by the axes of ``indices``."""
-        return self.layers.added(self.layers.network.add_gather(self.value, indices.value, axis))
+        return self.layers.add("gather", self, indices, axis)
 
     def unbind(self, axis: int) -> list[Tensor]:
         """The slices along an axis, without it."""
-        count = self.shape[axis]
-        return [self.gather(self.layers.constant(torch.tensor(i, dtype=torch.int32)), axis) for i in range(count)]
+        indices = torch.arange(self.shape[axis], dtype=torch.int32)
+        return [self.gather(self.layers.constant(index), axis) for index in indices]
 
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """``length`` indices of an axis from ``start`` on."""
-        return self.layers.added(self._slice(axis, start, length))
+        return self.layers.add("slice", self, (start,), (length,), (1,), axes=(axis,))
 
     def split(self, sizes: Sequence[int], axis: int) -> list[Tensor]:
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
@@ -231,17 +224,14 @@ class Tensor:
 
     def pad(self, axis: int, length: int) -> Tensor:
         """Zeros behind, up to ``length``."""
-        layer = self._slice(axis, 0, length)
-        layer.mode = self.layers.trt.SampleMode.FILL
-        return self.layers.added(layer)
-
-    def _slice(self, axis: int, start: int, length: int) -> trt.ISliceLayer:
-        layer = self.layers.network.add_slice(self.value, (start,), (length,), (1,))
-        layer.axes = (axis,)
-        return layer
+        fill = self.layers.trt.SampleMode.FILL
+        return self.layers.add("slice", self, (0,), (length,), (1,), axes=(axis,), mode=fill)
 
     def rotate(self, rotation: Rotation) -> Tensor:
         """Rotate the pairs (i, i + D / 2) of x [B, heads, T, D] (float32)."""
-        cos, sin = rotation
-        layer = self.layers.network.add_rotary_embedding(self.value, cos.value, sin.value, False, 0)
-        return self.layers.added(layer)
+        interleaved, dimensions = False, 0  # 0: all
+        return self.layers.add("rotary_embedding", self, *rotation, interleaved, dimensions)
+
+
+def _value(argument: object) -> object:
+    return argument.value if isinstance(argument, Tensor) else argument

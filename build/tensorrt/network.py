@@ -54,10 +54,10 @@ def define_network(
         x = embedding.gather(inputs[io.TOKENS].reshape(-1), axis=0)
     for layer, names in enumerate(io.cache_names(model)):
         x = decoder.layer(x, layer, plan, tuple(inputs[name] for name in names))
-    x = x.gather(inputs[io.LOGITS_ROWS], axis=0)
-    x = decoder.normalize(x, "norm")
-    x = x.matmul_transposed(embedding) if model.tie_word_embeddings else decoder.linear(x, "lm_head")
-    layers.mark_output(io.LOGITS, x.cast(torch.float32))
+    with layers.named("logits"):
+        x = decoder.normalize(x.gather(inputs[io.LOGITS_ROWS], axis=0), "norm")
+        x = x.matmul_transposed(embedding) if model.tie_word_embeddings else decoder.linear(x, "lm_head")
+        layers.mark_output(io.LOGITS, x.cast(torch.float32))
     return layers.memory
 
 
