@@ -1,0 +1,219 @@
+"""The runtime of the TensorRT targets over the very networks that are built, which the interpreter runs on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tests.checkpoints import write_checkpoint
+from tests.engines import reference_logits
+from trtstream.build.checkpoint import Checkpoint, open_checkpoint
+from trtstream.plugins import tensorrt_io
+from trtstream.plugins.decode_plan import Step
+from trtstream.plugins.window import Window
+from trtstream.runtime import tensorrt as backend_module
+from trtstream.runtime.engine import SessionState
+from trtstream.runtime.streaming_engine import StreamingEngine
+from trtstream.settings import BuildConfig
+
+pytest.importorskip("tensorrt_rtx")
+from tests.tensorrt.interpreted_engine import interpreted_engine
+
+RING, MAX_SINKS = 20, 8
+BUILD = BuildConfig(
+    max_batch_size=5, max_num_tokens=16, max_attention_window=MAX_SINKS + RING, max_sink_token_length=MAX_SINKS
+)
+TOLERANCE = 1e-4  # of the logits' standard deviation
+
+
+@pytest.fixture(scope="module", params=["llama-gqa", "falcon-7b", "falcon-rw"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Grouped queries and RoPE; one key-value head; ALiBi."""
+    return open_checkpoint(write_checkpoint(tmp_path_factory.mktemp(request.param), request.param))
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Checkpoint) -> StreamingEngine:
+    return interpreted_engine(checkpoint, BUILD)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return open_checkpoint(write_checkpoint(tmp_path_factory.mktemp("llama"), "llama-gqa"))
+
+
+@pytest.fixture(scope="module")
+def shared(llama: Checkpoint) -> StreamingEngine:
+    """An engine whose slots hold what the tests before left in them."""
+    return interpreted_engine(llama, BUILD)
+
+
+def tokens(count: int, seed: int = 0) -> list[int]:
+    return torch.randint(128, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def steps(engine: StreamingEngine, slot: int, fed: list[int]) -> torch.Tensor:
+    return torch.cat([engine.decode([slot], [token]) for token in fed])
+
+
+def scores_of(logits: torch.Tensor, fed: list[int]) -> torch.Tensor:
+    """Log-probabilities of all tokens but the first, from the logits of all but the last."""
+    return logits[:-1].log_softmax(dim=-1).gather(1, torch.tensor(fed[1:])[:, None])[:, 0]
+
+
+def assert_equal(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert (found - expected).abs().max() < TOLERANCE * expected.std()
+
+
+def test_sessions_side_by_side_to_four_times_capacity(engine: StreamingEngine, checkpoint: Checkpoint) -> None:
+    sinks = [0, 1, 4, MAX_SINKS]
+    fed = tokens(4 * (MAX_SINKS + RING) + 3)
+    for slot in range(4):
+        engine.reset(slot, sinks[slot])
+    found = torch.stack([engine.decode([3, 1, 0, 2], [token] * 4) for token in fed], dim=1)
+    for row, slot in enumerate([3, 1, 0, 2]):
+        assert_equal(found[row], reference_logits(checkpoint, fed, sinks[slot], RING))
+
+
+@pytest.mark.parametrize("sinks", [0, 3, MAX_SINKS])
+def test_prefill_in_any_cuts_equals_single_steps(engine: StreamingEngine, checkpoint: Checkpoint, sinks: int) -> None:
+    fed = tokens(4 * (sinks + RING) + 3)
+    expected = reference_logits(checkpoint, fed, sinks, RING)
+    for size in (5, 16, 50):  # within a call, a whole one, several with what is left
+        engine.reset(1, sinks)
+        scores = torch.cat([engine.score(1, fed[i : i + size]) for i in range(0, len(fed), size)])
+        assert (scores[1:] - scores_of(expected, fed)).abs().max() < TOLERANCE * expected.std()
+    engine.reset(2, sinks)
+    assert_equal(engine.prefill(2, fed[:-3]), expected[-4])
+    assert_equal(steps(engine, 2, fed[-3:]), expected[-3:])
+
+
+@pytest.mark.parametrize("sinks", [0, 4])
+def test_a_session_at_position_four_million(engine: StreamingEngine, checkpoint: Checkpoint, sinks: int) -> None:
+    start, fed = 4_000_000, tokens(sinks + 60)
+    t = torch.cat((torch.arange(sinks), torch.arange(start, start + 60)))
+    expected = reference_logits(checkpoint, fed, sinks, RING, dtype=torch.float64, t=t)
+    engine.import_state(3, SessionState(sinks, start + 30, fed[: sinks + 30]))
+    assert_equal(steps(engine, 3, fed[sinks + 30 :]), expected[sinks + 30 :])
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("queries", lambda pairs: [(p + 1, later) for p, later in pairs]),
+        ("queries", lambda pairs: [(p, later + 1) for p, later in pairs]),
+        ("row", lambda row: (row[0] - 1, *row[1:])),
+        ("row", lambda row: (row[0], row[1] - 1, row[2])),
+        ("row", lambda row: (*row[:2], row[2] - 1)),
+    ],
+    ids=["position", "later tokens", "sinks", "newest", "stored"],
+)
+def test_a_backend_off_by_one_is_seen(
+    llama: Checkpoint, monkeypatch: pytest.MonkeyPatch, name: str, change: Callable
+) -> None:
+    """What the other tests compare differs by far where the backend tells the network a number that is off by one."""
+    right = getattr(tensorrt_io, name)
+    monkeypatch.setattr(backend_module, name, lambda *arguments: change(right(*arguments)))
+    fed = tokens(60)
+    expected = reference_logits(llama, fed, 4, RING)
+    engine = interpreted_engine(llama, BUILD)
+    engine.prefill(0, fed[:30])
+    scored, decoded = engine.score(0, fed[30:45]), steps(engine, 0, fed[45:])
+    for error in (scored - scores_of(expected, fed)[29:44], decoded - expected[45:]):
+        assert error.abs().max() > 100 * TOLERANCE * expected.std()
+
+
+@pytest.mark.parametrize("num_logits", [0, 1, 3, 9, 16])
+def test_logits_of_a_chunk_in_pieces(shared: StreamingEngine, llama: Checkpoint, num_logits: int) -> None:
+    """Backends give as many logits as they are asked for, however the ring's wrap divides the chunk."""
+    window = Window(4, MAX_SINKS, RING, shared._backend.spare_slots)
+    first = Step(0, window, t=4 + window.ring_slots - 7, ring_first=4)
+    assert tensorrt_io.chunk_lengths(window, first.t, 16) == [7, 9]
+    fed = tokens(first.t + 16)
+    expected = reference_logits(llama, fed, 4, RING)
+    shared.reset(0, 4)
+    shared.prefill(0, fed[: first.t])
+    found = shared._backend.prefill(first, fed[first.t :], num_logits)
+    assert found.shape == (num_logits, 128)
+    if num_logits:
+        assert_equal(found, expected[-num_logits:])
+
+
+@pytest.mark.parametrize("slots", [[3], [4, 0], [2, 0, 4], [0, 1, 2, 3, 4]])
+def test_a_batch_equals_each_session_alone(shared: StreamingEngine, slots: list[int]) -> None:
+    """Sessions of different ages and sinks; those that do not take part are left as they are."""
+    sinks, first = [0, 1, 4, 8, 2], [1, 25, 19, 60, 7]
+    fed = [tokens(70, seed=slot) for slot in range(5)]
+    for slot in range(5):
+        shared.reset(slot, sinks[slot])
+        shared.prefill(slot, fed[slot][: first[slot]])
+    before = [shared.export_state(slot) for slot in range(5)]
+    together = [shared.decode(slots, [fed[slot][first[slot] + i] for slot in slots]) for i in range(10)]
+    for slot in set(range(5)) - set(slots):
+        assert torch.equal(shared.export_state(slot).kv_cache, before[slot].kv_cache)
+    for row, slot in enumerate(slots):
+        shared.import_state(0, before[slot])
+        alone = steps(shared, 0, fed[slot][first[slot] : first[slot] + 10])
+        assert_equal(torch.stack([logits[row] for logits in together]), alone)
+
+
+def test_logits_outlive_later_steps(shared: StreamingEngine) -> None:
+    shared.reset(0)
+    shared.reset(1)
+    logits = [shared.prefill(0, tokens(20)), shared.decode([0, 1], [5, 6])]
+    kept = [x.clone() for x in logits]
+    shared.prefill(1, tokens(20))
+    shared.decode([1, 0], [7, 8])
+    assert all(map(torch.equal, logits, kept))
+
+
+@pytest.mark.parametrize("before", [0, 2, 15, 90])
+@pytest.mark.parametrize("turn", [1, 19, 40])
+def test_rollback_leaves_no_trace(shared: StreamingEngine, before: int, turn: int) -> None:
+    """The longer turns overwrite the spare slots too."""
+    shared.reset(0, 4)
+    if before:
+        shared.prefill(0, tokens(before))
+    was, visible = shared.export_state(0), shared.visible_tokens(0)
+    shared.begin_turn(0)
+    shared.prefill(0, tokens(turn, seed=1))
+    steps(shared, 0, tokens(5, seed=2))
+    shared.rollback_turn(0)
+    assert (shared.position(0), shared.visible_tokens(0)) == (before, visible)
+    shared.import_state(1, was)
+    after = [(shared.prefill(slot, tokens(turn, seed=3)), shared.decode([slot], [5])) for slot in (0, 1)]
+    assert_equal(after[0][0], after[1][0])
+    assert_equal(after[0][1], after[1][1])
+
+
+def test_a_session_is_rebuilt_from_its_ids(shared: StreamingEngine) -> None:
+    shared.reset(0, 3)
+    shared.prefill(0, tokens(300))
+    state = shared.export_state(0)
+    expected = steps(shared, 0, tokens(30, seed=1))
+    for given in (state, SessionState(3, state.position, state.token_ids)):
+        shared.import_state(2, given)
+        assert_equal(steps(shared, 2, tokens(30, seed=1)), expected)
+
+
+@pytest.mark.parametrize("start", ["prefill", "decode", "rebuilt", "imported"])
+def test_nan_that_a_session_leaves_harms_nobody(shared: StreamingEngine, llama: Checkpoint, start: str) -> None:
+    fed = tokens(50)
+    expected = reference_logits(llama, fed, 0, RING)
+    shared.reset(1, 0)
+    shared.prefill(1, fed[:-1])
+    state = shared.export_state(1)
+    for slot in (0, 2):
+        shared._backend.session_cache(slot).fill_(torch.nan)
+    shared.reset(0, 0)
+    if start == "prefill":
+        shared.prefill(0, fed[:-1])
+    elif start == "decode":
+        steps(shared, 0, fed[:-1])
+    else:
+        shared.import_state(0, state if start == "imported" else SessionState(0, 1049, fed[:-1]))
+    logits = shared.decode([3, 0, 1], [9, fed[-1], fed[-1]])  # slot 2 sits the step out
+    assert_equal(logits[1], expected[-1])
+    assert_equal(logits[2], expected[-1])

@@ -1,0 +1,198 @@
+"""The backend of the ``tensorrt`` and ``tensorrt-rtx`` targets: caches and inputs of what an `Executor` runs.
+
+`trtstream.plugins.tensorrt_io` says what the network takes and gives. Nothing here waits for the GPU: what a call needs
+to know goes up in one copy, and the logits stay there. The device is the executor's, and may be the CPU's for tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+
+from trtstream.plugins.decode_plan import Step, step_rotation
+from trtstream.plugins.positions import PositionEncoding
+from trtstream.plugins.tensorrt_io import (
+    DECODE,
+    LOGITS,
+    LOGITS_ROWS,
+    PREFILL,
+    QUERIES,
+    ROTATION,
+    ROWS,
+    SCORE,
+    TOKENS,
+    WRITE_SLOTS,
+    cache_names,
+    chunk_lengths,
+    queries,
+    row,
+)
+from trtstream.plugins.window import Window
+from trtstream.progress import Progress
+from trtstream.runtime.batch_steps import Run, batch_steps, host_tensor
+from trtstream.settings import BuildConfig, ModelConfig, cache_slots, spare_slots
+
+Call = Callable[[Mapping[str, torch.Tensor]], None]
+"""Runs the network on its inputs and its output ``logits``, by name; what it updates are the caches themselves."""
+
+
+class Executor(Protocol):
+    """What runs a network on ``device``, in the order of the calls, however asynchronous the device."""
+
+    device: torch.device
+
+    def new_call(self, profile: str) -> Call:
+        """A place of its own for calls of one of `trtstream.plugins.tensorrt_io.PROFILES`."""
+
+    def can_capture(self) -> bool:
+        """Whether the call that ran last can be captured into a CUDA graph."""
+
+
+class TensorrtBackend:
+    """See `trtstream.runtime.streaming_engine.Backend` for the methods.
+
+    A session's slot is its row of the batch, because a batch's caches are one tensor. So a decode step takes the
+    smallest batch size that reaches the last of its slots; rows of sessions that sit it out write to the last slot of
+    their cache only, and that is zeroed after.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        build: BuildConfig,
+        target: str,
+        executor: Executor,
+        progress: Progress = lambda done, total: None,
+    ) -> None:
+        """``progress`` is told of the decode steps, of which one is made ready for each batch size."""
+        self.spare_slots = spare_slots(build, target)
+        self._model = model
+        self._device = device = executor.device
+        self._positions = PositionEncoding.of(model).to(device)
+        self._scratch_slot = cache_slots(build, target) - 1
+        # [layers, 2, sessions, kv_heads, slots, head_dim]: what a layer takes of one or of the first B sessions is
+        # contiguous, and is bound as it is.
+        self._cache = torch.zeros(
+            model.num_hidden_layers,
+            2,
+            build.max_batch_size,
+            model.num_key_value_heads,
+            cache_slots(build, target),
+            model.head_dim,
+            dtype=getattr(torch, build.dtype),
+            device=device,
+        )
+        self._executor = executor
+        self._calls = {profile: executor.new_call(profile) for profile in (PREFILL, SCORE)}
+        self._warm_up(build)
+        self._steps = batch_steps(
+            build.max_batch_size, self._idle, self._new_step, device, progress, executor.can_capture
+        )
+
+    def decode(self, steps: Sequence[Step], tokens: Sequence[int]) -> torch.Tensor:
+        fed = {}
+        for step, token in zip(steps, tokens, strict=True):
+            self._clear_if_new(step)
+            fed[step.slot] = step, [token]
+        batch = next(batch for batch in self._steps if batch.size > max(fed))
+        logits = batch(self._values([fed.get(slot) for slot in range(batch.size)]))
+        return torch.stack([logits[step.slot] for step in steps])
+
+    def prefill(self, first: Step, tokens: Sequence[int], num_logits: int) -> torch.Tensor:
+        self._clear_if_new(first)
+        without_logits = len(tokens) - num_logits
+        start, pieces = 0, []
+        for length in chunk_lengths(first.window, first.t, len(tokens)):
+            end = start + length
+            wanted = min(length, max(end - without_logits, 0))
+            logits = self._feed(replace(first, t=first.t + start), tokens[start:end], max(wanted, 1))
+            pieces.append(logits[len(logits) - wanted :])
+            start = end
+        return torch.cat(pieces)
+
+    def session_cache(self, slot: int) -> torch.Tensor:
+        return self._cache[:, :, slot]
+
+    def _clear_if_new(self, step: Step) -> None:
+        """Zero the cache of a session that begins.
+
+        Masks are added to scores, so a NaN (an overflow in float16, say) that the slot's last session left behind would
+        reach every token of this one, visible or not.
+        """
+        if step.t == (0 if step.window.sinks else step.ring_first):  # without sinks a rebuilt session begins later
+            self.session_cache(step.slot).zero_()
+
+    def _feed(self, step: Step, tokens: Sequence[int], num_logits: int) -> torch.Tensor:
+        """Feed tokens that are written to contiguous slots; the logits [num_logits, vocab] after the last of them."""
+        values = host_tensor(self._values([(step, tokens)]), self._device).to(self._device, non_blocking=True)
+        logits = torch.empty(num_logits, self._model.vocab_size, device=self._device)
+        rows = torch.arange(len(tokens) - num_logits, len(tokens), dtype=torch.int32, device=self._device)
+        tensors = self._tensors(values, slice(step.slot, step.slot + 1), rows, logits)
+        self._calls[PREFILL if num_logits == 1 else SCORE](tensors)
+        return logits
+
+    def _new_step(self, size: int, inputs: torch.Tensor) -> Run:
+        call = self._executor.new_call(DECODE)
+        logits = torch.empty(size, self._model.vocab_size, device=self._device)
+        rows = torch.arange(size, dtype=torch.int32, device=self._device)
+        scratch = self._cache[:, :, :size, :, self._scratch_slot]
+
+        def run() -> torch.Tensor:
+            call(self._tensors(inputs, slice(size), rows, logits))
+            scratch.zero_()  # a NaN in what an idle session wrote would stay, as in `_clear_if_new`
+            return logits
+
+        return run
+
+    def _values(self, fed: Sequence[tuple[Step, Sequence[int]] | None]) -> list[int]:
+        """What the network has to know of the same number T of tokens of each of B sessions, None for an idle one.
+
+        For each token its id, t, p(t) and how many follow; then for each session where it writes and its ``rows``.
+        """
+        of_tokens, of_sessions = [], []
+        for session in fed:
+            if session is None:
+                of_tokens += (0, 0, 0, 0)
+                of_sessions += (self._scratch_slot, 0, 0, 0)
+                continue
+            step, tokens = session
+            for t, (token, query) in enumerate(zip(tokens, queries(step, len(tokens)), strict=True), step.t):
+                of_tokens += (token, t, *query)
+            of_sessions += (step.window.slot(step.t), *row(step, len(tokens)))
+        return of_tokens + of_sessions
+
+    def _idle(self, size: int) -> list[int]:
+        return self._values([None] * size)
+
+    def _tensors(
+        self, values: torch.Tensor, sessions: slice, logits_rows: torch.Tensor, logits: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The network's tensors by name, of the ``values`` (int64) of some ``sessions``."""
+        caches = self._cache[:, :, sessions]
+        batch = caches.shape[2]
+        of_tokens = values[: -4 * batch].view(batch, -1, 4)
+        of_sessions = values[-4 * batch :].view(batch, 4)
+        integers = {
+            TOKENS: of_tokens[..., 0],
+            QUERIES: of_tokens[..., 2:],
+            WRITE_SLOTS: of_sessions[:, 0],
+            ROWS: of_sessions[:, 1:],
+        }
+        tensors = {
+            name: tensor.to(torch.int32, memory_format=torch.contiguous_format) for name, tensor in integers.items()
+        }
+        if self._positions.slopes is None:
+            rotation = step_rotation(self._positions, of_tokens[..., 1:3].flatten(0, 1))
+            tensors[ROTATION] = rotation.unflatten(0, (batch, -1))
+        for names, pair in zip(cache_names(self._model), caches, strict=True):
+            tensors |= zip(names, pair, strict=True)
+        return {**tensors, LOGITS_ROWS: logits_rows, LOGITS: logits}
+
+    @torch.inference_mode()
+    def _warm_up(self, build: BuildConfig) -> None:
+        """Have what TensorRT does at a first call done before the first request comes."""
+        window = Window(build.sink_token_length, build.max_sink_token_length, build.ring, self.spare_slots)
+        self.prefill(Step(0, window, 0, window.sinks), [0] * build.max_num_tokens, 1)
