@@ -10,7 +10,7 @@ measurement goes to a JSON file at once, and all of them as markdown tables to s
 the file has it complete and from the same sources. Each part has a process of its own.
 
 The parts that begin with ``tensorrt`` set TensorRT and TensorRT-RTX beside the cuda target: those of the two that can
-be imported (with safetensors, which loads their engines), for which a folder on PYTHONPATH is enough:
+be imported (with click, numpy and safetensors, which the build needs), for which a folder on PYTHONPATH is enough:
 
     pip install --target libraries tensorrt-rtx-cu13
     PYTHONPATH=libraries python benchmarks/gpu.py --parts tensorrt,tensorrt_decode,tensorrt_prefill

@@ -1,6 +1,6 @@
 """The parts of the TensorRT targets: which libraries run here, then correctness, decode and prefill beside ``cuda``'s.
 
-Engines are built here, for each window and chunk; models are small enough for that to take less than a minute each.
+Engines are built for each window and chunk, so models are small: a build should take less than a minute.
 Where no library is installed, or none takes this GPU, a part's rows say so and nothing has failed.
 """
 
@@ -40,7 +40,9 @@ def tensorrt(bench: Bench) -> Iterator[Row]:
 def tensorrt_decode(bench: Bench) -> Iterator[Row]:
     """What part ``decode`` measures, for every target in turn: full, wrapped sessions."""
     targets = yield from libraries(bench)
-    for name, model in bench.sizes.tensorrt_models.items() if targets else ():
+    if not targets:
+        return
+    for name, model in bench.sizes.tensorrt_models.items():
         for window in bench.sizes.windows:
             row = {"model": name, "window": window}
             num_bytes = {batch: _bytes(model, bench.build(window, batch), targets) for batch in bench.sizes.batches}
@@ -58,7 +60,9 @@ def tensorrt_decode(bench: Bench) -> Iterator[Row]:
 def tensorrt_prefill(bench: Bench) -> Iterator[Row]:
     """What part ``prefill`` measures, for every target in turn: a prompt of four chunks, past C all the way."""
     targets = yield from libraries(bench)
-    for name, model in bench.sizes.tensorrt_models.items() if targets else ():
+    if not targets:
+        return
+    for name, model in bench.sizes.tensorrt_models.items():
         for window, chunk in product(bench.sizes.main_windows, bench.sizes.chunks):
             row, build = {"model": name, "window": window}, bench.build(window, 1, chunk=chunk)
             if bench.fits(num_bytes := _bytes(model, build, targets)):

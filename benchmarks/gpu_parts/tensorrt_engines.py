@@ -35,12 +35,15 @@ class RandomCheckpoint:
     def tensor(self, name: str) -> torch.Tensor:
         return self.read(name).cpu()
 
+    def blank_tensor(self, name: str) -> torch.Tensor:
+        return torch.empty(tensor_shapes(self.model)[name], device="meta")
+
     def save_tokenizer(self, folder: Path) -> bool:
         return False
 
 
 def make_tensorrt_engine(target: str, model: ModelConfig, build: BuildConfig, read: Reader) -> StreamingEngine:
-    """Build and load an engine. Raises TrtstreamError where it cannot run here."""
+    """Build an engine and load it. Raises TrtstreamError where it cannot run here."""
     from trtstream.runtime.loading import load_engine
 
     with TemporaryDirectory() as folder:
@@ -51,7 +54,7 @@ def make_tensorrt_engine(target: str, model: ModelConfig, build: BuildConfig, re
 def build_engine(target: str, model: ModelConfig, build: BuildConfig, read: Reader, folder: Path) -> None:
     from trtstream.build.tensorrt.engine import build_tensorrt_engine
 
-    build_tensorrt_engine(RandomCheckpoint(model, read), build, folder, lambda done, total: None, target)
+    build_tensorrt_engine(RandomCheckpoint(model, read), build, folder, lambda done, total: None, target=target)
 
 
 def runs_as_graph(engine: StreamingEngine) -> bool:
@@ -66,7 +69,7 @@ def runs_as_graph(engine: StreamingEngine) -> bool:
 def libraries(bench: Bench) -> Generator[Row, None, list[str]]:
     """A row for each TensorRT library that is here: its version, and whether it runs a tiny engine on this GPU.
 
-    Returns the targets that do. TensorRT's own words, where there are any, are the row's note.
+    Returns the targets that do. The note of one that does not has TensorRT's own error.
     """
     found, missing = [], []
     for target in TARGETS:
@@ -90,11 +93,14 @@ def _tiny_engine(bench: Bench, target: str) -> Row:
     read = random_tensors(TINY_LLAMA, torch.float16, torch.device("cpu"))
     with TemporaryDirectory() as folder:
         engine = Path(folder) / "engine"
+        row: Row = {"runs": False}
         started = time.perf_counter()
-        build_engine(target, TINY_LLAMA, build, read, engine)
-        row = {"tiny_build_s": time.perf_counter() - started, "tiny_mb": directory_bytes(engine) / 1e6}
         try:
+            build_engine(target, TINY_LLAMA, build, read, engine)
+            row |= {"tiny_build_s": time.perf_counter() - started, "tiny_mb": directory_bytes(engine) / 1e6}
+            if bench.device.type != "cuda":
+                return row | {"note": "running it needs an NVIDIA GPU"}
             load_engine(engine).decode([0], [1]).tolist()
         except TrtstreamError as error:
-            return row | {"runs": False, "note": str(error).replace(f"{engine} ", "")}
+            return row | {"note": str(error).replace(str(engine), "the engine")}
         return row | {"runs": True}
