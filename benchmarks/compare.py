@@ -1,6 +1,6 @@
 """How fast is this engine beside its peers, and how near to what the memory allows?
 
-Steps all contestants in turn, each in a process of its own, far past the window and along the same text, so that what
+Steps all contestants in turn, each in a process of its own, past the window and along the same text, so that what
 is timed is also checked: every table says by how much a contestant's predictions differ from this engine's.
 
     python benchmarks/compare.py CHECKPOINT --text FILE
@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from compare_parts.entries import PEERS, STEPS, memory, our_entries, peer_entries
@@ -30,6 +31,9 @@ from report import RESULTS, table
 from trtstream.errors import TrtstreamError
 from trtstream.output_file import OUTPUT_FILE, output_file
 
+if TYPE_CHECKING:
+    from trtstream.build.checkpoint import Checkpoint
+
 
 def peer_list(_context: click.Context, _option: click.Parameter, value: str) -> list[str]:
     peers = [part.strip() for part in value.split(",")]
@@ -39,7 +43,7 @@ def peer_list(_context: click.Context, _option: click.Parameter, value: str) -> 
     return peers
 
 
-@click.command(help=__doc__)
+@click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option(
     "--text",
@@ -64,6 +68,8 @@ def compare(
     json_file: Path,
     plot_file: Path,
 ) -> None:
+    """Time this engine and its peers on CHECKPOINT (a Hugging Face folder or a .gguf file), in turn."""
+    from trtstream.build.checkpoint import open_checkpoint
     from trtstream.evaluation.plot import require_matplotlib
     from trtstream.machine import machine
 
@@ -71,10 +77,11 @@ def compare(
     window, sinks = max_attention_window, sink_token_length
     threads = threads or len(os.sched_getaffinity(0))
     plan = Plan(window, rounds)
+    source = open_checkpoint(checkpoint)
+    ours = our_entries(checkpoint, source, window, sinks)
     with tempfile.TemporaryDirectory() as scratch:
-        ids = token_ids(checkpoint, text, plan.all_tokens, Path(scratch))
-        ours = our_entries(checkpoint, window, sinks)
-        others = peer_entries(peers, checkpoint, window, sinks, Path(scratch))
+        ids = token_ids(source, text, plan.all_tokens, Path(scratch))
+        others = peer_entries(peers, checkpoint, source, window, sinks, Path(scratch))
         entries = [memory(), *ours, *others]
         floor, *records = measure(entries, 1 + len(ours), ids, plan, threads)
     bytes_per_s = bandwidth(floor)
@@ -100,22 +107,20 @@ def compare(
         click.echo(line)
 
 
-def token_ids(checkpoint: Path, text: Path | None, count: int, scratch: Path) -> list[int]:
+def token_ids(checkpoint: Checkpoint, text: Path | None, count: int, scratch: Path) -> list[int]:
     """``count`` ids, of the text or at random. Raises TrtstreamError for a text that has fewer."""
-    import numpy as np
+    if text is None:
+        import numpy as np
 
-    from trtstream.build.checkpoint import open_checkpoint
+        return np.random.default_rng(0).integers(checkpoint.model.vocab_size, size=count).tolist()
     from trtstream.evaluation.tokens import tokenize
     from trtstream.runtime.llm import load_tokenizer
 
-    source = open_checkpoint(checkpoint)
-    if text is None:
-        return np.random.default_rng(0).integers(source.model.vocab_size, size=count).tolist()
     folder = scratch / "tokenizer"
-    tokenizer = load_tokenizer(folder) if source.save_tokenizer(folder) else None
+    tokenizer = load_tokenizer(folder) if checkpoint.save_tokenizer(folder) else None
     if tokenizer is None:
-        raise TrtstreamError(f"{checkpoint} has no tokenizer to read a text with; leave out --text")
-    ids = tokenize(text, tokenizer, source.model.vocab_size, scratch / "ids", count)
+        raise TrtstreamError("the checkpoint has no tokenizer to read a text with; leave out --text")
+    ids = tokenize(text, tokenizer, checkpoint.model.vocab_size, scratch / "ids", count)
     if ids.count < count:
         raise TrtstreamError(f"{text} has {ids.count} tokens, and this takes {count}; use fewer --rounds")
     return ids.read(0, count).tolist()
@@ -123,6 +128,8 @@ def token_ids(checkpoint: Path, text: Path | None, count: int, scratch: Path) ->
 
 def main() -> None:
     """Run the command line: exit 0 (done), 1 (the work failed) or 2 (bad usage)."""
+    # Unwind on SIGTERM too, so that processes and temporary files go.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         compare()
     except (TrtstreamError, OSError) as error:

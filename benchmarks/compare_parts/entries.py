@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from trtstream.build.command import check_against_model
 from trtstream.settings import TARGETS, BuildConfig
 
+if TYPE_CHECKING:
+    from trtstream.build.checkpoint import Checkpoint
+
+TORCH = "compare_parts.contestants:make"
 STEPS = 16  # tokens that are decoded in a turn
 PEERS = ("recompute", "rotation", "llama.cpp")
 LLAMA_CPP_FORMATS = ("Q8_0", "F16")  # besides the one that the checkpoint has
@@ -34,70 +40,74 @@ def memory() -> Entry:
     return Entry("memory", "compare_parts.contestants:memory", every=STEPS)
 
 
-def our_entries(checkpoint: Path, window: int, sinks: int) -> list[Entry]:
-    """This engine in each format that the cpu target has; float32 unquantized, which all is compared with, first."""
+def our_entries(path: Path, checkpoint: Checkpoint, window: int, sinks: int) -> list[Entry]:
+    """This engine in each format that the cpu target has; float32 unquantized, which all is compared with, first.
+
+    Raises TrtstreamError for a window that cannot be, or that the checkpoint ``path`` was not trained for.
+    """
     formats = TARGETS["cpu"]
     entries = []
     for quantization in formats.quantizations:
         for dtype in formats.dtypes:
             name = f"trtstream {dtype}" + ("" if quantization == "none" else f" {quantization}")
             build = _build(window, sinks, dtype=dtype, quantization=quantization)
-            settings = {"kind": "engine", "checkpoint": str(checkpoint), "build": build}
-            maker = "compare_parts.contestants:make"
-            entries.append(Entry(name, maker, settings, "prompts in chunks, exactly", evaluates=True, prefills=True))
+            build.validate("cpu")
+            check_against_model(build, checkpoint.model, force=False)
+            settings = {"kind": "engine", "checkpoint": str(path), "build": build}
+            entries.append(Entry(name, TORCH, settings, "prompts in chunks, exactly", evaluates=True, prefills=True))
     return entries
 
 
-def peer_entries(peers: Sequence[str], checkpoint: Path, window: int, sinks: int, scratch: Path) -> list[Entry]:
-    """Those of ``peers``. Checkpoints made for llama.cpp go to ``scratch``."""
-    settings = {"checkpoint": str(checkpoint), "build": _build(window, sinks)}
-    maker = "compare_parts.contestants:make"
+def peer_entries(
+    peers: Sequence[str], path: Path, checkpoint: Checkpoint, window: int, sinks: int, scratch: Path
+) -> list[Entry]:
+    """Those of ``peers``, of the checkpoint ``path``. What is made of it for llama.cpp goes to ``scratch``."""
+    settings = {"checkpoint": str(path), "build": _build(window, sinks)}
     found = []
     if "recompute" in peers:
-        by = _recomputed_by(checkpoint)
+        from .contestants import runs_on_transformers
+
+        by = "transformers" if runs_on_transformers(checkpoint) else "our own torch"
         note = f"by {by}, every {RECOMPUTED}th token; the prompt is one dense pass over W tokens"
         made = {"kind": "recompute", **settings}
-        found.append(Entry("recompute float32", maker, made, note, every=RECOMPUTED, prefills=True))
+        found.append(Entry("recompute float32", TORCH, made, note, every=RECOMPUTED, prefills=True))
     if "rotation" in peers:
         note = "the paper's method, in our own torch; prompts token by token"
         made = {"kind": "rotation", **settings}
-        found.append(Entry("whole-cache rotation float32", maker, made, note, evaluates=True))
+        found.append(Entry("whole-cache rotation float32", TORCH, made, note, evaluates=True))
     if "llama.cpp" in peers:
-        found += _llama_cpp_entries(checkpoint, window, sinks, scratch)
+        found += _llama_cpp_entries(path, checkpoint, window, sinks, scratch)
     return found
 
 
-def _llama_cpp_entries(checkpoint: Path, window: int, sinks: int, scratch: Path) -> list[Entry]:
+def _llama_cpp_entries(path: Path, checkpoint: Checkpoint, window: int, sinks: int, scratch: Path) -> list[Entry]:
     if importlib.util.find_spec("llama_cpp") is None:
         return [Entry("llama.cpp", None, note="not measured: llama-cpp-python is not installed (extra `compare`)")]
-    if checkpoint.suffix.lower() != ".gguf":
+    if path.suffix.lower() != ".gguf":
         return [Entry("llama.cpp", None, note="not measured: it reads .gguf files, and the checkpoint is none")]
     from .gguf_formats import shipped_format, write_in_format
     from .llama_cpp import DISCARDS
 
-    files = {shipped_format(checkpoint): checkpoint}
+    files = {shipped_format(path): path}
     for kind in LLAMA_CPP_FORMATS:
         if kind not in files:
             files[kind] = scratch / f"{kind}.gguf"
-            write_in_format(checkpoint, kind, files[kind])
-    maker, note = (
-        "compare_parts.llama_cpp:LlamaCpp",
-        "float16 cache; the prompt is one batch of W tokens",
-    )
-    entries = []
-    for kind, path in files.items():
-        for discard in DISCARDS:
-            settings = {"gguf": str(path), "discard": discard, "build": _build(window, sinks)}
-            entries.append(Entry(f"llama.cpp {kind}, discards {discard}", maker, settings, note, prefills=True))
-    return entries
-
-
-def _recomputed_by(checkpoint: Path) -> str:
-    from trtstream.build.checkpoint import open_checkpoint
-
-    from .contestants import runs_on_transformers
-
-    return "transformers" if runs_on_transformers(open_checkpoint(checkpoint)) else "our own torch"
+            write_in_format(path, kind, files[kind])
+    maker = "compare_parts.llama_cpp:LlamaCpp"
+    version = importlib.metadata.version("llama-cpp-python")
+    note = f"llama-cpp-python {version}, float16 cache; the prompt is one batch of W tokens"
+    sizes = {"model": checkpoint.model, "window": window, "sinks": sinks}
+    return [
+        Entry(
+            f"llama.cpp {kind}, discards {discard}",
+            maker,
+            {"gguf": str(file), "discard": discard, **sizes},
+            note,
+            prefills=True,
+        )
+        for kind, file in files.items()
+        for discard in DISCARDS
+    ]
 
 
 def _build(window: int, sinks: int, **formats: str) -> BuildConfig:

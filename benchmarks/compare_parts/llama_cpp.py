@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trtstream.build.checkpoint import open_checkpoint
 from trtstream.errors import TrtstreamError
-from trtstream.settings import BuildConfig
+from trtstream.settings import ModelConfig
 
 from .gguf_formats import weight_bytes
 
@@ -25,7 +24,7 @@ class LlamaCpp:
     llama.cpp has no batch past it.
     """
 
-    def __init__(self, threads: int, gguf: str, discard: str, build: BuildConfig) -> None:
+    def __init__(self, threads: int, gguf: str, model: ModelConfig, window: int, sinks: int, discard: str) -> None:
         import llama_cpp
 
         self._api = llama_cpp
@@ -35,16 +34,14 @@ class LlamaCpp:
         if not self._model:
             raise TrtstreamError(f"llama.cpp cannot load {gguf}")
         parameters = llama_cpp.llama_context_default_params()
-        parameters.n_ctx = parameters.n_batch = build.max_attention_window
+        parameters.n_ctx = parameters.n_batch = window
         parameters.n_threads = parameters.n_threads_batch = threads
         self._context = llama_cpp.llama_init_from_model(self._model, parameters)
         if not self._context:
-            raise TrtstreamError(f"llama.cpp cannot make a context of {build.max_attention_window} tokens")
+            raise TrtstreamError(f"llama.cpp cannot make a context of {window} tokens")
         self._memory = llama_cpp.llama_get_memory(self._context)
-        self._sinks, self._window, self._half = build.sink_token_length, build.max_attention_window, discard == "half"
+        self._window, self._sinks, self._half = window, sinks, discard == "half"
         self._held = 0
-
-        model = open_checkpoint(gguf).model
         self._vocab_size = model.vocab_size
         self._weight_bytes = weight_bytes(gguf)
         self._bytes_per_token = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * FLOAT16

@@ -156,7 +156,7 @@ def _serve(connection: Connection, maker: str, settings: dict[str, Any], text: S
             turn = getattr(player, method)(*arguments)
             _sleep_until_quiet()
             connection.send(turn)
-    except EOFError:
+    except (EOFError, ConnectionError):  # the comparison has ended
         return
     except Exception as error:
         if not isinstance(error, TrtstreamError):

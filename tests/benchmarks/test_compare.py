@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -101,10 +103,20 @@ def test_a_winning_peer_is_named() -> None:
 
 
 def test_a_contestant_that_dies_is_out_and_says_why() -> None:
-    peer = Peer("os:abort", {}, [], threads=1)
-    assert peer.wait() is None
-    assert peer.failure is not None
+    peer = Peer("builtins:dict", {}, [], threads=1)  # never asked, so anything will do
+    assert peer.wait() is True
+    os.kill(peer._process.pid, signal.SIGILL)
     assert peer.ask("steps", 1, 1) is None
+    assert peer.failure.startswith("its process met an instruction that it may not use")
+    assert peer.ask("steps", 1, 1) is None
+    peer.close()
+
+
+def test_a_contestant_that_cannot_be_made_is_out_and_says_why() -> None:
+    settings = {"kind": "rotation", "checkpoint": "/nowhere/model.gguf", "build": None}
+    peer = Peer("compare_parts.contestants:make", settings, [], threads=1)
+    assert peer.wait() is None
+    assert peer.failure.startswith("/nowhere/model.gguf does not exist")
     peer.close()
 
 
@@ -137,6 +149,7 @@ def header_and_embedding(path: Path) -> int:
     [
         (("--peers", "recompute,vllm"), 2, "'vllm' is none of recompute, rotation, llama.cpp"),
         (("--json", "/nowhere/compare.json"), 2, "the folder /nowhere does not exist"),
+        (("--max-attention-window", 16, "--sink-token-length", 16), 1, "no room for recent tokens"),
         (("--text", SCRIPT, "--json", "{folder}/x.json", "--plot", "{folder}/x.png"), 1, "has no tokenizer"),
     ],
 )
