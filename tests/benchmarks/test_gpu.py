@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tensorrt_rtx
 import torch
 
 ROOT = Path(__file__).parent.parent.parent
@@ -19,10 +21,14 @@ SCRIPT = ROOT / "benchmarks" / "gpu.py"
 sys.path.insert(0, str(SCRIPT.parent))  # as Python does for a script
 
 import gpu as script  # noqa: E402
-from gpu_parts import baselines, engines, measurements, models  # noqa: E402
+from gpu_parts import baselines, engines, measurements, models, tensorrt  # noqa: E402
 from gpu_parts.bench import TINY, WORKSPACE, Bench, Row  # noqa: E402
+from gpu_parts.correctness import engine_checks  # noqa: E402
 from gpu_parts.report import markdown, table  # noqa: E402
+from gpu_parts.tensorrt_engines import RandomCheckpoint  # noqa: E402
 
+from tests.tensorrt.interpreted_engine import interpreted_engine  # noqa: E402
+from trtstream.runtime.streaming_engine import StreamingEngine  # noqa: E402
 from trtstream.settings import BuildConfig, ModelConfig  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -38,6 +44,9 @@ COLUMNS = {
     "quantization": {"model", "weights", "window", "ms", "to_float32", "read_gb", "floor_ms", "to_floor"},
     "products": {"projection", "rows", "columns", "weights", "by", "ms", "times_ours", "off_by_sigmas"},
     "attention": {"model", "window", "batch", "floor_ms", "ms", "to_floor", "us_per_layer"},
+    "tensorrt": {"target", "runs", "note"},
+    "tensorrt_decode": {"target", "runs", "note"},
+    "tensorrt_prefill": {"target", "runs", "note"},
 }
 
 
@@ -119,9 +128,10 @@ def test_results_of_another_device_are_left_alone(tmp_path: Path, monkeypatch: p
 def test_sources_alone_are_enough(tmp_path: Path) -> None:
     """Neither an installation of trtstream nor any package but torch: all others are hidden."""
     ignored = shutil.ignore_patterns("__pycache__", "results")
-    for room in ("benchmarks", "plugins", "trtstream"):
+    for room in ("benchmarks", "build", "plugins", "trtstream"):
         shutil.copytree(ROOT / room, tmp_path / "sources" / room, ignore=ignored)
-    hidden = ["click", "gguf", "jinja2", "matplotlib", "numpy", "rich", "safetensors", "tokenizers", "transformers"]
+    hidden = ["click", "gguf", "jinja2", "matplotlib", "numpy", "rich", "safetensors", "tensorrt", "tensorrt_rtx"]
+    hidden += ["tokenizers", "transformers"]
     (tmp_path / "sitecustomize.py").write_text(
         "import sys, importlib.metadata as metadata\n"
         f"sys.modules.update(dict.fromkeys({hidden}))\n"
@@ -133,9 +143,9 @@ def test_sources_alone_are_enough(tmp_path: Path) -> None:
         "    return find(cls, name)\n"
         "metadata.Distribution.from_name = classmethod(from_name)\n"
     )
-    path = tmp_path / "results.json"
+    path, parts = tmp_path / "results.json", "methods,tensorrt"
     done = subprocess.run(
-        [sys.executable, "sources/benchmarks/gpu.py", "--device=cpu", "--tiny", f"--json={path}", "--parts=methods"],
+        [sys.executable, "sources/benchmarks/gpu.py", "--device=cpu", "--tiny", f"--json={path}", f"--parts={parts}"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
@@ -143,11 +153,64 @@ def test_sources_alone_are_enough(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert {row["by"] for row in parts_of(path)["methods"]["rows"] if row["method"] == "recompute"} == {"torch"}
+    (neither,) = parts_of(path)["tensorrt"]["rows"]
+    assert (neither["target"], neither["runs"]) == ("tensorrt and tensorrt-rtx", False)
+    assert "trtstream[tensorrt]" in neither["note"]
+    assert "trtstream[tensorrt-rtx]" in neither["note"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_tensorrt_builds_here_and_needs_a_gpu_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results.json"
+    assert run(monkeypatch, path, "--parts", "tensorrt") == 0
+    (row,) = parts_of(path)["tensorrt"]["rows"]
+    assert (row["target"], row["version"], row["runs"]) == ("tensorrt-rtx", tensorrt_rtx.__version__, False)
+    assert row["tiny_mb"] > 0
+    assert row["note"] == "running it needs an NVIDIA GPU"
+
+
+def interpreted(model: ModelConfig, build: BuildConfig, read: models.Reader) -> StreamingEngine:
+    """What runs on a GPU, but for TensorRT itself."""
+    return interpreted_engine(RandomCheckpoint(model, read), build)
+
+
+def test_tensorrt_engines_pass_their_checks() -> None:
+    assert all(row["ok"] for row in engine_checks(interpreted))
+
+
+def test_the_checks_see_a_ring_that_is_one_shorter() -> None:
+    def shorter(model: ModelConfig, build: BuildConfig, read: models.Reader) -> StreamingEngine:
+        return interpreted(model, replace(build, max_sink_token_length=build.max_sink_token_length + 1), read)
+
+    assert not next(engine_checks(shorter))["ok"]
+
+
+def test_tensorrt_rows_stand_beside_cudas() -> None:
+    bench, model = Bench(CPU, TINY), models.TINY_LLAMA
+    build, read = bench.build(32, 4, chunk=8), models.random_tensors(model, torch.float32, CPU)
+    compared = {
+        "cuda": engines.full_engine(model, build, models.weights_from(model, read), CPU),
+        "tensorrt-rtx": engines.filled(interpreted(model, build, read)),
+    }
+    for part, rows in {
+        "decode": list(tensorrt.decode_rows(bench, compared, 4)),
+        "prefill": list(tensorrt.prefill_rows(bench, compared)),
+    }.items():
+        cuda, rtx = rows
+        assert [row["target"] for row in rows] == ["cuda", "tensorrt-rtx"]
+        assert cuda.keys() == rtx.keys() >= COLUMNS[part] - {"model", "window"}
+        assert cuda["times_cuda"] == 1.0
+        assert cuda.get("floor_ms") == rtx.get("floor_ms")
 
 
 @pytest.mark.parametrize(
     ("model", "parameters"),
-    [(models.SMOLLM2, 134_515_008), (models.LLAMA_2_7B, 6_738_415_616), (models.FALCON_7B, 6_921_720_704)],
+    [
+        (models.SMOLLM2, 134_515_008),
+        (models.TINYLLAMA, 1_100_048_384),
+        (models.LLAMA_2_7B, 6_738_415_616),
+        (models.FALCON_7B, 6_921_720_704),
+    ],
 )
 def test_models_have_their_published_sizes(model: ModelConfig, parameters: int) -> None:
     assert models.weight_bytes(model, "float16") == 2 * parameters
