@@ -174,7 +174,7 @@ def _repository(source: Path, work: Path) -> Path:
         raise TrtstreamError(
             f"{source} is for Triton's tensorrtllm backend: `trtstream package` it, then serve the repository"
         )
-    if config.target == "cuda":
+    if config.target != "cpu":
         from trtstream.runtime.loading import check_runnable  # brings torch
 
         check_runnable(source, config)  # before Triton starts and finds out

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
-from trtstream.engine_dir import KERNEL, WEIGHTS, EngineConfig, memory_plan, read_engine, verify_files
+from trtstream.engine_dir import ENGINE, KERNEL, WEIGHTS, EngineConfig, memory_plan, read_engine, verify_files
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.cpu_kernel import DecodeKernel, cpu_flags
 from trtstream.plugins.cuda_device import why_no_cuda
+from trtstream.plugins.tensorrt_library import LIBRARIES, load_tensorrt, why_no_tensorrt
 from trtstream.progress import progress_bar
 from trtstream.runtime.cpu import CpuBackend
 from trtstream.runtime.cuda import CudaBackend
 from trtstream.runtime.decoder import DecoderWeights, collect_weights
 from trtstream.runtime.engine import Engine
 from trtstream.runtime.streaming_engine import Backend, StreamingEngine
+from trtstream.runtime.tensorrt import TensorrtBackend
+from trtstream.runtime.tensorrt_executor import TensorrtExecutor
 
 
 def load_engine(folder: str | Path) -> Engine:
@@ -39,9 +44,17 @@ def check_runnable(folder: Path, config: EngineConfig) -> None:
         raise TrtstreamError(
             f"{folder} was built for target {config.target!r}; this trtstream runs: {', '.join(LOADERS)}"
         )
-    reason = _why_no_cpu(config) if config.target == "cpu" else why_no_cuda()
+    reason = _why_not(config)
     if reason is not None:
         raise TrtstreamError(f"{folder} was built for target {config.target!r} and cannot run here: {reason}")
+
+
+def _why_not(config: EngineConfig) -> str | None:
+    if config.target == "cpu":
+        return _why_no_cpu(config)
+    if config.target == "cuda":
+        return why_no_cuda()
+    return why_no_tensorrt(config.target, config.toolchain.get(LIBRARIES[config.target].module))
 
 
 def _why_no_cpu(config: EngineConfig) -> str | None:
@@ -64,14 +77,30 @@ def _load_cpu(folder: Path, config: EngineConfig) -> Backend:
 
 
 def _load_cuda(folder: Path, config: EngineConfig) -> Backend:
-    available = free_memory("cuda")
-    check_memory(folder, config, available)
-    verify_files(folder, config)
-    device = torch.device("cuda", torch.cuda.current_device())
-    try:
+    with _gpu_memory(folder, config):
+        verify_files(folder, config)
+        device = torch.device("cuda", torch.cuda.current_device())
         weights = read_weights(folder, config, str(device), pack=False)
         with progress_bar("Capturing CUDA graphs") as progress:
             return CudaBackend(config.pretrained_config, config.build_config, weights, device, progress)
+
+
+def _load_tensorrt(folder: Path, config: EngineConfig) -> Backend:
+    with _gpu_memory(folder, config):
+        verify_files(folder, config)
+        device = torch.device("cuda", torch.cuda.current_device())
+        executor = TensorrtExecutor(load_tensorrt(config.target), folder / ENGINE, device)
+        with progress_bar("Capturing CUDA graphs") as progress:
+            return TensorrtBackend(config.pretrained_config, config.build_config, config.target, executor, progress)
+
+
+@contextmanager
+def _gpu_memory(folder: Path, config: EngineConfig) -> Iterator[None]:
+    """Around loading: raises TrtstreamError for too large an engine, before it is loaded or as soon as that shows."""
+    available = free_memory(config.target)
+    check_memory(folder, config, available)
+    try:
+        yield
     except torch.OutOfMemoryError as error:
         raise TrtstreamError(
             f"{folder} fits into the {available / 1e9:.2f} GB that were free on the GPU, but leaves too little to "
@@ -81,13 +110,13 @@ def _load_cuda(folder: Path, config: EngineConfig) -> Backend:
 
 def free_memory(target: str) -> int:
     """Bytes that an engine of ``target`` can take here: of this machine's memory, or of its GPU's."""
-    if target == "cuda":
+    if target != "cpu":
         return torch.cuda.mem_get_info()[0]
     meminfo = Path("/proc/meminfo").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable:"))
 
 
-LOADERS = {"cpu": _load_cpu, "cuda": _load_cuda}
+LOADERS = {"cpu": _load_cpu, "cuda": _load_cuda, "tensorrt": _load_tensorrt, "tensorrt-rtx": _load_tensorrt}
 
 
 def check_memory(folder: Path, config: EngineConfig, available: int) -> None:

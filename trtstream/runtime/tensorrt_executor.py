@@ -1,0 +1,110 @@
+"""The last step of the TensorRT targets: TensorRT's engine, and an execution context for each kind of call.
+
+Everything up to here runs in the tests without a GPU; this file has not been run yet, because TensorRT deserializes no
+engine without a GPU.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+
+from trtstream.errors import TrtstreamError
+from trtstream.plugins.tensorrt_io import DECODE, LOGITS, PROFILES, updated
+from trtstream.plugins.tensorrt_library import new_logger
+from trtstream.runtime.tensorrt import Call
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+
+class TensorrtExecutor:
+    """See `trtstream.runtime.tensorrt.Executor`.
+
+    A captured CUDA graph holds on to what its context was when it was captured, so each batch size has a context of its
+    own. All share one memory for activations: they never run at the same time.
+    """
+
+    def __init__(self, trt: ModuleType, path: Path, device: torch.device) -> None:
+        """Read the engine file at ``path``; ``trt`` is the module ``tensorrt`` or ``tensorrt_rtx``.
+
+        Raises TrtstreamError if TensorRT refuses it, torch.OutOfMemoryError if there is too little memory to run it.
+        """
+        self.device = device
+        self._trt = trt
+        self._path = path
+        self._logger = new_logger(trt)
+        self._runtime = trt.Runtime(self._logger)
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+            self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise TrtstreamError(
+                f"{path} is refused by {trt.__name__} {trt.__version__} on {torch.cuda.get_device_name(device)}: "
+                f"{self._logger.last_error}; build it again with this library, or for target cuda"
+            )
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        self._updated = {name: updated(name) for name in names if updated(name) in names}
+        self._activations = torch.empty(self._engine.device_memory_size_v2, dtype=torch.uint8, device=device)
+        self._stream = torch.cuda.Stream(device)
+        self._last_context: trt.IExecutionContext | None = None
+
+    def new_call(self, profile: str) -> Call:
+        context = self._new_context(profile)
+        shapes: dict[str, torch.Size] = {}
+
+        def call(tensors: Mapping[str, torch.Tensor]) -> None:
+            for name, tensor in tensors.items():
+                # Shapes only where they change: a new one may have to be worked out, which no capture allows.
+                if name != LOGITS and shapes.get(name) != tensor.shape:
+                    self._check(context.set_input_shape(name, tuple(tensor.shape)), f"take this shape for {name}")
+                    shapes[name] = tensor.shape
+                for bound in {name, self._updated.get(name, name)}:
+                    self._check(context.set_tensor_address(bound, tensor.data_ptr()), f"bind {bound}")
+            with self._side_stream() as stream:
+                self._check(context.execute_async_v3(stream.cuda_stream), f"run a {profile} call")
+            self._last_context = context
+
+        return call
+
+    def can_capture(self) -> bool:
+        # TensorRT-RTX says so itself; TensorRT captures every network without loops or conditions.
+        is_capturable = getattr(self._last_context, "is_stream_capturable", None)
+        return is_capturable is None or is_capturable(torch.cuda.current_stream().cuda_stream)
+
+    def _new_context(self, profile: str) -> trt.IExecutionContext:
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if profile == DECODE and hasattr(config, "dynamic_shapes_kernel_specialization_strategy"):
+            # TensorRT-RTX compiles kernels for the shapes it meets. By default it does so in the background, which
+            # suits prefill's many lengths; but a captured graph would keep the slow ones that run until then.
+            strategies = self._trt.DynamicShapesKernelSpecializationStrategy
+            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        context = self._check(self._engine.create_execution_context(config), f"make a context for {profile} calls")
+        context.set_device_memory(self._activations.data_ptr(), self._activations.numel())
+        with self._side_stream() as stream:
+            chosen = context.set_optimization_profile_async(PROFILES.index(profile), stream.cuda_stream)
+            self._check(chosen, f"take the profile {profile}")
+        return context
+
+    @contextmanager
+    def _side_stream(self) -> Iterator[torch.cuda.Stream]:
+        """torch's current stream, or one that takes its turn: on the default stream TensorRT waits for the GPU."""
+        current = torch.cuda.current_stream(self.device)
+        if current != torch.cuda.default_stream(self.device):
+            yield current
+            return
+        self._stream.wait_stream(current)
+        yield self._stream
+        current.wait_stream(self._stream)
+
+    def _check(self, result: object, what: str) -> object:
+        """``result``, unless it is TensorRT's None or False for what it could not do."""
+        if result is None or result is False:
+            raise TrtstreamError(f"{self._path}: TensorRT cannot {what}: {self._logger.last_error}")
+        return result
