@@ -14,6 +14,7 @@ from trtstream.errors import TrtstreamError
 from trtstream.settings import DTYPE_BYTES, QUANTIZATIONS, TARGETS, BuildConfig
 
 if TYPE_CHECKING:
+    from trtstream.build.plan import MemoryPlan
     from trtstream.engine_dir import EngineConfig
     from trtstream.settings import ModelConfig
 
@@ -23,13 +24,15 @@ DEFAULTS = BuildConfig()
 BUILDERS = {
     "cpu": "trtstream.build.cpu:build_cpu_engine",
     "cuda": "trtstream.build.cuda:build_cuda_engine",
+    "tensorrt": "trtstream.build.tensorrt.engine:build_tensorrt_engine",
+    "tensorrt-rtx": "trtstream.build.tensorrt.engine:build_tensorrt_rtx_engine",
     "tensorrt-llm": "trtstream.build.tensorrt_llm.target:build_tensorrt_llm_engine",
 }
 
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="The engine directory to write.")
+@click.option("--output", type=click.Path(path_type=Path), help="The engine directory to write.  [required]")
 @click.option(
     "--target",
     type=click.Choice(["auto", *BUILDERS]),
@@ -79,9 +82,13 @@ BUILDERS = {
     help="tensorrt-llm: tokens of a request, prompt and answer.  [default: the checkpoint's context, or two windows]",
 )
 @click.option("--force", is_flag=True, help="Allow a window beyond the checkpoint's trained context.")
+@click.option("--dry-run", is_flag=True, help="Print the plan of memory and write nothing; needs no --output, no GPU.")
+@click.option(
+    "--gpu-memory", type=click.FloatRange(0, min_open=True), help="GB: print how many sessions fit into so much memory."
+)
 def build(
     checkpoint: Path,
-    output: Path,
+    output: Path | None,
     target: str,
     sink_token_length: int,
     max_sink_token_length: int | None,
@@ -96,14 +103,25 @@ def build(
     tensorrt_llm_version: str | None,
     max_seq_len: int | None,
     force: bool,
+    dry_run: bool,
+    gpu_memory: float | None,
 ) -> None:
     """Compile CHECKPOINT (a Hugging Face folder or a .gguf file) into an engine."""
     from trtstream.build.checkpoint import open_checkpoint
+    from trtstream.build.plan import peak_memory, plan_memory
     from trtstream.engine_dir import TOKENIZER, directory_bytes
+    from trtstream.inspect_engine import model_rows, print_table
+    from trtstream.plugins.tensorrt_library import LIBRARIES
     from trtstream.progress import progress_bar
 
+    if output is None and not dry_run:
+        raise click.UsageError("Missing option '--output'.")
     started = time.perf_counter()
     target = best_target() if target == "auto" else target
+    if target in LIBRARIES and not dry_run:
+        from trtstream.build.tensorrt.engine import load_builder
+
+        load_builder(target)
     source = open_checkpoint(checkpoint)
     model = source.model
     settings = BuildConfig(
@@ -124,19 +142,50 @@ def build(
     check_against_model(settings, model, force)
     if sink_token_length == 0:
         click.echo("warning: without sink tokens quality collapses once the first token leaves the window", err=True)
-    with progress_bar("Writing weights") as progress:
+    plan = plan_memory(source, settings, target)
+    if dry_run:
+        print_table([("target", target), *model_rows(model, settings), *plan_rows(plan, gpu_memory)])
+        return
+    with progress_bar("Building" if target in LIBRARIES else "Writing weights") as progress:
         builder(target)(source, settings, output, progress)
     if not (output / TOKENIZER).is_dir():
         click.echo("warning: the checkpoint has no tokenizer, so the engine takes input_ids and no text", err=True)
+    for name, value in plan_rows(plan, gpu_memory):
+        click.echo(f"{name}: {value}")
+    seconds, peak = time.perf_counter() - started, peak_memory() / 1e9
     click.echo(
-        f"{output}: {directory_bytes(output) / 1e6:.1f} MB for target {target} in {time.perf_counter() - started:.1f} s"
+        f"{output}: {directory_bytes(output) / 1e6:.1f} MB for target {target} in {seconds:.1f} s, "
+        f"{peak:.1f} GB of memory at most"
     )
+
+
+def plan_rows(plan: MemoryPlan, gpu_memory: float | None) -> list[tuple[str, str]]:
+    """A plan of memory for `print_table`; with how many sessions fit into ``gpu_memory`` GB, if given."""
+    from trtstream.inspect_engine import megabytes
+
+    in_all = f"{megabytes(plan.sessions * plan.kv_cache_per_session)} for {plan.sessions}"
+    rows = [
+        ("memory: weights", megabytes(plan.weights)),
+        ("memory: KV cache", f"{megabytes(plan.kv_cache_per_session)} a session, {in_all}"),
+        (
+            "memory: workspace",
+            "no estimate for this target" if plan.workspace is None else f"about {megabytes(plan.workspace)}",
+        ),
+        ("memory: total", f"{megabytes(plan.total)}, however long the conversations get"),
+        ("memory: build", f"about {megabytes(plan.build)} of this machine's"),
+    ]
+    if gpu_memory is not None:
+        rows.append((f"sessions in {gpu_memory:g} GB", str(plan.sessions_in(int(gpu_memory * 1e9)))))
+    return rows
 
 
 def best_target() -> str:
     """What ``--target auto`` means on this machine."""
     from trtstream.plugins.cuda_device import why_no_cuda
+    from trtstream.plugins.tensorrt_library import why_no_tensorrt
 
+    if why_no_tensorrt("tensorrt") is None:
+        return "tensorrt"
     return "cpu" if why_no_cuda() else "cuda"
 
 

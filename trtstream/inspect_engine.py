@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from trtstream.engine_dir import TOKENIZER, EngineConfig, memory_plan, read_engine
+from trtstream.engine_dir import TOKENIZER, memory_plan, read_engine
+from trtstream.settings import BuildConfig, ModelConfig
 
 
 @click.command()
@@ -22,39 +23,46 @@ def inspect(engine: Path, as_json: bool) -> None:
         click.echo(json.dumps({**config.to_dict(), "memory": plan}, indent=2))
         return
 
+    tokenizer = "with a tokenizer" if (engine / TOKENIZER).is_dir() else "without a tokenizer (input_ids only)"
+    caches = f"{megabytes(plan['kv_cache_bytes_per_session'])} a session, {megabytes(plan['kv_cache_bytes'])} in all"
+    print_table(
+        [
+            ("engine", f"{engine} ({tokenizer})"),
+            ("target", f"{config.target}, {_toolchain(config.toolchain)}"),
+            *model_rows(config.pretrained_config, config.build_config),
+            ("memory: weights", megabytes(plan["weights_bytes"])),
+            ("memory: KV cache", caches),
+            ("memory: total", f"{megabytes(plan['total_bytes'])}, however long the conversations get"),
+        ]
+    )
+
+
+def print_table(rows: list[tuple[str, str]]) -> None:
+    """Print names and values to stdout."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False)
-    for name, value in _rows(engine, config, plan):
+    for name, value in rows:
         table.add_row(name, value)
     Console().print(table)
 
 
-def _rows(engine: Path, config: EngineConfig, plan: dict[str, int]) -> list[tuple[str, str]]:
-    model, build = config.pretrained_config, config.build_config
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def model_rows(model: ModelConfig, build: BuildConfig) -> list[tuple[str, str]]:
+    """What an engine computes and for which sizes, for `print_table`."""
     heads = f"{model.num_attention_heads} heads, {model.num_key_value_heads} KV heads of {model.head_dim}"
     position = "ALiBi" if model.rope is None else f"RoPE ({model.rope.kind}, theta {model.rope.theta:g})"
     sinks = f"{build.sink_token_length} (room for {build.max_sink_token_length})"
-    tokenizer = "with a tokenizer" if (engine / TOKENIZER).is_dir() else "without a tokenizer (input_ids only)"
-
-    def megabytes(key: str) -> str:
-        return f"{plan[key] / 1e6:,.1f} MB"
-
     return [
-        ("engine", f"{engine} ({tokenizer})"),
-        ("target", f"{config.target}, {_toolchain(config.toolchain)}"),
         ("model", f"{model.architecture}, {model.num_hidden_layers} layers of {model.hidden_size}, {heads}"),
         ("positions", f"{position}, trained on {model.max_position_embeddings} tokens"),
         ("dtype", f"{build.dtype}, quantization {build.quantization}"),
         ("attention window", f"{build.max_attention_window} tokens: {build.ring} recent, sink tokens {sinks}"),
         ("batch", f"{build.max_batch_size} sessions, prefill chunks of {build.max_num_tokens} tokens"),
-        ("memory: weights", megabytes("weights_bytes")),
-        (
-            "memory: KV cache",
-            f"{megabytes('kv_cache_bytes_per_session')} a session, {megabytes('kv_cache_bytes')} in all",
-        ),
-        ("memory: total", f"{megabytes('total_bytes')}, however long the conversations get"),
     ]
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 LONGEST_PHASE = "Computing profile costs"
-"""Of the phases that the builder reports the one that takes most of the time; its steps are spread over the profiles."""
+"""Of the phases that the builder reports, the one that takes most of the time; its steps run over the profiles."""
 
 
 def builder_config(

@@ -29,15 +29,26 @@ def load_builder(target: str) -> ModuleType:
     return module
 
 
-def build_tensorrt_engine(
-    checkpoint: Checkpoint, build: BuildConfig, output: Path, progress: Progress, *, target: str
-) -> EngineConfig:
-    """Write the engine directory ``output``, whole or not at all. ``target``: ``tensorrt`` or ``tensorrt-rtx``.
+def build_tensorrt_engine(checkpoint: Checkpoint, build: BuildConfig, output: Path, progress: Progress) -> EngineConfig:
+    """Write the engine directory ``output``, whole or not at all.
 
     ``progress`` is told of the weights, which are the first half, and then of the builder. The weights go through a
-    file in the work folder, tensor by tensor, so that what the builder takes is all the memory that grows with the
-    model (see `trtstream.build.plan`). Raises TrtstreamError, with TensorRT's reason where it is TensorRT that fails.
+    file in the work folder, tensor by tensor; what the builder takes is said in `trtstream.build.plan`. Raises
+    TrtstreamError, with TensorRT's reason where it is TensorRT that fails.
     """
+    return _build_engine(checkpoint, build, output, progress, "tensorrt")
+
+
+def build_tensorrt_rtx_engine(
+    checkpoint: Checkpoint, build: BuildConfig, output: Path, progress: Progress
+) -> EngineConfig:
+    """As `build_tensorrt_engine`, on any machine, with or without a GPU."""
+    return _build_engine(checkpoint, build, output, progress, "tensorrt-rtx")
+
+
+def _build_engine(
+    checkpoint: Checkpoint, build: BuildConfig, output: Path, progress: Progress, target: str
+) -> EngineConfig:
     trt = load_builder(target)
     weights = tensorrt_weights(checkpoint, build)
     with new_directory(output) as folder:
