@@ -52,9 +52,9 @@ def make_tensorrt_engine(target: str, model: ModelConfig, build: BuildConfig, re
 
 
 def build_engine(target: str, model: ModelConfig, build: BuildConfig, read: Reader, folder: Path) -> None:
-    from trtstream.build.tensorrt.engine import build_tensorrt_engine
+    from trtstream.build.command import builder
 
-    build_tensorrt_engine(RandomCheckpoint(model, read), build, folder, lambda done, total: None, target=target)
+    builder(target)(RandomCheckpoint(model, read), build, folder, lambda done, total: None)
 
 
 def runs_as_graph(engine: StreamingEngine) -> bool:
