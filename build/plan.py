@@ -78,7 +78,7 @@ def _workspace_bytes(checkpoint: Checkpoint, build: BuildConfig, target: str) ->
     if target not in LIBRARIES:
         return None
     model, rows = checkpoint.model, max(build.max_num_tokens, build.max_batch_size)
-    masks = 3 * rows * model.num_attention_heads * cache_slots(build, target)
+    masks = 3 * rows * model.num_attention_heads * cache_slots(model, build, target)
     activations = 2 * rows * model.intermediate_size * (2 if model.gated_mlp else 1)
     return 8 * 2**20 + (masks + activations) * DTYPE_BYTES[build.dtype] + 4 * rows * model.vocab_size
 

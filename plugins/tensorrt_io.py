@@ -1,8 +1,8 @@
 """What a TensorRT network of ours takes and gives: the contract between the build, which defines it, and the runtime.
 
 One call feeds T tokens to each of B sessions (decode: T = 1; prefill: B = 1) and gives the logits of some of them. It
-writes their keys and values to the caches first and attends after, so a ring has T - 1 spare slots, and one contiguous
-write must do: `chunk_lengths` says where a chunk has to be cut.
+writes their keys and values to the caches first and attends after, so a ring has T - 1 spare slots or more, and one
+contiguous write must do: `chunk_lengths` says where a chunk has to be cut.
 
 Inputs, with C the slots of `trtstream.settings.cache_slots` and D = head_dim:
 
@@ -53,7 +53,7 @@ def input_shapes(
     model: ModelConfig, build: BuildConfig, target: str, batch: int, tokens: int, num_logits: int
 ) -> dict[str, tuple[int, ...]]:
     """The shape of each input of a call by its name; -1 stands for what varies."""
-    caches = (batch, model.num_key_value_heads, cache_slots(build, target), model.head_dim)
+    caches = (batch, model.num_key_value_heads, cache_slots(model, build, target), model.head_dim)
     rotation = {} if model.rope is None else {ROTATION: (batch, tokens, 4, model.head_dim // 2)}
     return {
         TOKENS: (batch, tokens),

@@ -6,8 +6,9 @@ distance, which stops growing at C - 1. Its score is the fused product's, ``q(t)
 ``(q(p(t)) - q(t)) . k``: a product with S_max keys only. While t < C, where p(t) = t, it is exactly zero. So no key is
 ever rotated again, no score is computed twice, and decode and prefill are one network.
 
-The mask has the dtype of the query, to which bias and correction are rounded: an error of the order of that which the
-rounded query and keys give their scores. Both are computed in float32.
+The mask has the dtype of the query, to which bias and correction, computed in float32, are rounded. That error is of
+the order of what rounded queries and keys do to scores: with SmolLM2, 160 tokens and C = 32, evaluated on the CPU in
+bfloat16, the logits' error is 2.3 % of their deviation before C and 2.2 % after (the cuda target's definition: 2.1 %).
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def plan_call(
     layers: Layers, inputs: dict[str, Tensor], model: ModelConfig, build: BuildConfig, target: str
 ) -> CallPlan:
     """Plan the tokens of a call from its inputs."""
-    visible, distance = _visible(layers, inputs, build, target)
+    visible, distance = _visible(layers, inputs, model, build, target)
     positions = PositionEncoding.of(model)
     head_sizes = torch.tensor([model.num_attention_heads + 2 * model.num_key_value_heads, model.head_dim])
     key = query = query_to_sinks = None
@@ -72,11 +73,13 @@ def plan_call(
     )
 
 
-def _visible(layers: Layers, inputs: dict[str, Tensor], build: BuildConfig, target: str) -> tuple[Tensor, Tensor]:
+def _visible(
+    layers: Layers, inputs: dict[str, Tensor], model: ModelConfig, build: BuildConfig, target: str
+) -> tuple[Tensor, Tensor]:
     """Which slots each token sees (bool), and how far from it they stand (int32): both [B, 1, T, C]."""
     sinks, newest, stored = inputs[io.ROWS].reshape(0, 3, 1, 1).unbind(1)  # [B, 1, 1]
     p, later = inputs[io.QUERIES].reshape(0, 0, 2, 1).unbind(2)  # [B, T, 1]
-    slots, max_sinks = cache_slots(build, target), build.max_sink_token_length
+    slots, max_sinks = cache_slots(model, build, target), build.max_sink_token_length
     ring_slots = slots - max_sinks - 1
 
     # The last slot is nobody's: as ring slot -M it is older than anything stored.

@@ -60,8 +60,10 @@ class NetworkSessions:
         self._memory = define_network(trt, self.network, weights.model, build, TARGET, weights.tensors)
         self._interpreter = Interpreter(trt, self.network)
         self._positions = PositionEncoding.of(weights.model)
-        self._model, self._build, self._scratch_slot = weights.model, build, cache_slots(build, TARGET) - 1
-        self.windows = [Window(s, build.max_sink_token_length, build.ring, spare_slots(build, TARGET)) for s in sinks]
+        self._model, self._build = weights.model, build
+        self._scratch_slot = cache_slots(self._model, build, TARGET) - 1
+        spare = spare_slots(self._model, build, TARGET)
+        self.windows = [Window(s, build.max_sink_token_length, build.ring, spare) for s in sinks]
         self.t = [0] * len(sinks)
         self.ring_first = list(sinks)
         shapes = io.input_shapes(weights.model, build, TARGET, len(sinks), 1, 1)

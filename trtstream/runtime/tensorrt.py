@@ -68,11 +68,11 @@ class TensorrtBackend:
         progress: Progress = lambda done, total: None,
     ) -> None:
         """``progress`` is told of the decode steps, of which one is made ready for each batch size."""
-        self.spare_slots = spare_slots(build, target)
+        self.spare_slots = spare_slots(model, build, target)
         self._model = model
         self._device = device = executor.device
         self._positions = PositionEncoding.of(model).to(device)
-        self._scratch_slot = cache_slots(build, target) - 1
+        self._scratch_slot = cache_slots(model, build, target) - 1
         # [layers, 2, sessions, kv_heads, slots, head_dim]: what a layer takes of one or of the first B sessions is
         # contiguous, and is bound as it is.
         self._cache = torch.zeros(
@@ -80,7 +80,7 @@ class TensorrtBackend:
             2,
             build.max_batch_size,
             model.num_key_value_heads,
-            cache_slots(build, target),
+            cache_slots(model, build, target),
             model.head_dim,
             dtype=getattr(torch, build.dtype),
             device=device,
