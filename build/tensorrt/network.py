@@ -1,7 +1,7 @@
 """A decoder of either family as a TensorRT network: the twin of `trtstream.runtime.decoder`, with the same names.
 
 Decode and prefill are one network; optimization profiles only bound its shapes. Hidden states are [B * T, hidden], so
-that a projection is one product whatever the batch.
+that a projection is one product whatever the batch. The tests evaluate the network on the CPU; no GPU has run it yet.
 """
 
 from __future__ import annotations
