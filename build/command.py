@@ -150,8 +150,7 @@ def build(
         builder(target)(source, settings, output, progress)
     if not (output / TOKENIZER).is_dir():
         click.echo("warning: the checkpoint has no tokenizer, so the engine takes input_ids and no text", err=True)
-    for name, value in plan_rows(plan, gpu_memory):
-        click.echo(f"{name}: {value}")
+    print_table(plan_rows(plan, gpu_memory))
     seconds, peak = time.perf_counter() - started, peak_memory() / 1e9
     click.echo(
         f"{output}: {directory_bytes(output) / 1e6:.1f} MB for target {target} in {seconds:.1f} s, "

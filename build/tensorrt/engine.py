@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -29,26 +30,15 @@ def load_builder(target: str) -> ModuleType:
     return module
 
 
-def build_tensorrt_engine(checkpoint: Checkpoint, build: BuildConfig, output: Path, progress: Progress) -> EngineConfig:
-    """Write the engine directory ``output``, whole or not at all.
+def build_tensorrt_engine(
+    checkpoint: Checkpoint, build: BuildConfig, output: Path, progress: Progress, target: str = "tensorrt"
+) -> EngineConfig:
+    """Write the engine directory ``output``, whole or not at all. ``target``: ``tensorrt`` or ``tensorrt-rtx``.
 
     ``progress`` is told of the weights, which are the first half, and then of the builder. The weights go through a
-    file in the work folder, tensor by tensor; what the builder takes is said in `trtstream.build.plan`. Raises
+    file in the work folder, tensor by tensor; `trtstream.build.plan` says what memory the builder takes. Raises
     TrtstreamError, with TensorRT's reason where it is TensorRT that fails.
     """
-    return _build_engine(checkpoint, build, output, progress, "tensorrt")
-
-
-def build_tensorrt_rtx_engine(
-    checkpoint: Checkpoint, build: BuildConfig, output: Path, progress: Progress
-) -> EngineConfig:
-    """As `build_tensorrt_engine`, on any machine, with or without a GPU."""
-    return _build_engine(checkpoint, build, output, progress, "tensorrt-rtx")
-
-
-def _build_engine(
-    checkpoint: Checkpoint, build: BuildConfig, output: Path, progress: Progress, target: str
-) -> EngineConfig:
     trt = load_builder(target)
     weights = tensorrt_weights(checkpoint, build)
     with new_directory(output) as folder:
@@ -67,3 +57,6 @@ def _build_engine(
         checkpoint.save_tokenizer(folder / TOKENIZER)
         toolchain = {"trtstream": __version__, trt.__name__: trt.__version__}
         return write_config(folder, target, checkpoint.model, build, toolchain)
+
+
+build_tensorrt_rtx_engine = partial(build_tensorrt_engine, target="tensorrt-rtx")

@@ -22,6 +22,7 @@ from trtstream.engine_dir import memory_plan, read_engine
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.cuda_device import why_no_cuda
 from trtstream.plugins.quantized_linear import QuantizedWeight, dequantize
+from trtstream.plugins.tensorrt_library import why_no_tensorrt
 from trtstream.settings import BuildConfig
 
 GPL = Path("/usr/share/common-licenses/GPL-3")
@@ -113,5 +114,6 @@ def test_the_commands(tmp_path: Path) -> None:
         assert "target 'cuda' and cannot run here: " in served.stderr
 
 
-def test_auto_is_cuda_only_where_it_can_run() -> None:
-    assert best_target() == ("cpu" if why_no_cuda() else "cuda")
+def test_auto_is_the_best_that_can_run() -> None:
+    without_tensorrt = "cpu" if why_no_cuda() else "cuda"
+    assert best_target() == (without_tensorrt if why_no_tensorrt("tensorrt") else "tensorrt")

@@ -12,9 +12,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
-from trtstream.build.command import best_target
 from trtstream.engine_dir import CONFIG, TOKENIZER, read_engine
 from trtstream.errors import TrtstreamError
+from trtstream.plugins.cuda_device import why_no_cuda
 from trtstream.progress import progress_bar
 from trtstream.runtime.cpu import CpuBackend
 from trtstream.runtime.cuda import CudaBackend
@@ -69,7 +69,7 @@ def open_subject(path: Path, dtype: str | None) -> Subject:
     if (path / CONFIG).is_file() and "build_config" in (path / CONFIG).read_text(errors="replace"):
         return _open_engine(path, dtype)
     checkpoint = open_checkpoint(path)
-    target = best_target()
+    target = "cpu" if why_no_cuda() else "cuda"  # the two that run weights as they are, without an engine
     dtype = dtype or TARGETS[target].dtypes[0]
     if dtype not in TARGETS[target].dtypes:
         raise TrtstreamError(f"--dtype is {dtype}; the {target} target has {', '.join(TARGETS[target].dtypes)}")

@@ -1,0 +1,91 @@
+"""``trtstream build --dry-run``: the plan of memory, held against engines that are then built."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import write_checkpoint
+from tests.command_line import run_trtstream
+from trtstream.build.checkpoint import Checkpoint, open_checkpoint
+from trtstream.build.command import builder
+from trtstream.build.plan import plan_memory
+from trtstream.engine_dir import memory_plan
+from trtstream.plugins.tensorrt_library import LIBRARIES
+from trtstream.settings import TARGETS, BuildConfig
+
+BUILD = BuildConfig(max_batch_size=3, max_num_tokens=8, max_attention_window=24)
+HEADER = 100_000  # bytes of a safetensors file that are no weights, at most
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), "llama-tied", intermediate_size=128)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder: Path) -> Checkpoint:
+    return open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "quantization"),
+    [
+        ("cpu", "float32", "none"),
+        ("cpu", "bfloat16", "none"),
+        ("cuda", "float16", "none"),
+        ("cuda", "float16", "int8"),
+        ("cuda", "float16", "int4"),
+        ("tensorrt-llm", "float16", "none"),
+    ],
+)
+def test_the_plan_is_what_the_engine_takes(
+    target: str, dtype: str, quantization: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    build = replace(BUILD, dtype=dtype, quantization=quantization)
+    plan = plan_memory(checkpoint, build, target)
+    config = builder(target)(checkpoint, build, tmp_path / "engine", lambda done, total: None)
+    built = memory_plan(tmp_path / "engine", config)
+    assert built["weights_bytes"] - HEADER < plan.weights < built["weights_bytes"]
+    assert plan.weights > built["weights_bytes"] / 3
+    assert plan.kv_cache_per_session == built["kv_cache_bytes_per_session"]
+    assert plan.total == plan.weights + 3 * plan.kv_cache_per_session
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_dry_run_needs_nothing_and_writes_nothing(
+    target: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(os.listdir(folder))
+    monkeypatch.chdir(tmp_path)
+    done = run_trtstream("build", folder, "--target", target, "--dry-run", "--gpu-memory", 0.01)
+    assert done.returncode == 0, done.stderr
+    shown = dict(cells(line) for line in done.stdout.splitlines() if "│" in line)
+    assert shown["target"] == target
+    assert shown["memory: build"].startswith("about ")
+    assert shown["memory: workspace"].startswith("about " if target in LIBRARIES else "no estimate")
+    assert int(shown["sessions in 0.01 GB"]) >= 0
+    assert os.listdir(tmp_path) == []
+    assert sorted(os.listdir(folder)) == before
+
+
+def cells(line: str) -> tuple[str, str]:
+    _, name, value, _ = (cell.strip() for cell in line.split("│"))
+    return name, value
+
+
+def test_as_many_sessions_fit_as_the_total_says(checkpoint: Checkpoint) -> None:
+    plan = plan_memory(checkpoint, replace(BUILD, dtype="float16"), "tensorrt-rtx")
+    assert plan.workspace is not None
+    assert plan.sessions_in(plan.total) == 3
+    assert plan.sessions_in(plan.total - 1) == 2
+    assert plan.sessions_in(plan.weights) == 0
+
+
+def test_a_build_says_where_to_write(folder: Path) -> None:
+    done = run_trtstream("build", folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Missing option '--output'" in done.stderr

@@ -1,0 +1,251 @@
+"""TensorRT engines by TensorRT-RTX's own builder, which needs no GPU; and builds that fail or are stopped."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.checkpoints import VARIANTS, write_checkpoint
+from tests.command_line import run_trtstream
+from trtstream.build.checkpoint import Checkpoint, open_checkpoint
+from trtstream.build.plan import plan_memory
+from trtstream.engine_dir import ENGINE, memory_plan, read_engine, verify_files
+from trtstream.errors import TrtstreamError
+from trtstream.plugins.cuda_device import why_no_gpu
+from trtstream.plugins.tensorrt_library import why_no_tensorrt
+from trtstream.settings import BuildConfig
+
+pytest.importorskip("tensorrt_rtx")
+import tensorrt_rtx as trt
+
+from trtstream.build.tensorrt.builder import builder_config
+from trtstream.build.tensorrt.engine import build_tensorrt_rtx_engine
+from trtstream.build.tensorrt.network import define_network
+from trtstream.build.tensorrt.weights import staged_weights, tensorrt_weights
+
+BUILD = BuildConfig(max_batch_size=2, max_num_tokens=8, max_attention_window=32, dtype="float16")
+KERNELS = 12_000_000  # bytes of a small plan that are no weights, at most
+DTYPES = {"llama-gqa": "bfloat16", "falcon-7b": "bfloat16", "llama-mqa": "float32"}
+
+
+def quiet(done: int, total: int) -> None:
+    pass
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_builds(variant: str, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "checkpoint", variant, num_hidden_layers=2))
+    build = replace(BUILD, dtype=DTYPES.get(variant, "float16"))
+    told: list[float] = []
+    build_tensorrt_rtx_engine(checkpoint, build, tmp_path / "engine", lambda done, total: told.append(done / total))
+    config = read_engine(tmp_path / "engine")
+    verify_files(tmp_path / "engine", config)
+    assert (config.target, set(config.files)) == ("tensorrt-rtx", {ENGINE})
+    assert config.toolchain["tensorrt_rtx"] == trt.__version__
+    assert told == sorted(told)
+    assert (told[0], told[-1]) == (0, 1)
+
+    plan, built = plan_memory(checkpoint, build, "tensorrt-rtx"), memory_plan(tmp_path / "engine", config)
+    assert plan.weights < built["weights_bytes"] < plan.weights + KERNELS
+    assert plan.kv_cache_per_session == built["kv_cache_bytes_per_session"]
+
+
+def test_quantized_plans_are_as_small_as_planned(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 2, "num_attention_heads": 8}
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "checkpoint", "llama-gqa", **sizes))
+    planned, built = {}, {}
+    for quantization in ("none", "int8", "int4"):
+        build = replace(BUILD, quantization=quantization)
+        build_tensorrt_rtx_engine(checkpoint, build, tmp_path / quantization, quiet)
+        planned[quantization] = plan_memory(checkpoint, build, "tensorrt-rtx").weights
+        built[quantization] = (tmp_path / quantization / ENGINE).stat().st_size
+    assert planned["int8"] < 0.52 * planned["none"]
+    assert planned["int4"] < 0.3 * planned["none"]
+    for quantization in ("int8", "int4"):
+        saved = built["none"] - built[quantization]
+        dequantizing = 1_500_000  # bytes of kernels that do it
+        assert saved == pytest.approx(planned["none"] - planned[quantization], abs=dequantizing)
+
+
+def test_columns_that_int4_cannot_take_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "checkpoint", "falcon-7b"))  # hidden_size 40
+    with pytest.raises(TrtstreamError, match="qkv has 40 columns, and int4 takes multiples of 32; use --quantization"):
+        build_tensorrt_rtx_engine(checkpoint, replace(BUILD, quantization="int4"), tmp_path / "engine", quiet)
+    assert os.listdir(tmp_path) == ["checkpoint"]
+
+
+def test_staged_weights_are_mapped_and_leave_nothing(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "checkpoint", "llama-bias", vocab_size=300_000))
+    work = tmp_path / "work"
+    work.mkdir()
+    before = anonymous_memory()
+    staged = staged_weights(tensorrt_weights(checkpoint, BUILD), work, quiet)
+    assert os.listdir(work) == []
+    assert sum(tensor.nbytes for tensor in staged.values()) > 70e6
+    for name in checkpoint.tensor_names():
+        assert torch.equal(staged[name], checkpoint.tensor(name).half())
+        assert staged[name].data_ptr() % 2 == 0
+    assert anonymous_memory() - before < 40e6
+
+
+def anonymous_memory() -> int:
+    """Bytes of this process's memory that are no mapped file."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) * 1024
+
+
+def test_smollm2_in_float16(smollm2_gguf: Path, tmp_path: Path) -> None:
+    engine = tmp_path / "engine"
+    done = run_trtstream("build", smollm2_gguf, "--output", engine, "--target", "tensorrt-rtx", "--dtype", "float16")
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    last = done.stdout.splitlines()[-1]
+    found = re.fullmatch(
+        rf"{engine}: (\d+\.\d) MB for target tensorrt-rtx in \d+\.\d s, (\d+\.\d) GB of memory at most", last
+    )
+    assert found
+    config = read_engine(engine)
+    assert {ENGINE, "tokenizer/tokenizer.json"} <= set(config.files)
+    planned = plan_memory(open_checkpoint(smollm2_gguf), config.build_config, "tensorrt-rtx")
+    size = (engine / ENGINE).stat().st_size
+    assert planned.weights < size < 1.2 * planned.weights
+    assert float(found[1]) * 1e6 > size
+    assert float(found[2]) * 1e9 < 1.5 * planned.build
+    assert "Building: " in done.stderr
+
+
+def test_the_plan_foretells_the_activations(tmp_path: Path) -> None:
+    """TensorRT-RTX's builder logs what a plan's calls compute in."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8}
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "checkpoint", "llama-gqa", num_hidden_layers=2, **sizes))
+    build = replace(BUILD, max_num_tokens=256, max_attention_window=512)
+    found = logged_activations(checkpoint, build)
+    planned = plan_memory(checkpoint, build, "tensorrt-rtx").workspace
+    assert 0.5 * planned < found < 1.2 * planned
+
+
+def logged_activations(checkpoint: Checkpoint, build: BuildConfig) -> int:
+    logged: list[int] = []
+
+    class Logger(trt.ILogger):
+        def log(self, severity: trt.ILogger.Severity, message: str) -> None:
+            if found := re.search(r"Total Activation Memory: (\d+) bytes", message):
+                logged.append(int(found[1]))
+
+    builder = trt.Builder(Logger())
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    weights = {name: checkpoint.tensor(name).half() for name in checkpoint.tensor_names()}
+    memory = define_network(trt, network, checkpoint.model, build, "tensorrt-rtx", weights)
+    config = builder_config(trt, builder, checkpoint.model, build, "tensorrt-rtx")
+    assert builder.build_serialized_network(network, config)
+    assert memory
+    return max(logged)
+
+
+def build_command(checkpoint: Path, engine: Path, *options: object) -> list[str]:
+    words = "build", checkpoint, "--output", engine, "--target", "tensorrt-rtx", "--dtype", "float16", *options
+    return [sys.executable, "-m", "trtstream", *map(str, words)]
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_build_leaves_nothing(stop: signal.Signals, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", "llama-gqa", num_hidden_layers=20)
+    process = subprocess.Popen(build_command(checkpoint, tmp_path / "engine"), stderr=subprocess.PIPE, text=True)
+    try:
+        while not list(tmp_path.glob(f".engine.*/{ENGINE}")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(stop)
+        _, stderr = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert "stopping TensorRT's builder" in stderr
+    assert "Traceback" not in stderr
+    assert os.listdir(tmp_path) == ["checkpoint"]
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", "llama-gqa", num_hidden_layers=1, vocab_size=4000)
+    planned = plan_memory(open_checkpoint(checkpoint), BUILD, "tensorrt-rtx").weights
+
+    def small_files() -> None:  # the weights fit, the plan does not
+        resource.setrlimit(resource.RLIMIT_FSIZE, (planned + 50_000, planned + 50_000))
+
+    command = build_command(checkpoint, tmp_path / "engine")
+    done = subprocess.run(command, preexec_fn=small_files, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"trtstream: cannot write {tmp_path / 'engine'}: File too large"
+    assert os.listdir(tmp_path) == ["checkpoint"]
+
+
+def test_what_the_builder_refuses_is_one_line_with_its_reason(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", "llama-gqa", num_hidden_layers=1)
+    command = build_command(checkpoint, tmp_path / "engine", "--max-batch-size", 2**31 - 1)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("trtstream: TensorRT cannot build this engine: ")
+    assert "tensor volume exceeds" in error
+    assert os.listdir(tmp_path) == ["checkpoint"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
+def test_without_the_library_nothing_is_read_or_written(tmp_path: Path) -> None:
+    done = run_trtstream("build", tmp_path / "nothing", "--output", tmp_path / "engine", "--target", "tensorrt")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "trtstream: target tensorrt needs the library tensorrt: pip install 'trtstream[tensorrt]' "
+        "(on the machine with the NVIDIA GPU; pip fetches it from NVIDIA)\n"
+    )
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("__version__ = '10.9.0.34'", "tensorrt 10.9.0.34 is too old, and at least 10.15 is needed: pip install "),
+        (
+            "import ctypes; ctypes.CDLL('libnvinfer.so.10')",
+            "tensorrt cannot be imported (libnvinfer.so.10: cannot open shared object file: No such file or "
+            "directory); install it again: pip install ",
+        ),
+    ],
+    ids=["old", "broken"],
+)
+def test_a_library_that_does_not_serve_is_told(
+    source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorrt").mkdir()
+    (tmp_path / "tensorrt" / "__init__.py").write_text(source + "\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = run_trtstream("build", "nothing", "--output", tmp_path / "engine", "--target", "tensorrt")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"trtstream: {message}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_damaged_engines_and_those_of_other_versions_are_refused(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "checkpoint", "llama-gqa", num_hidden_layers=1))
+    config = build_tensorrt_rtx_engine(checkpoint, BUILD, tmp_path / "engine", quiet)
+    plan = tmp_path / "engine" / ENGINE
+    plan.write_bytes(plan.read_bytes()[:-1] + b"?")
+    with pytest.raises(TrtstreamError, match=r"rank0\.engine is damaged"):
+        verify_files(tmp_path / "engine", config)
+    plan.unlink()
+    with pytest.raises(TrtstreamError, match=r"lacks rank0\.engine; rebuild"):
+        read_engine(tmp_path / "engine")
+    if why_no_gpu() is None:
+        assert why_no_tensorrt("tensorrt-rtx", trt.__version__) is None
+        assert "runs its own engines only, and 1.0 built this one" in why_no_tensorrt("tensorrt-rtx", "1.0")
