@@ -92,8 +92,8 @@ def _build_bytes(checkpoint: Checkpoint, weights: int, target: str) -> int:
 
     0.4 GB and three times the largest tensor in float32 (measured: 2.7 and 3.1 times). TensorRT's builder takes 0.4 GB,
     three times the weights, of which one is a mapped file that the kernel may drop, and 25 MB a layer. That is within
-    a fifth of what TensorRT-RTX 1.7 took for SmolLM2 (30 layers; 6 and 12 of them) in float16, float32, int8 and int4, and
-    for four layers as large as a 1B model's.
+    a fifth of what TensorRT-RTX 1.7 took for SmolLM2 (30 layers; 6 and 12 of them) in float16, float32, int8 and int4,
+    and for four layers as large as a 1B model's.
     """
     if target in LIBRARIES:
         return int(4e8 + 3 * weights + 2.5e7 * checkpoint.model.num_hidden_layers)
