@@ -44,7 +44,7 @@ KING_JAMES={KING_JAMES}
 The paper's own figures ([arXiv:2309.17453]({paper.ADDRESS})) stand beside ours. Most of its models
 are 50 times larger or more, and its texts are others: compare the shapes of the curves, not the values.
 
-No GPU has run trtstream yet, and peers are not measured yet.
+No GPU has run trtstream yet.
 """
 
 
@@ -269,6 +269,12 @@ SECTIONS = (
         "python benchmarks/flatness.py ENGINE --tokens 200000",
         flatness,
         has_picture=False,
+    ),
+    Section(
+        "compare",
+        "Beside its peers",
+        f'python benchmarks/compare.py "$SMOLLM2" --text {GPL}',
+        compare,
     ),
 )
 
