@@ -57,15 +57,6 @@ def build_engine(target: str, model: ModelConfig, build: BuildConfig, read: Read
     builder(target)(RandomCheckpoint(model, read), build, folder, lambda done, total: None)
 
 
-def runs_as_graph(engine: StreamingEngine) -> bool:
-    """Whether decode steps are CUDA graphs: to be asked before the engine has done anything but decode."""
-    backend = engine._backend
-    if backend._device.type != "cuda":
-        return False
-    with torch.cuda.stream(torch.cuda.Stream()):  # TensorRT-RTX is asked about this one; the default has no graphs
-        return not hasattr(backend, "_executor") or backend._executor.can_capture()
-
-
 def libraries(bench: Bench) -> Generator[Row, None, list[str]]:
     """A row for each TensorRT library that is here: its version, and whether it runs a tiny engine on this GPU.
 

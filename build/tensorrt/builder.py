@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import ModuleType
 from typing import IO, TYPE_CHECKING
-
-import click
 
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.tensorrt_io import PROFILES, input_shapes, largest_call
@@ -67,7 +66,7 @@ def write_plan(
                     progress(monitor.done, monitor.steps)
             except BaseException:
                 monitor.stopped = True
-                click.echo("stopping TensorRT's builder, which takes until its next step", err=True)
+                print("stopping TensorRT's builder, which takes until its next step", file=sys.stderr)
                 raise
     if writer.error is not None:
         raise writer.error

@@ -45,10 +45,7 @@ def build_tensorrt_engine(
         staged = staged_weights(weights, folder, lambda done, total: progress(done, 2 * total))
         builder = trt.Builder(new_logger(trt))
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        try:
-            memory = define_network(trt, network, checkpoint.model, build, target, staged)
-        except TrtstreamError as error:
-            raise TrtstreamError(f"{error}: {builder.logger.last_error}") from error
+        memory = define_network(trt, network, checkpoint.model, build, target, staged)
         config = builder_config(trt, builder, checkpoint.model, build, target)
         write_plan(
             trt, builder, network, config, folder / ENGINE, lambda done, total: progress(total + done, 2 * total)

@@ -17,11 +17,15 @@ Run = Callable[[], torch.Tensor]
 
 @dataclass(frozen=True)
 class BatchStep:
-    """The decode step for a batch of one size: ``run`` reads ``inputs`` (int64) and gives logits [size, vocab]."""
+    """The decode step for a batch of one size: ``run`` reads ``inputs`` (int64) and gives logits [size, vocab].
+
+    ``is_graph``: it is a CUDA graph.
+    """
 
     size: int
     inputs: torch.Tensor
     run: Run
+    is_graph: bool
 
     def __call__(self, values: Sequence[int]) -> torch.Tensor:
         """Run it on ``values``, with one copy to the device. The next run overwrites the logits."""
@@ -55,12 +59,13 @@ def batch_steps(
         progress(done, len(sizes))
         inputs = torch.tensor(padding(size), device=device)
         run = new_step(size, inputs)
-        steps.append(BatchStep(size, inputs, run if pool is None else _captured(run, pool, can_capture)))
+        graph = None if pool is None else _captured(run, pool, can_capture)
+        steps.append(BatchStep(size, inputs, graph or run, is_graph=graph is not None))
     progress(len(sizes), len(sizes))
     return steps[::-1]
 
 
-def _captured(run: Run, pool: tuple[int, int], can_capture: Callable[[], bool]) -> Run:
+def _captured(run: Run, pool: tuple[int, int], can_capture: Callable[[], bool]) -> Run | None:
     # Once outside of the capture, which allows neither compiling kernels nor setting up libraries. Padding alone, so
     # no session sees it.
     side = torch.cuda.Stream()
@@ -70,7 +75,7 @@ def _captured(run: Run, pool: tuple[int, int], can_capture: Callable[[], bool]) 
         capture = can_capture()
     torch.cuda.current_stream().wait_stream(side)
     if not capture:
-        return run
+        return None
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool):
         result = run()
