@@ -83,6 +83,16 @@ def sinks(values: Values) -> list[str]:
     ]
 
 
+def windows(values: Values) -> list[str]:
+    rows = [(f"{run['max_attention_window']:,}", f"{run['perplexity']:.3f}") for run in values["sweep"]]
+    return [
+        f"{values['sweep'][0]['sink_token_length']} sink tokens are among a window's. Memory grows in proportion to "
+        "it, and what that buys becomes less and less.",
+        "",
+        *table(("window", "perplexity"), rows),
+    ]
+
+
 def methods(values: Values) -> list[str]:
     recompute = values["methods"]["recompute"]
     sampled = f"of every {recompute['every']}th token"
@@ -237,6 +247,12 @@ SECTIONS = (
         "How many sink tokens?",
         f"{EVAL} --text {GPL} --tokens 4000 --sweep-sinks 0,1,2,4,8",
         sinks,
+    ),
+    Section(
+        "windows",
+        "How large a window?",
+        f'trtstream eval "$SMOLLM2" --text {GPL} --tokens 4000 --sweep-window 128,256,512,1024,2048',
+        windows,
     ),
     Section(
         "methods",

@@ -1,29 +1,20 @@
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
+from tests.mutants import load_mutant
+
 
 @pytest.fixture
 def mutant(tmp_path: Path, interpreter: None) -> Callable[[ModuleType, str, str], ModuleType]:
     """``mutant(module, right, wrong)`` is the module with ``right`` replaced in its source, in the interpreter."""
-
-    def load(module: ModuleType, right: str, wrong: str) -> ModuleType:
-        source = Path(module.__file__).read_text()
-        assert right in source, f"{right!r} is not in {module.__name__} any more"
-        path = tmp_path / "mutant.py"
-        path.write_text(source.replace(right, wrong))
-        spec = importlib.util.spec_from_file_location("mutant", path)
-        loaded = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(loaded)
-        return loaded
-
-    return load
+    return partial(load_mutant, folder=tmp_path)
 
 
 @pytest.fixture

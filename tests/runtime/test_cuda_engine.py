@@ -84,32 +84,6 @@ def test_angles_are_exact_far_out() -> None:
     assert (found - expected).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("slots", [[3], [4, 0], [2, 0, 4], [4, 3, 2, 1], [0, 1, 2, 3, 4]])
-def test_a_padded_batch_equals_each_session_alone(engine: Engine, slots: list[int]) -> None:
-    """Sessions of different ages and sinks; those that do not take part are left as they are."""
-    sinks, first = [0, 1, 4, 8, 2], [1, 25, 19, 60, 7]
-    fed = [tokens(70, seed=slot) for slot in range(5)]
-    for slot in range(5):
-        engine.reset(slot, sinks[slot])
-        engine.prefill(slot, fed[slot][: first[slot]])
-    before = [engine.export_state(slot) for slot in range(5)]
-    together = [engine.decode(slots, [fed[slot][first[slot] + i] for slot in slots]) for i in range(10)]
-    for slot in set(range(5)) - set(slots):
-        assert torch.equal(engine.export_state(slot).kv_cache, before[slot].kv_cache)
-    for row, slot in enumerate(slots):
-        engine.import_state(0, before[slot])
-        alone = steps(engine, 0, fed[slot][first[slot] : first[slot] + 10])
-        assert (torch.stack([logits[row] for logits in together]) - alone).abs().max() < TOLERANCE * alone.std()
-
-
-def test_logits_outlive_later_steps(engine: Engine) -> None:
-    first = engine.decode([0, 1], [5, 6])
-    kept = first.clone()
-    for token in tokens(10):
-        engine.decode([1, 0], [token, token])
-    assert torch.equal(first, kept)
-
-
 @pytest.mark.parametrize("before", [0, 2, 15, 90])
 @pytest.mark.parametrize("turn", [1, 19, 33])
 def test_rollback_leaves_no_trace(engine: Engine, before: int, turn: int) -> None:

@@ -141,34 +141,6 @@ def test_logits_of_a_chunk_in_pieces(shared: StreamingEngine, llama: Checkpoint,
         assert_equal(found, expected[-num_logits:])
 
 
-@pytest.mark.parametrize("slots", [[3], [4, 0], [2, 0, 4], [0, 1, 2, 3, 4]])
-def test_a_batch_equals_each_session_alone(shared: StreamingEngine, slots: list[int]) -> None:
-    """Sessions of different ages and sinks; those that do not take part are left as they are."""
-    sinks, first = [0, 1, 4, 8, 2], [1, 25, 19, 60, 7]
-    fed = [tokens(70, seed=slot) for slot in range(5)]
-    for slot in range(5):
-        shared.reset(slot, sinks[slot])
-        shared.prefill(slot, fed[slot][: first[slot]])
-    before = [shared.export_state(slot) for slot in range(5)]
-    together = [shared.decode(slots, [fed[slot][first[slot] + i] for slot in slots]) for i in range(10)]
-    for slot in set(range(5)) - set(slots):
-        assert torch.equal(shared.export_state(slot).kv_cache, before[slot].kv_cache)
-    for row, slot in enumerate(slots):
-        shared.import_state(0, before[slot])
-        alone = steps(shared, 0, fed[slot][first[slot] : first[slot] + 10])
-        assert_equal(torch.stack([logits[row] for logits in together]), alone)
-
-
-def test_logits_outlive_later_steps(shared: StreamingEngine) -> None:
-    shared.reset(0)
-    shared.reset(1)
-    logits = [shared.prefill(0, tokens(20)), shared.decode([0, 1], [5, 6])]
-    kept = [x.clone() for x in logits]
-    shared.prefill(1, tokens(20))
-    shared.decode([1, 0], [7, 8])
-    assert all(map(torch.equal, logits, kept))
-
-
 @pytest.mark.parametrize("before", [0, 2, 15, 90])
 @pytest.mark.parametrize("turn", [1, 19, 40])
 def test_rollback_leaves_no_trace(shared: StreamingEngine, before: int, turn: int) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.engines import reference_logits
+from tests.mutants import load_mutant
 from tests.tensorrt.network_sessions import BUILD, RING, NetworkSessions, random_tokens, random_weights
 from trtstream.build.tensorrt import attention, network
 
@@ -32,14 +31,7 @@ def worst_error(folder: Path, variant: str) -> float:
 
 def mutate_attention(right: str, wrong: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have networks defined with ``right`` replaced in the source of their attention."""
-    source = Path(attention.__file__).read_text()
-    assert right in source, f"{right!r} is not in {attention.__name__} any more"
-    path = folder / "mutant.py"
-    path.write_text(source.replace(right, wrong))
-    spec = importlib.util.spec_from_file_location("mutant", path)
-    mutant = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "mutant", mutant)  # where its dataclass looks for it
-    spec.loader.exec_module(mutant)
+    mutant = load_mutant(attention, right, wrong, folder)
     monkeypatch.setattr(network, "plan_call", mutant.plan_call)
     monkeypatch.setattr(network, "streaming_attention", mutant.streaming_attention)
 

@@ -1,0 +1,65 @@
+"""Engines whose decode steps have a batch's size: sessions in it, and idle rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.checkpoints import write_checkpoint
+from tests.engines import build_variant, load_on_cpu
+from tests.tensorrt.interpreted_engine import interpreted_engine
+from trtstream.build.checkpoint import open_checkpoint
+from trtstream.runtime.engine import Engine
+from trtstream.settings import BuildConfig
+
+RING, MAX_SINKS = 20, 8
+SIZES = {
+    "max_batch_size": 5,
+    "max_attention_window": MAX_SINKS + RING,
+    "max_num_tokens": 16,
+    "max_sink_token_length": MAX_SINKS,
+    "dtype": "float32",
+}
+TOLERANCE = 1e-4  # of the logits' standard deviation
+
+
+@pytest.fixture(scope="module", params=["cuda", "tensorrt-rtx"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """An engine whose slots hold what the tests before left in them."""
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "cuda":
+        return load_on_cpu(build_variant(folder, "llama-gqa", "cuda", **SIZES)[1])
+    return interpreted_engine(open_checkpoint(write_checkpoint(folder, "llama-gqa")), BuildConfig(**SIZES))
+
+
+def tokens(count: int, seed: int = 0) -> list[int]:
+    return torch.randint(128, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@pytest.mark.parametrize("slots", [[3], [4, 0], [2, 0, 4], [4, 3, 2, 1], [0, 1, 2, 3, 4]])
+def test_a_batch_equals_each_session_alone(engine: Engine, slots: list[int]) -> None:
+    """Sessions of different ages and sinks; those that do not take part are left as they are."""
+    sinks, first = [0, 1, 4, 8, 2], [1, 25, 19, 60, 7]
+    fed = [tokens(70, seed=slot) for slot in range(5)]
+    for slot in range(5):
+        engine.reset(slot, sinks[slot])
+        engine.prefill(slot, fed[slot][: first[slot]])
+    before = [engine.export_state(slot) for slot in range(5)]
+    together = [engine.decode(slots, [fed[slot][first[slot] + i] for slot in slots]) for i in range(10)]
+    for slot in set(range(5)) - set(slots):
+        assert torch.equal(engine.export_state(slot).kv_cache, before[slot].kv_cache)
+    for row, slot in enumerate(slots):
+        engine.import_state(0, before[slot])
+        alone = torch.cat([engine.decode([0], [token]) for token in fed[slot][first[slot] : first[slot] + 10]])
+        assert (torch.stack([logits[row] for logits in together]) - alone).abs().max() < TOLERANCE * alone.std()
+
+
+def test_logits_outlive_later_steps(engine: Engine) -> None:
+    engine.reset(0)
+    engine.reset(1)
+    logits = [engine.prefill(0, tokens(20)), engine.decode([0, 1], [5, 6])]
+    kept = [x.clone() for x in logits]
+    engine.prefill(1, tokens(20))
+    for token in tokens(10):
+        engine.decode([1, 0], [token, token])
+    assert all(map(torch.equal, logits, kept))
