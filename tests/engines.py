@@ -20,6 +20,16 @@ from trtstream.runtime.loading import load_engine, read_weights
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import BuildConfig
 
+# Small engines for batches: sinks and ring wrap soon, and chunks are shorter than the ring.
+RING, MAX_SINKS = 20, 8
+SIZES = {
+    "max_batch_size": 5,
+    "max_attention_window": MAX_SINKS + RING,
+    "max_num_tokens": 16,
+    "max_sink_token_length": MAX_SINKS,
+    "dtype": "float32",
+}
+
 BUILDERS = {"cpu": build_cpu_engine, "cuda": build_cuda_engine}
 
 
@@ -28,6 +38,11 @@ def build_variant(folder: Path, variant: str, target: str = "cpu", **settings: o
     checkpoint = open_checkpoint(write_checkpoint(folder / "checkpoint", variant))
     BUILDERS[target](checkpoint, BuildConfig(**settings), folder / "engine", lambda done, total: None)
     return checkpoint, folder / "engine"
+
+
+def random_tokens(count: int, seed: int = 0) -> list[int]:
+    """Ids of the variants' vocabulary."""
+    return torch.randint(128, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def load_on_cpu(folder: Path) -> Engine:

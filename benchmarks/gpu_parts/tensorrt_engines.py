@@ -12,14 +12,12 @@ import torch
 
 from trtstream.engine_dir import directory_bytes
 from trtstream.errors import TrtstreamError
-from trtstream.plugins.tensorrt_library import load_tensorrt
+from trtstream.plugins.tensorrt_library import LIBRARIES, load_tensorrt
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import BuildConfig, ModelConfig
 
 from .bench import Bench, Row
 from .models import TINY_LLAMA, Reader, random_tensors, tensor_shapes
-
-TARGETS = ("tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def libraries(bench: Bench) -> Generator[Row, None, list[str]]:
     Returns the targets that do. The note of one that does not has TensorRT's own error.
     """
     found, missing = [], []
-    for target in TARGETS:
+    for target in LIBRARIES:
         try:
             version = load_tensorrt(target).__version__
         except TrtstreamError as error:
@@ -73,7 +71,7 @@ def libraries(bench: Bench) -> Generator[Row, None, list[str]]:
         found.append(row)
         yield row
     if not found:
-        yield {"target": " and ".join(TARGETS), "runs": False, "note": "; ".join(missing)}
+        yield {"target": " and ".join(LIBRARIES), "runs": False, "note": "; ".join(missing)}
     return [row["target"] for row in found if row["runs"]]
 
 

@@ -6,20 +6,12 @@ import pytest
 import torch
 
 from tests.checkpoints import write_checkpoint
-from tests.engines import build_variant, load_on_cpu
+from tests.engines import SIZES, build_variant, load_on_cpu, random_tokens
 from tests.tensorrt.interpreted_engine import interpreted_engine
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.runtime.engine import Engine
 from trtstream.settings import BuildConfig
 
-RING, MAX_SINKS = 20, 8
-SIZES = {
-    "max_batch_size": 5,
-    "max_attention_window": MAX_SINKS + RING,
-    "max_num_tokens": 16,
-    "max_sink_token_length": MAX_SINKS,
-    "dtype": "float32",
-}
 TOLERANCE = 1e-4  # of the logits' standard deviation
 
 
@@ -32,15 +24,11 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return interpreted_engine(open_checkpoint(write_checkpoint(folder, "llama-gqa")), BuildConfig(**SIZES))
 
 
-def tokens(count: int, seed: int = 0) -> list[int]:
-    return torch.randint(128, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
 @pytest.mark.parametrize("slots", [[3], [4, 0], [2, 0, 4], [4, 3, 2, 1], [0, 1, 2, 3, 4]])
 def test_a_batch_equals_each_session_alone(engine: Engine, slots: list[int]) -> None:
     """Sessions of different ages and sinks; those that do not take part are left as they are."""
     sinks, first = [0, 1, 4, 8, 2], [1, 25, 19, 60, 7]
-    fed = [tokens(70, seed=slot) for slot in range(5)]
+    fed = [random_tokens(70, seed=slot) for slot in range(5)]
     for slot in range(5):
         engine.reset(slot, sinks[slot])
         engine.prefill(slot, fed[slot][: first[slot]])
@@ -57,9 +45,9 @@ def test_a_batch_equals_each_session_alone(engine: Engine, slots: list[int]) -> 
 def test_logits_outlive_later_steps(engine: Engine) -> None:
     engine.reset(0)
     engine.reset(1)
-    logits = [engine.prefill(0, tokens(20)), engine.decode([0, 1], [5, 6])]
+    logits = [engine.prefill(0, random_tokens(20)), engine.decode([0, 1], [5, 6])]
     kept = [x.clone() for x in logits]
-    engine.prefill(1, tokens(20))
-    for token in tokens(10):
+    engine.prefill(1, random_tokens(20))
+    for token in random_tokens(10):
         engine.decode([1, 0], [token, token])
     assert all(map(torch.equal, logits, kept))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.engines import build_variant
+from tests.engines import build_variant, random_tokens
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.cpu import build_cpu_engine
 from trtstream.errors import TrtstreamError
@@ -35,19 +35,15 @@ def engine(folder: Path) -> Engine:
     return load_engine(folder)
 
 
-def tokens(count: int, seed: int = 0) -> list[int]:
-    return torch.randint(128, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
 @pytest.mark.parametrize("before", [0, 2, 4, 15, 24, 90])
 @pytest.mark.parametrize("turn", [1, 3, 19, 20, 21, 33, 50])
 def test_rollback_leaves_no_trace(engine: Engine, before: int, turn: int) -> None:
     if before:
-        engine.prefill(0, tokens(before))
+        engine.prefill(0, random_tokens(before))
     was, visible = engine.export_state(0), engine.visible_tokens(0)
     engine.begin_turn(0)
-    engine.prefill(0, tokens(turn, seed=1))
-    for token in tokens(turn, seed=2):
+    engine.prefill(0, random_tokens(turn, seed=1))
+    for token in random_tokens(turn, seed=2):
         engine.decode([0], [token])
     engine.rollback_turn(0)
     now = engine.export_state(0)
@@ -56,8 +52,8 @@ def test_rollback_leaves_no_trace(engine: Engine, before: int, turn: int) -> Non
         assert torch.equal(now.kv_cache[..., :4, :], was.kv_cache[..., :4, :])
         assert torch.equal(now.kv_cache[..., 8:, :], was.kv_cache[..., 8:, :])
     engine.import_state(1, was)
-    engine.prefill(0, tokens(turn, seed=3))
-    engine.prefill(1, tokens(turn, seed=3))
+    engine.prefill(0, random_tokens(turn, seed=3))
+    engine.prefill(1, random_tokens(turn, seed=3))
     assert torch.equal(*(engine.decode([slot], [5]) for slot in (0, 1)))
 
 
@@ -70,16 +66,16 @@ def test_a_turn_without_a_log_cannot_be_rolled_back(engine: Engine) -> None:
 
 
 def test_an_exported_state_is_a_copy(engine: Engine) -> None:
-    engine.prefill(0, tokens(50))
+    engine.prefill(0, random_tokens(50))
     state = engine.export_state(0)
     kept = copy.deepcopy(state)
-    engine.prefill(0, tokens(10))
+    engine.prefill(0, random_tokens(10))
     assert torch.equal(state.kv_cache, kept.kv_cache)
     assert state.token_ids == kept.token_ids
 
 
 def test_visible_tokens_are_sinks_and_ring(engine: Engine) -> None:
-    fed = tokens(100)
+    fed = random_tokens(100)
     engine.reset(0, 2)
     engine.prefill(0, fed[:10])
     assert engine.visible_tokens(0) == fed[:10]
@@ -89,7 +85,7 @@ def test_visible_tokens_are_sinks_and_ring(engine: Engine) -> None:
 
 
 def test_a_batch_equals_each_session_alone(engine: Engine) -> None:
-    fed = [tokens(60, seed=slot) for slot in range(3)]
+    fed = [random_tokens(60, seed=slot) for slot in range(3)]
     alone = []
     for slot, first in zip(range(3), (1, 25, 50), strict=True):
         engine.reset(0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.engines import build_variant, load_on_cpu, reference_logits
+from tests.engines import MAX_SINKS, RING, SIZES, build_variant, load_on_cpu, random_tokens, reference_logits
 from trtstream.build.checkpoint import Checkpoint
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.cuda_device import why_no_cuda
@@ -22,14 +22,6 @@ from trtstream.runtime.decoder import collect_weights
 from trtstream.runtime.engine import Engine, SessionState
 from trtstream.runtime.loading import load_engine
 
-RING, MAX_SINKS = 20, 8
-SIZES = {
-    "max_batch_size": 5,
-    "max_attention_window": MAX_SINKS + RING,
-    "max_num_tokens": 16,
-    "max_sink_token_length": MAX_SINKS,
-    "dtype": "float32",
-}
 TOLERANCE = 1e-4  # of the logits' standard deviation
 
 
@@ -41,10 +33,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Path]:
 @pytest.fixture
 def engine(built: tuple[Checkpoint, Path]) -> Engine:
     return load_on_cpu(built[1])
-
-
-def tokens(count: int, seed: int = 0) -> list[int]:
-    return torch.randint(128, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def steps(engine: Engine, slot: int, fed: list[int]) -> torch.Tensor:
@@ -66,7 +54,7 @@ def test_the_decode_step_exports_and_runs_as_exported(built: tuple[Checkpoint, P
         at = [[t, window.cache_position(t)]] * sessions + [[0, 0]]
         return torch.tensor([*ids, 0]), torch.tensor(rows), torch.tensor(at)
 
-    fed = [tokens(60), tokens(60, seed=1)]
+    fed = [random_tokens(60), random_tokens(60, seed=1)]
     exported = torch.export.export(step, inputs(0, [0, 0])).module()
     with torch.inference_mode():
         found = torch.stack([exported(*inputs(t, [fed[0][t], fed[1][t]])) for t in range(60)], dim=1)
@@ -88,18 +76,18 @@ def test_angles_are_exact_far_out() -> None:
 @pytest.mark.parametrize("turn", [1, 19, 33])
 def test_rollback_leaves_no_trace(engine: Engine, before: int, turn: int) -> None:
     if before:
-        engine.prefill(0, tokens(before))
+        engine.prefill(0, random_tokens(before))
     was = engine.export_state(0)
     engine.begin_turn(0)
-    engine.prefill(0, tokens(turn, seed=1))
-    steps(engine, 0, tokens(turn, seed=2))
+    engine.prefill(0, random_tokens(turn, seed=1))
+    steps(engine, 0, random_tokens(turn, seed=2))
     engine.rollback_turn(0)
     assert (engine.position(0), engine.visible_tokens(0)) == (
         was.position,
         was.token_ids[:4] + was.token_ids[4:][-RING:],
     )
     engine.import_state(1, was)
-    after = [(engine.prefill(slot, tokens(turn, seed=3)), engine.decode([slot], [5])) for slot in (0, 1)]
+    after = [(engine.prefill(slot, random_tokens(turn, seed=3)), engine.decode([slot], [5])) for slot in (0, 1)]
     assert torch.equal(after[0][0], after[1][0])
     assert torch.equal(after[0][1], after[1][1])
 
@@ -109,16 +97,16 @@ def test_sessions_move_between_cpu_and_cuda_engines(
 ) -> None:
     """As token ids, and where both have one dtype as caches too."""
     cpu = load_on_cpu(build_variant(tmp_path, "llama-gqa", **SIZES)[1])
-    fed = tokens(300)
+    fed = random_tokens(300)
     for giver, taker in ((engine, cpu), (cpu, engine)):
         giver.reset(0, 3)
         giver.prefill(0, fed)
         state = giver.export_state(0)
-        expected = steps(giver, 0, tokens(40, seed=1))
+        expected = steps(giver, 0, random_tokens(40, seed=1))
         for given in (state, SessionState(3, state.position, state.token_ids)):
             taker.import_state(1, given)
             assert taker.position(1) == 300
-            found = steps(taker, 1, tokens(40, seed=1))
+            found = steps(taker, 1, random_tokens(40, seed=1))
             assert (found - expected).abs().max() < TOLERANCE * expected.std()
 
 
@@ -153,7 +141,7 @@ def check_kernels(folder: Path, variants: dict[str, str], num_tokens: int, devic
 
     ``variants`` names the quantization of each. The prompt of 26 tokens ends past C.
     """
-    ids = tokens(num_tokens)
+    ids = random_tokens(num_tokens)
     torch.save(ids, folder / "ids.pt")
     engines = [
         build_variant(folder / variant, variant, "cuda", **SIZES, quantization=quantization)[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import tensorrt_rtx as trt
 import torch
 
 from tests.tensorrt.small_network import SmallNetwork
@@ -10,6 +11,5 @@ from tests.tensorrt.small_network import SmallNetwork
 
 @pytest.fixture
 def network() -> SmallNetwork:
-    trt = pytest.importorskip("tensorrt_rtx")
     torch.manual_seed(0)
     return SmallNetwork(trt)

@@ -47,10 +47,6 @@ def random_weights(folder: Path, variant: str, dtype: torch.dtype = torch.float3
     return Tensors(checkpoint.model, {name: checkpoint.tensor(name).to(dtype) for name in checkpoint.tensor_names()})
 
 
-def random_tokens(count: int, seed: int = 0) -> list[int]:
-    return torch.randint(128, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
 class NetworkSessions:
     """Sessions of the network of a model, with ``sinks[i]`` sinks in session i; their caches begin with garbage."""
 

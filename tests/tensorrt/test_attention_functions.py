@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import tensorrt_rtx as trt
 import torch
 
 from tests.tensorrt.small_network import SmallNetwork, check
-
-trt = pytest.importorskip("tensorrt_rtx")
 
 SOFTMAX, CAUSAL = trt.AttentionNormalizationOp.SOFTMAX, trt.CausalMaskKind
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.checkpoints import write_checkpoint
-from tests.engines import reference_logits
+from tests.engines import MAX_SINKS, RING, SIZES, random_tokens, reference_logits
+from tests.tensorrt.interpreted_engine import interpreted_engine
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
 from trtstream.plugins import tensorrt_io
 from trtstream.plugins.decode_plan import Step
@@ -18,13 +19,7 @@ from trtstream.runtime.engine import SessionState
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import BuildConfig
 
-pytest.importorskip("tensorrt_rtx")
-from tests.tensorrt.interpreted_engine import interpreted_engine
-
-RING, MAX_SINKS = 20, 8
-BUILD = BuildConfig(
-    max_batch_size=5, max_num_tokens=16, max_attention_window=MAX_SINKS + RING, max_sink_token_length=MAX_SINKS
-)
+BUILD = BuildConfig(**SIZES)
 TOLERANCE = 1e-4  # of the logits' standard deviation
 
 
@@ -50,10 +45,6 @@ def shared(llama: Checkpoint) -> StreamingEngine:
     return interpreted_engine(llama, BUILD)
 
 
-def tokens(count: int, seed: int = 0) -> list[int]:
-    return torch.randint(128, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
 def steps(engine: StreamingEngine, slot: int, fed: list[int]) -> torch.Tensor:
     return torch.cat([engine.decode([slot], [token]) for token in fed])
 
@@ -69,7 +60,7 @@ def assert_equal(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 def test_sessions_side_by_side_to_four_times_capacity(engine: StreamingEngine, checkpoint: Checkpoint) -> None:
     sinks = [0, 1, 4, MAX_SINKS]
-    fed = tokens(4 * (MAX_SINKS + RING) + 3)
+    fed = random_tokens(4 * (MAX_SINKS + RING) + 3)
     for slot in range(4):
         engine.reset(slot, sinks[slot])
     found = torch.stack([engine.decode([3, 1, 0, 2], [token] * 4) for token in fed], dim=1)
@@ -79,7 +70,7 @@ def test_sessions_side_by_side_to_four_times_capacity(engine: StreamingEngine, c
 
 @pytest.mark.parametrize("sinks", [0, 3, MAX_SINKS])
 def test_prefill_in_any_cuts_equals_single_steps(engine: StreamingEngine, checkpoint: Checkpoint, sinks: int) -> None:
-    fed = tokens(4 * (sinks + RING) + 3)
+    fed = random_tokens(4 * (sinks + RING) + 3)
     expected = reference_logits(checkpoint, fed, sinks, RING)
     for size in (5, 16, 50):  # within a call, a whole one, several with what is left
         engine.reset(1, sinks)
@@ -92,7 +83,7 @@ def test_prefill_in_any_cuts_equals_single_steps(engine: StreamingEngine, checkp
 
 @pytest.mark.parametrize("sinks", [0, 4])
 def test_a_session_at_position_four_million(engine: StreamingEngine, checkpoint: Checkpoint, sinks: int) -> None:
-    start, fed = 4_000_000, tokens(sinks + 60)
+    start, fed = 4_000_000, random_tokens(sinks + 60)
     t = torch.cat((torch.arange(sinks), torch.arange(start, start + 60)))
     expected = reference_logits(checkpoint, fed, sinks, RING, dtype=torch.float64, t=t)
     engine.import_state(3, SessionState(sinks, start + 30, fed[: sinks + 30]))
@@ -116,7 +107,7 @@ def test_a_backend_off_by_one_is_seen(
     """What the other tests compare differs by far where the backend tells the network a number that is off by one."""
     right = getattr(tensorrt_io, name)
     monkeypatch.setattr(backend_module, name, lambda *arguments: change(right(*arguments)))
-    fed = tokens(60)
+    fed = random_tokens(60)
     expected = reference_logits(llama, fed, 4, RING)
     engine = interpreted_engine(llama, BUILD)
     engine.prefill(0, fed[:30])
@@ -131,7 +122,7 @@ def test_logits_of_a_chunk_in_pieces(shared: StreamingEngine, llama: Checkpoint,
     window = Window(4, MAX_SINKS, RING, shared._backend.spare_slots)
     first = Step(0, window, t=4 + window.ring_slots - 7, ring_first=4)
     assert tensorrt_io.chunk_lengths(window, first.t, 16) == [7, 9]
-    fed = tokens(first.t + 16)
+    fed = random_tokens(first.t + 16)
     expected = reference_logits(llama, fed, 4, RING)
     shared.reset(0, 4)
     shared.prefill(0, fed[: first.t])
@@ -147,32 +138,32 @@ def test_rollback_leaves_no_trace(shared: StreamingEngine, before: int, turn: in
     """The longer turns overwrite the spare slots too."""
     shared.reset(0, 4)
     if before:
-        shared.prefill(0, tokens(before))
+        shared.prefill(0, random_tokens(before))
     was, visible = shared.export_state(0), shared.visible_tokens(0)
     shared.begin_turn(0)
-    shared.prefill(0, tokens(turn, seed=1))
-    steps(shared, 0, tokens(5, seed=2))
+    shared.prefill(0, random_tokens(turn, seed=1))
+    steps(shared, 0, random_tokens(5, seed=2))
     shared.rollback_turn(0)
     assert (shared.position(0), shared.visible_tokens(0)) == (before, visible)
     shared.import_state(1, was)
-    after = [(shared.prefill(slot, tokens(turn, seed=3)), shared.decode([slot], [5])) for slot in (0, 1)]
+    after = [(shared.prefill(slot, random_tokens(turn, seed=3)), shared.decode([slot], [5])) for slot in (0, 1)]
     assert_equal(after[0][0], after[1][0])
     assert_equal(after[0][1], after[1][1])
 
 
 def test_a_session_is_rebuilt_from_its_ids(shared: StreamingEngine) -> None:
     shared.reset(0, 3)
-    shared.prefill(0, tokens(300))
+    shared.prefill(0, random_tokens(300))
     state = shared.export_state(0)
-    expected = steps(shared, 0, tokens(30, seed=1))
+    expected = steps(shared, 0, random_tokens(30, seed=1))
     for given in (state, SessionState(3, state.position, state.token_ids)):
         shared.import_state(2, given)
-        assert_equal(steps(shared, 2, tokens(30, seed=1)), expected)
+        assert_equal(steps(shared, 2, random_tokens(30, seed=1)), expected)
 
 
 @pytest.mark.parametrize("start", ["prefill", "decode", "rebuilt", "imported"])
 def test_nan_that_a_session_leaves_harms_nobody(shared: StreamingEngine, llama: Checkpoint, start: str) -> None:
-    fed = tokens(50)
+    fed = random_tokens(50)
     expected = reference_logits(llama, fed, 0, RING)
     shared.reset(1, 0)
     shared.prefill(1, fed[:-1])

@@ -14,25 +14,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tensorrt_rtx as trt
 import torch
 
 from tests.checkpoints import VARIANTS, write_checkpoint
 from tests.command_line import run_trtstream
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
 from trtstream.build.plan import plan_memory
+from trtstream.build.tensorrt.builder import builder_config
+from trtstream.build.tensorrt.engine import build_tensorrt_rtx_engine
+from trtstream.build.tensorrt.network import define_network
+from trtstream.build.tensorrt.weights import staged_weights, tensorrt_weights
 from trtstream.engine_dir import ENGINE, memory_plan, read_engine, verify_files
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.cuda_device import why_no_gpu
 from trtstream.plugins.tensorrt_library import why_no_tensorrt
 from trtstream.settings import BuildConfig
-
-pytest.importorskip("tensorrt_rtx")
-import tensorrt_rtx as trt
-
-from trtstream.build.tensorrt.builder import builder_config
-from trtstream.build.tensorrt.engine import build_tensorrt_rtx_engine
-from trtstream.build.tensorrt.network import define_network
-from trtstream.build.tensorrt.weights import staged_weights, tensorrt_weights
 
 BUILD = BuildConfig(max_batch_size=2, max_num_tokens=8, max_attention_window=32, dtype="float16")
 KERNELS = 12_000_000  # bytes of a small plan that are no weights, at most

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import tensorrt_rtx as trt
 import torch
 
 from tests.tensorrt.interpreter import Interpreter
 from tests.tensorrt.small_network import SmallNetwork, check
-
-trt = pytest.importorskip("tensorrt_rtx")
 
 SUM, LINEAR = trt.ElementWiseOperation.SUM, trt.KVCacheMode.LINEAR
 

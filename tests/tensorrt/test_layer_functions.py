@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import tensorrt_rtx as trt
 import torch
 
 from tests.tensorrt.small_network import SmallNetwork, check
-
-trt = pytest.importorskip("tensorrt_rtx")
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 E, U, A, R = trt.ElementWiseOperation, trt.UnaryOperation, trt.ActivationType, trt.ReduceOperation

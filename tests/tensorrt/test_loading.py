@@ -11,14 +11,12 @@ from tests.checkpoints import write_checkpoint
 from tests.command_line import run_trtstream
 from tests.runtime.clients import byte_tokenizer
 from trtstream.build.checkpoint import open_checkpoint
+from trtstream.build.tensorrt.engine import build_tensorrt_engine
 from trtstream.engine_dir import ENGINE, read_engine
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.cuda_device import why_no_gpu
 from trtstream.runtime.loading import check_memory, load_engine
 from trtstream.settings import BuildConfig, kv_bytes_per_session
-
-pytest.importorskip("tensorrt_rtx")
-from trtstream.build.tensorrt.engine import build_tensorrt_engine
 
 no_gpu = pytest.mark.skipif(why_no_gpu() is None, reason="this machine has a GPU")
 

@@ -6,17 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tensorrt_rtx as trt
 import torch
 
 from tests.checkpoints import VARIANTS
-from tests.engines import build_variant, load_on_cpu, reference_logits
+from tests.engines import build_variant, load_on_cpu, random_tokens, reference_logits
 from tests.tensorrt.network_sessions import (
     BUILD,
     MAX_SINKS,
     RING,
     NetworkSessions,
     Tensors,
-    random_tokens,
     random_weights,
 )
 from trtstream.build.tensorrt.quantize import dequantize, quantize
@@ -24,8 +24,6 @@ from trtstream.errors import TrtstreamError
 from trtstream.plugins.positions import PositionEncoding, rotate
 from trtstream.plugins.reference import streaming_attention
 from trtstream.runtime.decoder import collect_weights, decode_layers
-
-trt = pytest.importorskip("tensorrt_rtx")
 
 SINKS = (0, 1, MAX_SINKS)
 TOLERANCE = 1e-4  # of the logits' standard deviation

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tensorrt_rtx as trt
 import torch
 
-from tests.engines import reference_logits
+from tests.engines import random_tokens, reference_logits
 from tests.mutants import load_mutant
-from tests.tensorrt.network_sessions import BUILD, RING, NetworkSessions, random_tokens, random_weights
+from tests.tensorrt.network_sessions import BUILD, RING, NetworkSessions, random_weights
 from trtstream.build.tensorrt import attention, network
-
-trt = pytest.importorskip("tensorrt_rtx")
 
 SINKS = 3  # below the caches' room for sinks
 VISIBLE = 1e-2  # of the logits' standard deviation: a hundred times what test_network.py allows
