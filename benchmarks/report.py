@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENT = ROOT / "docs" / "results.md"
 CHECKPOINT = "SmolLM2-135M-Instruct.Q4_1.gguf"
-SMOLLM2 = '$(python -c "from trtstream.smollm2 import fetch_smollm2 as f; print(f())")'
-KING_JAMES = '$(python -c "from trtstream.king_james import fetch_king_james as f; print(f())")'
+SMOLLM2 = '$(python -c "from trtstream.samples.smollm2 import fetch_smollm2 as f; print(f())")'
+KING_JAMES = '$(python -c "from trtstream.samples.king_james import fetch_king_james as f; print(f())")'
 GPL = "/usr/share/common-licenses/GPL-3"
 LLAMA_CPP_BUILD = """\
 export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON

@@ -1,1 +1,1 @@
-"""engine -> service -> client: package, serve, smoke, bench, chat."""
+"""engine -> service -> client."""

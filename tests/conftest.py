@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trtstream.smollm2 import fetch_smollm2
+from trtstream.samples.smollm2 import fetch_smollm2
 
 # The Triton language decides at its first import whether kernels run in its interpreter, and torch may import it any
 # time, so that happens here. Engines on the CPU go on computing the kernels' definition, which is faster.

@@ -15,11 +15,11 @@ from trtstream.errors import TrtstreamError
 COMMANDS = {
     "build": "trtstream.build.command:build",
     "inspect": "trtstream.inspect_engine:inspect",
-    "package": "trtstream.deploy.package:package",
-    "serve": "trtstream.deploy.serve:serve",
-    "smoke": "trtstream.deploy.smoke:smoke",
-    "bench": "trtstream.deploy.bench:bench",
-    "chat": "trtstream.deploy.chat:chat",
+    "package": "trtstream.deploy.serving.package:package",
+    "serve": "trtstream.deploy.serving.serve:serve",
+    "smoke": "trtstream.deploy.client.smoke:smoke",
+    "bench": "trtstream.deploy.client.bench:bench",
+    "chat": "trtstream.deploy.client.chat:chat",
     "eval": "trtstream.evaluation.command:evaluate",
     "quickstart": "trtstream.quickstart:quickstart",
 }

@@ -36,7 +36,7 @@ def quickstart(keep_running: bool) -> None:
 
     Each step is a command of its own and is shown before it runs.
     """
-    from trtstream.smollm2 import fetch_smollm2
+    from trtstream.samples.smollm2 import fetch_smollm2
 
     # A supervisor's stop is an interrupt like any other: the server must not outlive this process.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -133,8 +133,8 @@ def _serving(repository: Path) -> Iterator[str]:
 
 
 def _converse(url: str) -> None:
-    from trtstream.deploy.chat import Conversation
-    from trtstream.deploy.client import Client
+    from trtstream.deploy.client.chat import Conversation
+    from trtstream.deploy.client.client import Client
 
     _show("chat", "--url", url)
     with Client(url) as client:

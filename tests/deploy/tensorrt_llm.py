@@ -9,7 +9,7 @@ from tests.checkpoints import write_checkpoint
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.cpu import build_cpu_engine
 from trtstream.build.tensorrt_llm.target import build_tensorrt_llm_engine
-from trtstream.deploy.package import package_engine
+from trtstream.deploy.serving.package import package_engine
 from trtstream.settings import BuildConfig
 
 CHAT_TEMPLATE = (

@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from tests.command_line import run_trtstream
-from trtstream.deploy.bench import Level, Load
-from trtstream.deploy.bench_plot import save_plot
-from trtstream.deploy.metrics import TurnTiming, distribution, summarize
+from trtstream.deploy.client.bench import Level, Load
+from trtstream.deploy.client.bench_plot import save_plot
+from trtstream.deploy.client.metrics import TurnTiming, distribution, summarize
 
 SMALL = ("--requests", 4, "--input-tokens", 8, "--output-tokens", 5)
 

@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from tests.command_line import run_trtstream
-from trtstream.deploy.chat import MAX_TOKENS, Conversation, SessionLostError
-from trtstream.deploy.client import Client, new_session
+from trtstream.deploy.client.chat import MAX_TOKENS, Conversation, SessionLostError
+from trtstream.deploy.client.client import Client, new_session
 from trtstream.errors import TrtstreamError
 
 

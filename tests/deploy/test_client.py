@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from trtstream.deploy.client import Client, Response, join, new_session
+from trtstream.deploy.client.client import Client, Response, join, new_session
 from trtstream.errors import TrtstreamError
 
 ENDLESS = {"input_ids": [1, 2, 3], "max_tokens": 100_000, "ignore_eos": True, "stream": True}

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-from trtstream.deploy.client import INPUTS, OUTPUTS
-from trtstream.deploy.package import package, package_engine, write_model
+from trtstream.deploy.client.client import INPUTS, OUTPUTS
+from trtstream.deploy.serving.package import package, package_engine, write_model
 from trtstream.engine_dir import read_engine
 from trtstream.errors import TrtstreamError
 

@@ -30,8 +30,8 @@ from tests.deploy.test_service import Stream, ids, post, reason
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.cuda import build_cuda_engine
 from trtstream.cli import cli
-from trtstream.deploy.package import package_engine
-from trtstream.deploy.tritonserver import find_tritonserver
+from trtstream.deploy.serving.package import package_engine
+from trtstream.deploy.serving.tritonserver import find_tritonserver
 from trtstream.errors import TrtstreamError
 from trtstream.settings import BuildConfig
 

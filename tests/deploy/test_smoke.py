@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from tests.command_line import run_trtstream
-from trtstream.deploy.client import INPUTS, OUTPUTS, Client, Response, ServedModel
-from trtstream.deploy.smoke import (
+from trtstream.deploy.client.client import INPUTS, OUTPUTS, Client, Response, ServedModel
+from trtstream.deploy.client.smoke import (
     CHECKS,
     CheckFailed,
     check_health,

@@ -13,7 +13,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from tests.deploy.conftest import serve_process
 from tests.deploy.tensorrt_llm import WINDOW, write_engine, write_text_checkpoint
-from trtstream.deploy.package import package_engine
+from trtstream.deploy.serving.package import package_engine
 from trtstream.errors import TrtstreamError
 
 UPSTREAM = Path(__file__).parent / "tensorrt_llm_backend"

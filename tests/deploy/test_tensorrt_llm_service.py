@@ -19,9 +19,9 @@ import trtstream
 from tests.command_line import run_trtstream
 from tests.deploy.conftest import START_SECONDS, Server, serve_process
 from tests.deploy.tensorrt_llm import WINDOW, write_stand_in_repository
-from trtstream.deploy.client import Client, join
-from trtstream.deploy.connect import connect
-from trtstream.deploy.tensorrt_llm_client import RESENDS, TensorrtLlmClient
+from trtstream.deploy.client.client import Client, join
+from trtstream.deploy.client.connect import connect
+from trtstream.deploy.tensorrt_llm.client import RESENDS, TensorrtLlmClient
 from trtstream.errors import TrtstreamError
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}

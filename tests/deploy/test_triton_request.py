@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trtstream.deploy.triton_request import parse_turn
+from trtstream.deploy.serving.triton_request import parse_turn
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.requests import TurnRequest
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trtstream.deploy.client import Client
+from trtstream.deploy.client.client import Client
 from trtstream.errors import TrtstreamError
 
 

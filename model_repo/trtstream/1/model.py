@@ -14,9 +14,9 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 import trtstream
-from trtstream.deploy import environment
-from trtstream.deploy.drain import follow_serve
-from trtstream.deploy.triton_request import parse_turn
+from trtstream.deploy.serving import environment
+from trtstream.deploy.serving.drain import follow_serve
+from trtstream.deploy.serving.triton_request import parse_turn
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.requests import TurnOutput
 from trtstream.runtime.turn import Turn

@@ -15,7 +15,7 @@ import click
 from trtstream.engine_dir import EngineConfig, directory_bytes, read_engine
 from trtstream.errors import TrtstreamError
 
-TEMPLATE = Path(__file__).parent.parent / "model_repo" / "trtstream"
+TEMPLATE = Path(__file__).parents[2] / "model_repo" / "trtstream"
 DEFAULT_MODEL_NAME = "trtstream"
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -52,7 +52,7 @@ def package_engine(engine: Path, output: Path, model_name: str = DEFAULT_MODEL_N
     if output == engine or engine in output.parents:
         raise TrtstreamError(f"{output} is inside the engine {engine}; choose an --output outside it")
     if config.target == "tensorrt-llm":
-        from trtstream.deploy.tensorrt_llm_package import package_tensorrt_llm
+        from trtstream.deploy.tensorrt_llm.package import package_tensorrt_llm
 
         if model_name != DEFAULT_MODEL_NAME:
             raise TrtstreamError(

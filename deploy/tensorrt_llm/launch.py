@@ -6,8 +6,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from trtstream.deploy.tensorrt_llm_package import BUILT, built_config
-from trtstream.deploy.tritonserver import Installation
+from trtstream.deploy.serving.tritonserver import Installation
+from trtstream.deploy.tensorrt_llm.package import BUILT, built_config
 from trtstream.errors import TrtstreamError
 
 MODEL = "tensorrt_llm"

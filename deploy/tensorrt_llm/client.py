@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from trtstream.deploy.client import DEFAULT_URL, Client, Response, ServedModel, join, make_tensor
+from trtstream.deploy.client.client import DEFAULT_URL, Client, Response, ServedModel, join, make_tensor
 from trtstream.errors import TrtstreamError
 
 ENSEMBLE = "ensemble"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trtstream.deploy.client import DEFAULT_MODEL, Client, ModelMissingError
-from trtstream.deploy.tensorrt_llm_client import ENSEMBLE, TensorrtLlmClient
+from trtstream.deploy.client.client import DEFAULT_MODEL, Client, ModelMissingError
+from trtstream.deploy.tensorrt_llm.client import ENSEMBLE, TensorrtLlmClient
 
 
 def connect(url: str, model_name: str = DEFAULT_MODEL, tls_ca: Path | None = None) -> Client:

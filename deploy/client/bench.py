@@ -16,10 +16,10 @@ from pathlib import Path
 
 import click
 
-from trtstream.deploy.client import Client, new_session, service_options
-from trtstream.deploy.connect import connect
-from trtstream.deploy.metrics import Distribution, Summary, TurnTiming, summarize
-from trtstream.deploy.tensorrt_llm_client import ENGINE_MODEL, RESENDS
+from trtstream.deploy.client.client import Client, new_session, service_options
+from trtstream.deploy.client.connect import connect
+from trtstream.deploy.client.metrics import Distribution, Summary, TurnTiming, summarize
+from trtstream.deploy.tensorrt_llm.client import ENGINE_MODEL, RESENDS
 from trtstream.errors import TrtstreamError
 from trtstream.output_file import OUTPUT_FILE, output_file
 from trtstream.progress import Progress, progress_bar
@@ -150,7 +150,7 @@ def bench(
     if requests < max(concurrency):
         raise click.UsageError(f"--requests {requests} cannot keep {max(concurrency)} clients busy; ask for more")
     if plot_file is not None:
-        from trtstream.deploy.bench_plot import require_matplotlib
+        from trtstream.deploy.client.bench_plot import require_matplotlib
 
         require_matplotlib()
     with connect(url, model_name, tls_ca) as client:
@@ -182,7 +182,7 @@ def bench(
         report = {"interrupted": interrupted, "settings": settings, "levels": [asdict(s) for s in summaries]}
         json_file.write_text(json.dumps({**report, "errors": errors}, indent=2) + "\n")
     if plot_file is not None:
-        from trtstream.deploy.bench_plot import save_plot
+        from trtstream.deploy.client.bench_plot import save_plot
 
         save_plot(plot_file, summaries, f"{model_name}: {input_tokens} tokens in, {output_tokens} out")
     print_table(summaries)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from trtstream import king_james
 from trtstream.errors import TrtstreamError
-from trtstream.king_james import FILE_NAME, SHA256, fetch_king_james
+from trtstream.samples import king_james
+from trtstream.samples.king_james import FILE_NAME, SHA256, fetch_king_james
 
 
 @pytest.mark.skipif(not Path("/usr/bin/apt-get").exists(), reason="needs Debian's apt")

@@ -8,11 +8,11 @@ import string
 from pathlib import Path
 from typing import Any
 
-from trtstream.deploy.package import link_or_copy
+from trtstream.deploy.serving.package import link_or_copy
 from trtstream.engine_dir import TOKENIZER, EngineConfig, new_directory
 from trtstream.errors import TrtstreamError
 
-TEMPLATES = Path(__file__).parent.parent / "model_repo" / "tensorrt_llm"
+TEMPLATES = Path(__file__).parents[2] / "model_repo" / "tensorrt_llm"
 MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
 WITH_TOKENIZER = ("preprocessing", "postprocessing")
 BUILT = "engine"

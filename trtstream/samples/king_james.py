@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from trtstream.cached_file import cached_file
 from trtstream.errors import TrtstreamError
+from trtstream.samples.cached_file import cached_file
 
 PACKAGES = ("bible-kjv", "bible-kjv-text")  # the text is compressed, and the program that reads it is the other
 FILE_NAME = "king-james-bible.txt"

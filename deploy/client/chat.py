@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
-from trtstream.deploy.client import Client, Response, service_options
-from trtstream.deploy.connect import connect
-from trtstream.deploy.tensorrt_llm_client import RESENDS
+from trtstream.deploy.client.client import Client, Response, service_options
+from trtstream.deploy.client.connect import connect
+from trtstream.deploy.tensorrt_llm.client import RESENDS
 from trtstream.errors import TrtstreamError
 
 MAX_TOKENS = 1024

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trtstream.deploy.metrics import Distribution, Summary
+from trtstream.deploy.client.metrics import Distribution, Summary
 from trtstream.errors import TrtstreamError
 
 

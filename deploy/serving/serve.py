@@ -17,11 +17,11 @@ from typing import Any
 
 import click
 
-from trtstream.deploy import environment
-from trtstream.deploy.drain import DrainSocket
-from trtstream.deploy.package import DEFAULT_MODEL_NAME, model_names, write_model
-from trtstream.deploy.tensorrt_llm_launch import MODEL, find_built_engine, require_backend
-from trtstream.deploy.tritonserver import TritonProcess, find_tritonserver
+from trtstream.deploy.serving import environment
+from trtstream.deploy.serving.drain import DrainSocket
+from trtstream.deploy.serving.package import DEFAULT_MODEL_NAME, model_names, write_model
+from trtstream.deploy.serving.tritonserver import TritonProcess, find_tritonserver
+from trtstream.deploy.tensorrt_llm.launch import MODEL, find_built_engine, require_backend
 from trtstream.engine_dir import CONFIG, read_engine
 from trtstream.errors import TrtstreamError
 

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import click
 
-from trtstream.deploy import tensorrt_llm_client
-from trtstream.deploy.client import (
+from trtstream.deploy.client.client import (
     INPUTS,
     OUTPUTS,
     Client,
@@ -27,7 +26,8 @@ from trtstream.deploy.client import (
     new_session,
     service_options,
 )
-from trtstream.deploy.connect import connect
+from trtstream.deploy.client.connect import connect
+from trtstream.deploy.tensorrt_llm import client as tensorrt_llm_client
 from trtstream.errors import TrtstreamError
 
 PROMPT = "The sun rises in the east and"

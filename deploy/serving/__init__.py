@@ -1,0 +1,1 @@
+"""The server's side: package an engine for Triton, run Triton, and the requests that its model takes."""

@@ -1,0 +1,1 @@
+"""Both sides for Triton's tensorrtllm backend: package, launch, client."""
