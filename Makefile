@@ -4,16 +4,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test lint clean
+.PHONY: install quickstart test lint style imports types clean
 
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml setup.cfg constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' \
 		|| { echo "trtstream needs Python 3.10 to 3.12; $(PYTHON) is $$($(PYTHON) -V). Set PYTHON=python3.12" >&2; exit 1; }
 	@command -v g++ >/dev/null || { echo "trtstream needs g++ (Debian, Ubuntu: apt install g++)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server,gguf,bench,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 quickstart: install
@@ -22,9 +22,17 @@ quickstart: install
 test: install lint
 	$(BIN)/python -m pytest
 
-lint: install
+lint: style
+
+style: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+imports: install
+	$(BIN)/lint-imports --no-logo
+
+types: install
+	$(BIN)/mypy -p trtstream -p benchmarks
+
 clean:
-	rm -rf $(VENV) .build *.egg-info
+	rm -rf $(VENV) .build .mypy_cache .ruff_cache .import_linter_cache *.egg-info
