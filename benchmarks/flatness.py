@@ -21,8 +21,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from machine import machine
 
-from trtstream.runtime.engine import Engine
 from trtstream.runtime.loading import load_engine
+from trtstream.runtime.streaming_engine import StreamingEngine
 
 
 def resident_bytes() -> int:
@@ -32,7 +32,7 @@ def resident_bytes() -> int:
     raise RuntimeError("no VmRSS in /proc/self/status")
 
 
-def feed(engine: Engine, total: int, samples: int) -> list[dict[str, float]]:
+def feed(engine: StreamingEngine, total: int, samples: int) -> list[dict[str, float]]:
     """Feed ``total`` random tokens to slot 0 in equal parts; position, resident bytes and ms per token after each."""
     generator = torch.Generator().manual_seed(0)
     history = []
@@ -52,7 +52,7 @@ def feed(engine: Engine, total: int, samples: int) -> list[dict[str, float]]:
     return history
 
 
-def step_in_turn(engine: Engine, steps: int) -> dict[str, float]:
+def step_in_turn(engine: StreamingEngine, steps: int) -> dict[str, float]:
     """Median milliseconds of a decode step of the old session (slot 0) and of a young one (slot 1), A B A B."""
     engine.prefill(1, list(range(2 * engine.build.max_attention_window)))
     times: dict[int, list[float]] = {0: [], 1: []}

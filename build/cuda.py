@@ -11,7 +11,7 @@ from trtstream import __version__
 from trtstream.build.checkpoint import Checkpoint
 from trtstream.build.engine_weights import EngineWeights, projection_columns
 from trtstream.engine_dir import TOKENIZER, WEIGHTS, EngineConfig, new_directory, write_config
-from trtstream.plugins.quantized_linear import check_columns, quantize
+from trtstream.plugins.quantized_weight import check_columns, quantize
 from trtstream.progress import Progress
 from trtstream.settings import BuildConfig
 

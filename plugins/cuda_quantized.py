@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from trtstream.plugins.quantized_linear import GROUP
+from trtstream.plugins.quantized_weight import GROUP
 
 BLOCK_ROWS = 16  # of the weight: small, so that a small layer fills the chip too
 BLOCK_COLUMNS = 128

@@ -15,7 +15,6 @@ from trtstream.plugins.positions import PositionEncoding
 from trtstream.plugins.reference import streaming_attention
 from trtstream.runtime.cuda import CudaBackend
 from trtstream.runtime.decoder import collect_weights, decode_layers, logits
-from trtstream.runtime.engine import Engine
 from trtstream.runtime.loading import load_engine, read_weights
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import BuildConfig
@@ -45,7 +44,7 @@ def random_tokens(count: int, seed: int = 0) -> list[int]:
     return torch.randint(128, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def load_on_cpu(folder: Path) -> Engine:
+def load_on_cpu(folder: Path) -> StreamingEngine:
     """Load an engine; one for ``cuda`` onto the CPU, where the definition of its kernels computes."""
     config = read_engine(folder)
     if config.target == "cpu":

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from trtstream.plugins.decode_plan import Step
 from trtstream.plugins.positions import PositionEncoding
-from trtstream.plugins.quantized_linear import GROUP, QuantizedWeight, dequantize, quantize, quantized_linear
+from trtstream.plugins.quantized_linear import quantized_linear
+from trtstream.plugins.quantized_weight import GROUP, QuantizedWeight, dequantize, quantize
 from trtstream.plugins.window import Window
 from trtstream.runtime.cuda import DecodeStep
 from trtstream.runtime.decoder import DecoderWeights

@@ -8,7 +8,7 @@ import torch
 
 from trtstream.runtime.cuda import CudaBackend
 from trtstream.runtime.decoder import DecoderWeights
-from trtstream.runtime.engine import SessionState
+from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import BuildConfig, ModelConfig
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from trtstream.plugins.quantized_linear import quantize
+from trtstream.plugins.quantized_weight import quantize
 from trtstream.runtime.decoder import DecoderWeights, collect_weights
 from trtstream.settings import DTYPE_BYTES, BuildConfig, ModelConfig, RopeConfig, kv_bytes_per_session
 

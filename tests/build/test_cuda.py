@@ -21,7 +21,7 @@ from trtstream.build.cuda import build_cuda_engine
 from trtstream.engine_dir import memory_plan, read_engine
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.cuda_device import why_no_cuda
-from trtstream.plugins.quantized_linear import QuantizedWeight, dequantize
+from trtstream.plugins.quantized_weight import QuantizedWeight, dequantize
 from trtstream.plugins.tensorrt_library import why_no_tensorrt
 from trtstream.settings import BuildConfig
 

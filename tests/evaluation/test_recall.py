@@ -11,7 +11,7 @@ from tests.runtime.clients import byte_tokenizer
 from trtstream.evaluation.engines import Subject, open_subject
 from trtstream.evaluation.recall import make_facts, recall, tokens_needed
 from trtstream.evaluation.tokens import TokenFile, tokenize
-from trtstream.runtime.engine import Engine
+from trtstream.runtime.streaming_engine import StreamingEngine
 
 GPL = Path("/usr/share/common-licenses/GPL-3")
 DISTANCES = (20, 40, 300)
@@ -38,7 +38,7 @@ def test_smollm2_remembers_its_window(smollm2_gguf: Path, tmp_path: Path) -> Non
 class Recorder:
     """An engine that notes what its stream is fed, and what the session saw of it at each question."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: StreamingEngine) -> None:
         self.engine = engine
         self.build = engine.build
         self.fed: list[int] = []

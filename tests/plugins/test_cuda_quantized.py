@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from trtstream.errors import TrtstreamError
-from trtstream.plugins.quantized_linear import GROUP, check_columns, dequantize, quantize, quantized_linear
+from trtstream.plugins.quantized_linear import quantized_linear
+from trtstream.plugins.quantized_weight import GROUP, check_columns, dequantize, quantize
 
 
 def weights(rows: int, columns: int) -> torch.Tensor:
@@ -81,7 +82,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from trtstream.plugins.cuda_quantized import BLOCK_COLUMNS, BLOCK_ROWS, int4_kernel, int8_kernel
-from trtstream.plugins.quantized_linear import GROUP, KERNEL_ROWS
+from trtstream.plugins.quantized_linear import KERNEL_ROWS
+from trtstream.plugins.quantized_weight import GROUP
 
 BLOCKS = {"BLOCK_ROWS": BLOCK_ROWS, "BLOCK_COLUMNS": BLOCK_COLUMNS, "GROUP": GROUP}
 TYPES = {"x": "*bf16", "out": "*bf16", "zeros": "*bf16"}

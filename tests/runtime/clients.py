@@ -8,9 +8,9 @@ from collections.abc import Callable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from trtstream.runtime.engine import Engine
 from trtstream.runtime.requests import TurnOutput, TurnRequest
 from trtstream.runtime.scheduler import Scheduler
+from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.runtime.turn import Turn
 
 CHATML = """{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system
@@ -84,7 +84,7 @@ def ask(scheduler: Scheduler, **request) -> Client:
     return Client(scheduler, **request).wait()
 
 
-def assert_same_greedy(engine: Engine, fed: list[int], ids: list[int], expected: list[int]) -> None:
+def assert_same_greedy(engine: StreamingEngine, fed: list[int], ids: list[int], expected: list[int]) -> None:
     """Greedy ids may differ only where a fresh session that was fed ``fed`` has its best two logits within 1e-3."""
     assert len(ids) == len(expected)
     same = next((i for i, pair in enumerate(zip(ids, expected, strict=True)) if pair[0] != pair[1]), None)

@@ -12,9 +12,9 @@ from tests.checkpoints import write_checkpoint
 from tests.runtime.clients import BOS, EOS, byte_tokenizer
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.cpu import build_cpu_engine
-from trtstream.runtime.engine import Engine
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.scheduler import Scheduler
+from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import BuildConfig
 
 
@@ -35,7 +35,7 @@ def engine_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTraine
 
 
 @pytest.fixture
-def engine(engine_folder: Path) -> Engine:
+def engine(engine_folder: Path) -> StreamingEngine:
     return load_engine(engine_folder)
 
 
@@ -44,7 +44,7 @@ def schedule(engine_folder: Path, tokenizer: PreTrainedTokenizerBase) -> Iterato
     """Makes schedulers, on an engine of their own unless told otherwise, that are closed when the test ends."""
     made: list[Scheduler] = []
 
-    def schedule(engine: Engine | None = None, **limits: int) -> Scheduler:
+    def schedule(engine: StreamingEngine | None = None, **limits: int) -> Scheduler:
         made.append(Scheduler(engine or load_engine(engine_folder), tokenizer, **limits))
         return made[-1]
 

@@ -9,14 +9,14 @@ from tests.checkpoints import write_checkpoint
 from tests.engines import SIZES, build_variant, load_on_cpu, random_tokens
 from tests.tensorrt.interpreted_engine import interpreted_engine
 from trtstream.build.checkpoint import open_checkpoint
-from trtstream.runtime.engine import Engine
+from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import BuildConfig
 
 TOLERANCE = 1e-4  # of the logits' standard deviation
 
 
 @pytest.fixture(scope="module", params=["cuda", "tensorrt-rtx"])
-def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StreamingEngine:
     """An engine whose slots hold what the tests before left in them."""
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "cuda":
@@ -25,7 +25,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("slots", [[3], [4, 0], [2, 0, 4], [4, 3, 2, 1], [0, 1, 2, 3, 4]])
-def test_a_batch_equals_each_session_alone(engine: Engine, slots: list[int]) -> None:
+def test_a_batch_equals_each_session_alone(engine: StreamingEngine, slots: list[int]) -> None:
     """Sessions of different ages and sinks; those that do not take part are left as they are."""
     sinks, first = [0, 1, 4, 8, 2], [1, 25, 19, 60, 7]
     fed = [random_tokens(70, seed=slot) for slot in range(5)]
@@ -42,7 +42,7 @@ def test_a_batch_equals_each_session_alone(engine: Engine, slots: list[int]) -> 
         assert (torch.stack([logits[row] for logits in together]) - alone).abs().max() < TOLERANCE * alone.std()
 
 
-def test_logits_outlive_later_steps(engine: Engine) -> None:
+def test_logits_outlive_later_steps(engine: StreamingEngine) -> None:
     engine.reset(0)
     engine.reset(1)
     logits = [engine.prefill(0, random_tokens(20)), engine.decode([0, 1], [5, 6])]

@@ -13,8 +13,8 @@ from tests.engines import build_variant, random_tokens
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.cpu import build_cpu_engine
 from trtstream.errors import TrtstreamError
-from trtstream.runtime.engine import Engine
 from trtstream.runtime.loading import load_engine
+from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import BuildConfig
 
 GPL = Path("/usr/share/common-licenses/GPL-3")
@@ -31,13 +31,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def engine(folder: Path) -> Engine:
+def engine(folder: Path) -> StreamingEngine:
     return load_engine(folder)
 
 
 @pytest.mark.parametrize("before", [0, 2, 4, 15, 24, 90])
 @pytest.mark.parametrize("turn", [1, 3, 19, 20, 21, 33, 50])
-def test_rollback_leaves_no_trace(engine: Engine, before: int, turn: int) -> None:
+def test_rollback_leaves_no_trace(engine: StreamingEngine, before: int, turn: int) -> None:
     if before:
         engine.prefill(0, random_tokens(before))
     was, visible = engine.export_state(0), engine.visible_tokens(0)
@@ -57,7 +57,7 @@ def test_rollback_leaves_no_trace(engine: Engine, before: int, turn: int) -> Non
     assert torch.equal(*(engine.decode([slot], [5]) for slot in (0, 1)))
 
 
-def test_a_turn_without_a_log_cannot_be_rolled_back(engine: Engine) -> None:
+def test_a_turn_without_a_log_cannot_be_rolled_back(engine: StreamingEngine) -> None:
     engine.begin_turn(0)
     engine.prefill(0, [1, 2, 3])
     engine.commit_turn(0)
@@ -65,7 +65,7 @@ def test_a_turn_without_a_log_cannot_be_rolled_back(engine: Engine) -> None:
         engine.rollback_turn(0)
 
 
-def test_an_exported_state_is_a_copy(engine: Engine) -> None:
+def test_an_exported_state_is_a_copy(engine: StreamingEngine) -> None:
     engine.prefill(0, random_tokens(50))
     state = engine.export_state(0)
     kept = copy.deepcopy(state)
@@ -74,7 +74,7 @@ def test_an_exported_state_is_a_copy(engine: Engine) -> None:
     assert state.token_ids == kept.token_ids
 
 
-def test_visible_tokens_are_sinks_and_ring(engine: Engine) -> None:
+def test_visible_tokens_are_sinks_and_ring(engine: StreamingEngine) -> None:
     fed = random_tokens(100)
     engine.reset(0, 2)
     engine.prefill(0, fed[:10])
@@ -84,7 +84,7 @@ def test_visible_tokens_are_sinks_and_ring(engine: Engine) -> None:
     assert engine.visible_tokens(0) == fed[:2] + fed[-RING:]
 
 
-def test_a_batch_equals_each_session_alone(engine: Engine) -> None:
+def test_a_batch_equals_each_session_alone(engine: StreamingEngine) -> None:
     fed = [random_tokens(60, seed=slot) for slot in range(3)]
     alone = []
     for slot, first in zip(range(3), (1, 25, 50), strict=True):
@@ -99,14 +99,14 @@ def test_a_batch_equals_each_session_alone(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("bad", [[128], [-1], [0, 500], []])
-def test_bad_tokens_change_nothing(engine: Engine, bad: list[int]) -> None:
+def test_bad_tokens_change_nothing(engine: StreamingEngine, bad: list[int]) -> None:
     for feed in (lambda: engine.prefill(0, bad), lambda: engine.score(0, bad), lambda: engine.decode([0], bad)):
         with pytest.raises(TrtstreamError):
             feed()
     assert engine.position(0) == 0
 
 
-def test_too_many_sinks_are_refused(engine: Engine) -> None:
+def test_too_many_sinks_are_refused(engine: StreamingEngine) -> None:
     with pytest.raises(TrtstreamError, match=r"9 sink tokens; this engine allows 0 to 8"):
         engine.reset(0, 9)
 

@@ -19,8 +19,9 @@ from trtstream.plugins.positions import PositionEncoding
 from trtstream.plugins.window import Window
 from trtstream.runtime.cuda import PADDING, DecodeStep
 from trtstream.runtime.decoder import collect_weights
-from trtstream.runtime.engine import Engine, SessionState
 from trtstream.runtime.loading import load_engine
+from trtstream.runtime.session_state import SessionState
+from trtstream.runtime.streaming_engine import StreamingEngine
 
 TOLERANCE = 1e-4  # of the logits' standard deviation
 
@@ -31,11 +32,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Path]:
 
 
 @pytest.fixture
-def engine(built: tuple[Checkpoint, Path]) -> Engine:
+def engine(built: tuple[Checkpoint, Path]) -> StreamingEngine:
     return load_on_cpu(built[1])
 
 
-def steps(engine: Engine, slot: int, fed: list[int]) -> torch.Tensor:
+def steps(engine: StreamingEngine, slot: int, fed: list[int]) -> torch.Tensor:
     return torch.cat([engine.decode([slot], [token]) for token in fed])
 
 
@@ -74,7 +75,7 @@ def test_angles_are_exact_far_out() -> None:
 
 @pytest.mark.parametrize("before", [0, 2, 15, 90])
 @pytest.mark.parametrize("turn", [1, 19, 33])
-def test_rollback_leaves_no_trace(engine: Engine, before: int, turn: int) -> None:
+def test_rollback_leaves_no_trace(engine: StreamingEngine, before: int, turn: int) -> None:
     if before:
         engine.prefill(0, random_tokens(before))
     was = engine.export_state(0)
@@ -93,7 +94,7 @@ def test_rollback_leaves_no_trace(engine: Engine, before: int, turn: int) -> Non
 
 
 def test_sessions_move_between_cpu_and_cuda_engines(
-    engine: Engine, built: tuple[Checkpoint, Path], tmp_path: Path
+    engine: StreamingEngine, built: tuple[Checkpoint, Path], tmp_path: Path
 ) -> None:
     """As token ids, and where both have one dtype as caches too."""
     cpu = load_on_cpu(build_variant(tmp_path, "llama-gqa", **SIZES)[1])

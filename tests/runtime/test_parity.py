@@ -14,7 +14,8 @@ import torch
 from tests.checkpoints import VARIANTS
 from tests.engines import build_variant, load_on_cpu, reference_logits
 from trtstream.build.checkpoint import Checkpoint
-from trtstream.runtime.engine import Engine, SessionState
+from trtstream.runtime.session_state import SessionState
+from trtstream.runtime.streaming_engine import StreamingEngine
 
 RING, MAX_SINKS = 20, 24
 TOLERANCE = 1e-4  # of the logits' standard deviation
@@ -26,7 +27,7 @@ ENGINES += [("cuda", variant) for variant in ("llama-gqa", "llama-rope-yarn", "f
 class Built:
     folder: Path
     checkpoint: Checkpoint
-    engine: Engine
+    engine: StreamingEngine
 
     def tokens(self, count: int) -> list[int]:
         generator = torch.Generator().manual_seed(1)

@@ -15,7 +15,7 @@ from trtstream.plugins import tensorrt_io
 from trtstream.plugins.decode_plan import Step
 from trtstream.plugins.window import Window
 from trtstream.runtime import tensorrt as backend_module
-from trtstream.runtime.engine import SessionState
+from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import BuildConfig
 

@@ -19,7 +19,6 @@ from trtstream.progress import progress_bar
 from trtstream.runtime.cpu import CpuBackend
 from trtstream.runtime.cuda import CudaBackend
 from trtstream.runtime.decoder import DecoderWeights, collect_weights
-from trtstream.runtime.engine import Engine
 from trtstream.runtime.llm import load_tokenizer
 from trtstream.runtime.loading import free_memory, load_engine
 from trtstream.runtime.streaming_engine import StreamingEngine
@@ -38,9 +37,9 @@ class Subject:
     dtype: str
     identity: str  # SHA-256 of weights
     weights: DecoderWeights | None
-    built: Engine | None  # an engine directory's, with its own window
+    built: StreamingEngine | None  # an engine directory's, with its own window
 
-    def engine(self, sinks: int, window: int) -> Engine:
+    def engine(self, sinks: int, window: int) -> StreamingEngine:
         """An engine with S sinks and a window of W tokens; an engine directory has its own only."""
         if self.built is not None:
             self.built.reset(0)

@@ -19,7 +19,7 @@ from trtstream.errors import TrtstreamError
 from trtstream.evaluation.curve import Curve
 from trtstream.evaluation.scoring import SEGMENT, Run
 from trtstream.evaluation.tokens import TokenFile
-from trtstream.runtime.engine import SessionState
+from trtstream.runtime.session_state import SessionState
 
 SAVE_SECONDS = 20.0
 MEMORY_SAMPLES = 100

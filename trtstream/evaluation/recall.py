@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from trtstream.errors import TrtstreamError
 from trtstream.evaluation.tokens import TokenFile
 from trtstream.progress import Progress
-from trtstream.runtime.engine import Engine
+from trtstream.runtime.streaming_engine import StreamingEngine
 
 MANNERS = (
     "bold", "brave", "calm", "eager", "fancy", "gentle", "happy", "jolly",
@@ -65,7 +65,7 @@ def tokens_needed(window: int, distances: Sequence[int], count: int) -> int:
 
 
 def recall(
-    engine: Engine,
+    engine: StreamingEngine,
     tokenizer: PreTrainedTokenizerBase,
     tokens: TokenFile,
     distances: Sequence[int],
@@ -119,7 +119,7 @@ def recall(
     ]
 
 
-def _answers(engine: Engine, fact: Fact) -> bool:
+def _answers(engine: StreamingEngine, fact: Fact) -> bool:
     """Whether the model goes on from the question with the answer; the session stays as it is."""
     engine.begin_turn(0)
     try:

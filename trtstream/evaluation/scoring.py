@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from trtstream.evaluation.tokens import TokenFile
-from trtstream.runtime.engine import Engine, SessionState
+from trtstream.runtime.session_state import SessionState
+from trtstream.runtime.streaming_engine import StreamingEngine
 
 # Segments end at multiples of this, and their last token is fed alone: so what is computed does not depend on where a
 # run was interrupted.
@@ -40,7 +41,7 @@ class Run:
 class Scorer:
     """Computes the losses of a run over ``tokens``, in order."""
 
-    def __init__(self, run: Run, engine: Engine, tokens: TokenFile) -> None:
+    def __init__(self, run: Run, engine: StreamingEngine, tokens: TokenFile) -> None:
         self.run = run
         self.engine = engine
         self.tokens = tokens

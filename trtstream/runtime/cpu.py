@@ -16,7 +16,7 @@ from trtstream.settings import BuildConfig, ModelConfig
 
 
 class CpuBackend:
-    """Runs on the CPU with torch's threads. See `trtstream.runtime.streaming_engine.Backend` for the methods.
+    """Runs on the CPU with torch's threads. See `trtstream.runtime.backend.Backend` for the methods.
 
     The kernel computes decode steps; what only prefills and scores needs none.
     """

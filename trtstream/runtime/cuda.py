@@ -53,7 +53,7 @@ class DecodeStep(nn.Module):
 
 
 class CudaBackend:
-    """See `trtstream.runtime.streaming_engine.Backend` for the methods."""
+    """See `trtstream.runtime.backend.Backend` for the methods."""
 
     spare_slots = 0
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from trtstream.plugins.quantized_linear import QuantizedWeight, quantized_linear
+from trtstream.plugins.quantized_linear import quantized_linear
+from trtstream.plugins.quantized_weight import QuantizedWeight
 from trtstream.settings import ModelConfig
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

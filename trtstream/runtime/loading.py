@@ -15,16 +15,16 @@ from trtstream.plugins.cpu_kernel import DecodeKernel, cpu_flags
 from trtstream.plugins.cuda_device import why_no_cuda
 from trtstream.plugins.tensorrt_library import LIBRARIES, load_tensorrt, why_no_tensorrt
 from trtstream.progress import progress_bar
+from trtstream.runtime.backend import Backend
 from trtstream.runtime.cpu import CpuBackend
 from trtstream.runtime.cuda import CudaBackend
 from trtstream.runtime.decoder import DecoderWeights, collect_weights
-from trtstream.runtime.engine import Engine
-from trtstream.runtime.streaming_engine import Backend, StreamingEngine
+from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.runtime.tensorrt import TensorrtBackend
 from trtstream.runtime.tensorrt_executor import TensorrtExecutor
 
 
-def load_engine(folder: str | Path) -> Engine:
+def load_engine(folder: str | Path) -> StreamingEngine:
     """Load an engine for this process. Raises TrtstreamError in one line if it is damaged or cannot run here."""
     folder = Path(folder)
     config = read_engine(folder)

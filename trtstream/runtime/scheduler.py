@@ -12,11 +12,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from trtstream.errors import TrtstreamError
-from trtstream.runtime.engine import Engine
 from trtstream.runtime.prompt import first_prompt, next_prompt
 from trtstream.runtime.requests import TurnOutput, TurnRequest
 from trtstream.runtime.sampling import sample
 from trtstream.runtime.session import Session, SessionStore, default_max_idle_bytes
+from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.runtime.turn import OnOutput, Turn
 from trtstream.runtime.validation import validate
 
@@ -46,7 +46,7 @@ class Scheduler:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: StreamingEngine,
         tokenizer: PreTrainedTokenizerBase | None,
         *,
         max_queue_size: int = 256,

@@ -7,8 +7,9 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 
 from trtstream.errors import TrtstreamError
-from trtstream.runtime.engine import Engine, SessionState
 from trtstream.runtime.requests import SessionKey, TurnRequest
+from trtstream.runtime.session_state import SessionState
+from trtstream.runtime.streaming_engine import StreamingEngine
 
 
 @dataclass(eq=False)
@@ -40,7 +41,7 @@ class SessionStore:
     belong to the scheduler's thread.
     """
 
-    def __init__(self, engine: Engine, max_idle_bytes: int, max_sessions: int) -> None:
+    def __init__(self, engine: StreamingEngine, max_idle_bytes: int, max_sessions: int) -> None:
         self._engine = engine
         self._max_idle_bytes = max_idle_bytes
         self._max_sessions = max_sessions

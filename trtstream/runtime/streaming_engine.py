@@ -1,4 +1,4 @@
-"""The engine of every target: sessions in slots, and all that is kept of them. What computes is a `Backend`."""
+"""The engine of every target: it keeps the books of its sessions, and a `Backend` computes."""
 
 from __future__ import annotations
 
@@ -6,38 +6,16 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
 
 import torch
 
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.decode_plan import Step
 from trtstream.plugins.window import Window
-from trtstream.runtime.engine import SessionState
+from trtstream.runtime.backend import Backend
+from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.undo_log import UndoLog
 from trtstream.settings import BuildConfig, ModelConfig
-
-
-class Backend(Protocol):
-    """What a target computes with: one cache for ``max_batch_size`` sessions, and the decoder on it.
-
-    Logits are float32 on the backend's device, and a tensor of their own that later calls leave alone. What is called
-    later sees the cache as the calls before left it, however asynchronous the device. ``spare_slots``: see `Window`.
-    """
-
-    spare_slots: int
-
-    def decode(self, steps: Sequence[Step], tokens: Sequence[int]) -> torch.Tensor:
-        """Feed one token to each of several sessions; logits [len(steps), vocab]."""
-
-    def prefill(self, first: Step, tokens: Sequence[int], num_logits: int) -> torch.Tensor:
-        """Feed up to ``max_num_tokens`` tokens to one session, the first where ``first`` says.
-
-        Returns the logits [num_logits, vocab] after the last ``num_logits`` of them.
-        """
-
-    def session_cache(self, slot: int) -> torch.Tensor:
-        """A session's cache [layers, 2, kv_heads, slots, head_dim]: a view, to be read and written in place."""
 
 
 def new_cache(model: ModelConfig, build: BuildConfig, device: torch.device) -> torch.Tensor:
@@ -88,7 +66,12 @@ class Undo:
 
 
 class StreamingEngine:
-    """See `trtstream.runtime.engine.Engine` for the methods."""
+    """A loaded engine. A slot is one session's place in the batch, ``0 <= slot < build.max_batch_size``.
+
+    Not thread-safe: one thread (the scheduler's) calls it. Logits are float32 tensors on the engine's device that stay
+    valid after later calls; what computes there may still be under way. Token ids outside ``[0, vocab_size)`` raise
+    TrtstreamError before anything is changed.
+    """
 
     def __init__(self, model: ModelConfig, build: BuildConfig, backend: Backend) -> None:
         self.model = model
@@ -102,6 +85,7 @@ class StreamingEngine:
         return Slot(window, 0, sinks, [], deque(maxlen=receptive_field))
 
     def reset(self, slot: int, sink_token_length: int | None = None) -> None:
+        """Start a new session in ``slot``, with S sinks (default ``build.sink_token_length``)."""
         sinks = self.build.sink_token_length if sink_token_length is None else sink_token_length
         if not 0 <= sinks <= self.build.max_sink_token_length:
             raise TrtstreamError(
@@ -111,15 +95,18 @@ class StreamingEngine:
         self._slots[slot] = self._new_slot(sinks)
 
     def position(self, slot: int) -> int:
+        """How many tokens the session in ``slot`` has been fed."""
         return self._slots[slot].position
 
     def visible_tokens(self, slot: int) -> list[int]:
+        """Ids of the tokens that the session sees: its sinks, then its last R others, oldest first."""
         state = self._slots[slot]
         recent = state.recent_ids
         return state.sink_ids + list(islice(recent, max(len(recent) - state.window.ring, 0), None))
 
     @torch.inference_mode()
     def prefill(self, slot: int, tokens: Sequence[int]) -> torch.Tensor:
+        """Feed one or more tokens (chunked inside to ``max_num_tokens``); logits [vocab] after the last."""
         self._check(tokens)
         for _, logits in self._feed(slot, tokens, all_logits=False):
             last = logits
@@ -128,6 +115,7 @@ class StreamingEngine:
 
     @torch.inference_mode()
     def score(self, slot: int, tokens: Sequence[int]) -> torch.Tensor:
+        """Feed tokens; log-probability [T] of each given those before it (nan for a session's first token)."""
         self._check(tokens)
         state = self._slots[slot]
         scores = []
@@ -140,6 +128,7 @@ class StreamingEngine:
 
     @torch.inference_mode()
     def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+        """Feed one token to each of several distinct slots in one step; logits [len(slots), vocab]."""
         self._check(tokens)
         if len(set(slots)) != len(slots) or len(slots) != len(tokens):
             raise TrtstreamError("decode takes distinct slots and one token for each")
@@ -179,12 +168,14 @@ class StreamingEngine:
                 raise TrtstreamError(f"token id {token} is outside the vocabulary of {self.model.vocab_size}")
 
     def export_state(self, slot: int) -> SessionState:
+        """A copy of the session, ``kv_cache`` included."""
         state = self._slots[slot]
         ids = [*state.sink_ids, *state.recent_ids]
         cache = self._backend.session_cache(slot).to("cpu", copy=True)
         return SessionState(state.window.sinks, state.position, ids, cache)
 
     def import_state(self, slot: int, state: SessionState) -> None:
+        """Put a session into ``slot``; a state without ``kv_cache`` is rebuilt from its ids."""
         sinks = min(state.sink_token_length, state.position)
         recent = state.token_ids[sinks:]
         ring_first = max(state.position - len(recent), state.sink_token_length)
@@ -203,6 +194,7 @@ class StreamingEngine:
             self.prefill(slot, recent)
 
     def begin_turn(self, slot: int) -> None:
+        """From here on keep what is overwritten, so that `rollback_turn` can restore this moment."""
         state = self._slots[slot]
         state.undo = Undo(
             state.position,
@@ -213,9 +205,11 @@ class StreamingEngine:
         )
 
     def commit_turn(self, slot: int) -> None:
+        """Forget the log that `begin_turn` started (a no-op without one)."""
         self._slots[slot].undo = None
 
     def rollback_turn(self, slot: int) -> None:
+        """Undo everything fed since `begin_turn`."""
         state = self._slots[slot]
         undo, state.undo = state.undo, None
         if undo is None:

@@ -52,7 +52,7 @@ class Executor(Protocol):
 
 
 class TensorrtBackend:
-    """See `trtstream.runtime.streaming_engine.Backend` for the methods.
+    """See `trtstream.runtime.backend.Backend` for the methods.
 
     A session's slot is its row of the batch, because a batch's caches are one tensor. So a decode step takes the
     smallest batch size that reaches the last of its slots; rows of sessions that sit it out write to the last slot of
