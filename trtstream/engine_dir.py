@@ -119,6 +119,14 @@ def verify_files(folder: Path, config: EngineConfig) -> None:
             raise TrtstreamError(f"{folder / name} is damaged (its SHA-256 is not config.json's); rebuild the engine")
 
 
+def link_or_copy(source: str, target: str) -> None:
+    """A copy function for `shutil.copytree` that takes no space where the file system has hard links."""
+    try:
+        os.link(os.path.realpath(source), target)  # what a symbolic link points to, not the link
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def directory_bytes(folder: Path) -> int:
     """Size of all files under ``folder``."""
     return sum(os.path.getsize(path) for path in folder.rglob("*") if path.is_file())

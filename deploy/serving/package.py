@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import string
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from trtstream.engine_dir import EngineConfig, directory_bytes, read_engine
+from trtstream.engine_dir import EngineConfig, directory_bytes, link_or_copy, read_engine
 from trtstream.errors import TrtstreamError
 
 TEMPLATE = Path(__file__).parents[2] / "model_repo" / "trtstream"
@@ -105,11 +104,3 @@ def model_names(repository: Path) -> list[str]:
                 f"{repository} is no Triton model repository: {folder.name} has no config.pbtxt; move it out of there"
             )
     return [folder.name for folder in folders]
-
-
-def link_or_copy(source: str, target: str) -> None:
-    """A copy function for `shutil.copytree` that takes no space where the file system has hard links."""
-    try:
-        os.link(os.path.realpath(source), target)  # what a symbolic link points to, not the link
-    except OSError:
-        shutil.copyfile(source, target)

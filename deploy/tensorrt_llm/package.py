@@ -8,8 +8,7 @@ import string
 from pathlib import Path
 from typing import Any
 
-from trtstream.deploy.serving.package import link_or_copy
-from trtstream.engine_dir import TOKENIZER, EngineConfig, new_directory
+from trtstream.engine_dir import TOKENIZER, EngineConfig, link_or_copy, new_directory
 from trtstream.errors import TrtstreamError
 
 TEMPLATES = Path(__file__).parents[2] / "model_repo" / "tensorrt_llm"

@@ -25,8 +25,8 @@ from tritonclient.utils import InferenceServerException
 
 from tests.checkpoints import write_checkpoint
 from tests.command_line import run_trtstream
-from tests.deploy.conftest import Server, serve_process
-from tests.deploy.test_service import Stream, ids, post, reason
+from tests.deploy.server import Server, serve_process
+from tests.deploy.serving.streams import Stream, ids, post, reason
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.cuda import build_cuda_engine
 from trtstream.cli import cli
@@ -34,6 +34,8 @@ from trtstream.deploy.serving.package import package_engine
 from trtstream.deploy.serving.tritonserver import find_tritonserver
 from trtstream.errors import TrtstreamError
 from trtstream.settings import BuildConfig
+
+pytestmark = pytest.mark.xdist_group("triton")
 
 Start = Callable[..., Server]
 

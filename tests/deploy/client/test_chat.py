@@ -15,6 +15,8 @@ from trtstream.deploy.client.chat import MAX_TOKENS, Conversation, SessionLostEr
 from trtstream.deploy.client.client import Client, new_session
 from trtstream.errors import TrtstreamError
 
+pytestmark = pytest.mark.xdist_group("triton")
+
 
 @pytest.fixture
 def client(server):

@@ -17,12 +17,14 @@ from tritonclient.utils import InferenceServerException
 
 import trtstream
 from tests.command_line import run_trtstream
-from tests.deploy.conftest import START_SECONDS, Server, serve_process
-from tests.deploy.tensorrt_llm import WINDOW, write_stand_in_repository
+from tests.deploy.server import START_SECONDS, Server, serve_process
+from tests.deploy.tensorrt_llm.engines import WINDOW, write_stand_in_repository
 from trtstream.deploy.client.client import Client, join
 from trtstream.deploy.client.connect import connect
 from trtstream.deploy.tensorrt_llm.client import RESENDS, TensorrtLlmClient
 from trtstream.errors import TrtstreamError
+
+pytestmark = pytest.mark.xdist_group("triton")
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 PROMPT = "The sun rises"

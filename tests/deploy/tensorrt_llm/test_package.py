@@ -11,12 +11,12 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-from tests.deploy.conftest import serve_process
-from tests.deploy.tensorrt_llm import WINDOW, write_engine, write_text_checkpoint
+from tests.deploy.server import serve_process
+from tests.deploy.tensorrt_llm.engines import WINDOW, write_engine, write_text_checkpoint
 from trtstream.deploy.serving.package import package_engine
 from trtstream.errors import TrtstreamError
 
-UPSTREAM = Path(__file__).parent / "tensorrt_llm_backend"
+UPSTREAM = Path(__file__).parent / "backend"
 MODELS = ["ensemble", "postprocessing", "preprocessing", "tensorrt_llm", "tensorrt_llm_bls"]
 RELEASES = ["0.10", "0.12", "0.17", "1.0"]
 ADDED = {"output_ids", "sequence_length"}  # by our ensemble and BLS model to what they answer

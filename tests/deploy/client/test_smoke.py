@@ -22,6 +22,8 @@ from trtstream.deploy.client.smoke import (
 )
 from trtstream.errors import TrtstreamError
 
+pytestmark = pytest.mark.xdist_group("triton")
+
 MODEL = ServedModel(inputs=INPUTS, outputs=OUTPUTS, decoupled=True, parameters={})
 
 

@@ -8,6 +8,8 @@ import pytest
 from trtstream.deploy.client.client import Client, Response, join, new_session
 from trtstream.errors import TrtstreamError
 
+pytestmark = pytest.mark.xdist_group("triton")
+
 ENDLESS = {"input_ids": [1, 2, 3], "max_tokens": 100_000, "ignore_eos": True, "stream": True}
 
 

@@ -6,16 +6,13 @@ import json
 from pathlib import Path
 
 from tests.checkpoints import write_checkpoint
+from tests.deploy.tokenizer import write_byte_tokenizer
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.cpu import build_cpu_engine
 from trtstream.build.tensorrt_llm.target import build_tensorrt_llm_engine
 from trtstream.deploy.serving.package import package_engine
 from trtstream.settings import BuildConfig
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 WINDOW = 64
 CPU_ENGINE_BEHIND_UPSTREAMS_NAMES = '''
 """In the place of TensorRT-LLM, which needs a GPU: an engine of the cpu target behind the same tensors."""
@@ -89,23 +86,8 @@ class Answer:
 def write_text_checkpoint(folder: Path) -> Path:
     """A random Llama with one token for each byte: most of what it says is no UTF-8."""
     checkpoint = write_checkpoint(folder, "llama-gqa", vocab_size=256)
-    write_byte_tokenizer(checkpoint)
+    write_byte_tokenizer(checkpoint, vocab_size=256)
     return checkpoint
-
-
-def write_byte_tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    characters = bytes_to_unicode()
-    vocab = {characters[byte]: byte for byte in range(256)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-    fast.chat_template = CHAT_TEMPLATE
-    fast.save_pretrained(folder)
 
 
 def write_engine(folder: Path, checkpoint: Path, version: str, *, world_size: int = 1, built: bool = True) -> Path:

@@ -1,0 +1,51 @@
+"""A real ``trtstream serve`` as a process on free ports."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+START_SECONDS = 60
+READY = re.compile(r"ready: grpc=(\S+) http=(\S+) metrics=(\S+) models=(\S+)\n")
+
+
+@dataclass
+class Server:
+    """A running ``trtstream serve``; its stderr goes to the file ``log``."""
+
+    process: subprocess.Popen[str]
+    log: Path
+    ready_line: str
+    grpc_url: str = field(init=False)
+    http_url: str = field(init=False)
+    metrics_url: str = field(init=False)
+    models: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        match = READY.fullmatch(self.ready_line)
+        assert match, f"not ready: {self.ready_line!r}\n{self.log.read_text()}"
+        self.grpc_url, self.http_url, self.metrics_url = match[1], match[2], match[3]
+        self.models = match[4].split(",")
+
+    def stop(self, *signals: signal.Signals) -> int:
+        """Send signals (default SIGTERM) and wait; returns the exit code."""
+        for number in signals or (signal.SIGTERM,):
+            self.process.send_signal(number)
+        return self.process.wait(START_SECONDS)
+
+
+def serve_process(source: Path, log: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
+    """Start ``trtstream serve`` on free ports, as a user would."""
+    ports = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
+    return subprocess.Popen(
+        [sys.executable, "-m", "trtstream", "serve", str(source), *ports, *options],
+        stdout=subprocess.PIPE,
+        stderr=log.open("w"),
+        text=True,
+        env={**os.environ, **environment},
+    )
