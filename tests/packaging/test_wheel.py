@@ -1,0 +1,147 @@
+"""The wheel is the project: nothing missing, nothing besides, and it works where there is no checkout."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from email import message_from_bytes
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import write_checkpoint
+from tests.packaging.conftest import ROOT, build_wheel
+
+# One worker builds the wheel for all of them.
+pytestmark = pytest.mark.xdist_group("packaging")
+
+ROOMS = ("build/", "plugins/", "deploy/", "model_repo/")
+
+IMPORT_EVERYTHING = """
+import importlib, json, pkgutil, sys
+import trtstream
+names = [module.name for module in pkgutil.walk_packages(trtstream.__path__, "trtstream.")]
+# Importing the last one runs it.
+modules = [trtstream, *(importlib.import_module(name) for name in names if name != "trtstream.__main__")]
+print(json.dumps([module.__file__ for module in modules]))
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel and this one's packages, but not its trtstream, which is the checkout.
+
+    The packages come as a folder on the path, in which .pth files, and so editable installs, have no effect.
+    """
+    environment = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    (site_packages(environment) / "packages.pth").write_text(sysconfig.get_path("purelib"))
+    python = environment / "bin" / "python"
+    install = ["--python", python, "install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", wheel]
+    subprocess.run([sys.executable, "-m", "pip", *install], check=True)
+    return environment
+
+
+def site_packages(environment: Path) -> Path:
+    return next((environment / "lib").glob("python*/site-packages"))
+
+
+def run_outside(environment: Path, folder: Path, program: str, *arguments: object, stdin: str = "") -> str:
+    """Run one of the environment's programs in a folder that is not the checkout; returns its stdout."""
+    command = [environment / "bin" / program, *map(str, arguments)]
+    run = subprocess.run(command, cwd=folder, env=outside(), input=stdin, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def outside() -> dict[str, str]:
+    """This process's environment variables without those that lead to the checkout."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path, project_files: list[str]) -> None:
+    links = {"trtstream/" + room.rstrip("/") for room in ROOMS}
+    expected = {"trtstream/" + name for name in project_files if name.startswith(ROOMS)}
+    expected |= {name for name in project_files if name.startswith("trtstream/")} - links
+    assert {name for name in contents(wheel) if ".dist-info/" not in name} == expected
+    kinds = {Path(name).suffix for name in expected} | {Path(name).name for name in expected}
+    assert {".py", ".cpp", ".pbtxt", "py.typed"} <= kinds
+
+
+def test_an_unpacked_sdist_builds_the_same_wheel(sdist: Path, wheel: Path, tmp_path: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = archive.getnames()
+        archive.extractall(tmp_path, filter="data")
+    assert not [name for name in names if "__pycache__" in name or name.split("/")[1:2] in (["tests"], ["benchmarks"])]
+    unpacked = tmp_path / names[0].split("/")[0]
+    assert contents(build_wheel(unpacked, tmp_path)) == contents(wheel)
+
+
+def test_the_metadata_names_what_an_index_shows(wheel: Path) -> None:
+    metadata = message_from_bytes(next(data for name, data in contents(wheel).items() if name.endswith("/METADATA")))
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert {"Homepage", "Changelog", "Issues"} <= {url.split(",")[0] for url in metadata.get_all("Project-URL", [])}
+    extras = {"client", "server", "gguf", "bench", "tensorrt-rtx", "tensorrt", "compare", "dev"}
+    assert set(metadata.get_all("Provides-Extra", [])) == extras
+
+
+def test_every_module_of_the_wheel_is_imported(environment: Path, wheel: Path, tmp_path: Path) -> None:
+    imported = run_outside(environment, tmp_path, "python", "-c", IMPORT_EVERYTHING)
+    modules = {
+        name for name in contents(wheel) if name.endswith(".py") and not name.startswith("trtstream/model_repo/")
+    }
+    where = site_packages(environment).resolve()
+    assert {str(where / name) for name in modules} == {*json.loads(imported), str(where / "trtstream/__main__.py")}
+
+
+def test_the_wheel_builds_inspects_and_packages(environment: Path, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", "llama-gqa")
+    build = ["build", checkpoint, "--output", "engine", "--target", "cpu", "--max-attention-window", 32]
+    run_outside(environment, tmp_path, "trtstream", *build)
+    assert "32" in run_outside(environment, tmp_path, "trtstream", "inspect", "engine")
+    run_outside(environment, tmp_path, "trtstream", "package", "engine", "--output", "repository")
+    assert (tmp_path / "repository/trtstream/config.pbtxt").is_file()
+    assert (tmp_path / "repository/trtstream/1/model.py").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_smollm2_is_served_from_the_wheel_alone(wheel: Path, smollm2_gguf: Path, tmp_path: Path) -> None:
+    """In a fresh environment that pip fills: what the extras name is all it takes."""
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    constraints = ROOT / "constraints.txt"
+    run_outside(environment, tmp_path, "pip", "install", "--quiet", "-c", constraints, f"{wheel}[server,gguf]")
+
+    build = ["build", smollm2_gguf, "--output", "engine", "--target", "cpu", "--max-attention-window", 512]
+    run_outside(environment, tmp_path, "trtstream", *build)
+    assert "512" in run_outside(environment, tmp_path, "trtstream", "inspect", "engine")
+    run_outside(environment, tmp_path, "trtstream", "package", "engine", "--output", "repository")
+    ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
+    serve = [environment / "bin" / "trtstream", "serve", "repository", *ports]
+    with (tmp_path / "server.log").open("w") as log:
+        server = subprocess.Popen(serve, cwd=tmp_path, env=outside(), stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        assert server.stdout is not None
+        ready = re.search(r"grpc=(\S+)", server.stdout.readline())
+        assert ready, (tmp_path / "server.log").read_text()
+        run_outside(environment, tmp_path, "trtstream", "smoke", "--url", ready[1])
+        question = "What is the capital of France?\n"
+        chat = run_outside(environment, tmp_path, "trtstream", "chat", "--url", ready[1], stdin=question)
+        assert "Paris" in chat
+    finally:
+        server.send_signal(signal.SIGTERM)
+        status = server.wait(90)
+    assert status == 0
