@@ -11,8 +11,9 @@ from trtstream.build.cuda import cuda_weights
 from trtstream.build.engine_weights import EngineWeights
 from trtstream.build.tensorrt.weights import tensorrt_weights
 from trtstream.build.tensorrt_llm.sharding import check_parallel_sizes, pieces
+from trtstream.plugins.kv_cache import cache_slots, kv_bytes_per_session
 from trtstream.plugins.tensorrt_library import LIBRARIES
-from trtstream.settings import DTYPE_BYTES, BuildConfig, cache_slots, kv_bytes_per_session
+from trtstream.settings import DTYPE_BYTES, BuildConfig
 
 
 @dataclass(frozen=True)

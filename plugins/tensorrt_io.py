@@ -4,7 +4,7 @@ One call feeds T tokens to each of B sessions (decode: T = 1; prefill: B = 1) an
 writes their keys and values to the caches first and attends after, so a ring has T - 1 spare slots or more, and one
 contiguous write must do: `chunk_lengths` says where a chunk has to be cut.
 
-Inputs, with C the slots of `trtstream.settings.cache_slots` and D = head_dim:
+Inputs, with C the slots of `trtstream.plugins.kv_cache.cache_slots` and D = head_dim:
 
 * ``tokens`` int32 [B, T]: token ids.
 * ``write_slots`` int32 [B]: the slot of each session's first token; the others follow it.
@@ -23,8 +23,9 @@ of ``keys.i`` and ``values.i``. The last slot of a cache is where sessions write
 from __future__ import annotations
 
 from trtstream.plugins.decode_plan import Step
+from trtstream.plugins.kv_cache import cache_slots
 from trtstream.plugins.window import Window
-from trtstream.settings import BuildConfig, ModelConfig, cache_slots
+from trtstream.settings import BuildConfig, ModelConfig
 
 TOKENS = "tokens"
 WRITE_SLOTS = "write_slots"

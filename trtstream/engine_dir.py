@@ -14,7 +14,8 @@ from typing import Any
 
 from trtstream.checksum import file_sha256
 from trtstream.errors import TrtstreamError
-from trtstream.settings import FORMAT_VERSION, BuildConfig, ModelConfig, kv_bytes_per_session
+from trtstream.plugins.kv_cache import kv_bytes_per_session
+from trtstream.settings import FORMAT_VERSION, BuildConfig, ModelConfig
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer"

@@ -5,7 +5,6 @@ Both are stored in an engine's ``config.json``, so their field names are the key
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -184,29 +183,6 @@ class BuildConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BuildConfig:
         return cls(**_known_fields(cls, values))
-
-
-def spare_slots(model: ModelConfig, build: BuildConfig, target: str) -> int:
-    """Ring slots beyond R: T - 1 or more where a chunk of up to T tokens overwrites others before it attends."""
-    if not TARGETS[target].writes_first:
-        return 0
-    return cache_slots(model, build, target) - build.max_attention_window - 1
-
-
-def cache_slots(model: ModelConfig, build: BuildConfig, target: str) -> int:
-    """Slots of a session's cache: S_max for sinks, the ring's, and where idle sessions write too, one for that."""
-    if not TARGETS[target].writes_first:
-        return build.max_attention_window
-    # TensorRT takes addresses that are multiples of 256 bytes, and a call may begin at any session's cache.
-    bytes_per_slot = model.num_key_value_heads * model.head_dim * DTYPE_BYTES[build.dtype]
-    multiple = 256 // math.gcd(256, bytes_per_slot)
-    return math.ceil((build.max_attention_window + build.max_num_tokens) / multiple) * multiple
-
-
-def kv_bytes_per_session(model: ModelConfig, build: BuildConfig, target: str) -> int:
-    """Bytes of KV cache that one session owns, whatever the length of its conversation."""
-    values = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim
-    return values * cache_slots(model, build, target) * DTYPE_BYTES[build.dtype]
 
 
 def _known_fields(cls: type, values: dict[str, Any]) -> dict[str, Any]:

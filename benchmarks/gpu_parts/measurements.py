@@ -9,9 +9,10 @@ import torch
 from machine import gpu, machine
 
 from trtstream.plugins.decode_plan import Step, plan_step
+from trtstream.plugins.kv_cache import kv_bytes_per_session
 from trtstream.plugins.positions import PositionEncoding
 from trtstream.plugins.window import Window
-from trtstream.settings import BuildConfig, ModelConfig, kv_bytes_per_session
+from trtstream.settings import BuildConfig, ModelConfig
 
 from .bench import FAR, Bench, Row, goal
 from .engines import (

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from trtstream.plugins.kv_cache import kv_bytes_per_session
 from trtstream.plugins.quantized_weight import quantize
 from trtstream.runtime.decoder import DecoderWeights, collect_weights
-from trtstream.settings import DTYPE_BYTES, BuildConfig, ModelConfig, RopeConfig, kv_bytes_per_session
+from trtstream.settings import DTYPE_BYTES, BuildConfig, ModelConfig, RopeConfig
 
 
 def llama(

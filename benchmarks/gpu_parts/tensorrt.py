@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import product
 
+from trtstream.plugins.kv_cache import kv_bytes_per_session
 from trtstream.runtime.streaming_engine import StreamingEngine
-from trtstream.settings import BuildConfig, ModelConfig, kv_bytes_per_session
+from trtstream.settings import BuildConfig, ModelConfig
 
 from .bench import Bench, CheckFailed, Row
 from .correctness import engine_checks

@@ -19,8 +19,9 @@ import torch
 
 from trtstream.build.tensorrt.layers import Layers, Rotation, Tensor
 from trtstream.plugins import tensorrt_io as io
+from trtstream.plugins.kv_cache import cache_slots
 from trtstream.plugins.positions import PositionEncoding
-from trtstream.settings import BuildConfig, ModelConfig, cache_slots
+from trtstream.settings import BuildConfig, ModelConfig
 
 # Finite, so that a row that sees nothing (its session sits this step out) has no NaN; float16 holds it.
 MASKED = -30000.0

@@ -15,10 +15,11 @@ from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.tensorrt.network import define_network
 from trtstream.plugins import tensorrt_io as io
 from trtstream.plugins.decode_plan import Step, step_rotation
+from trtstream.plugins.kv_cache import cache_slots, spare_slots
 from trtstream.plugins.positions import PositionEncoding
 from trtstream.plugins.tensorrt_library import new_logger
 from trtstream.plugins.window import Window
-from trtstream.settings import BuildConfig, ModelConfig, cache_slots, spare_slots
+from trtstream.settings import BuildConfig, ModelConfig
 
 TARGET = "tensorrt-rtx"
 RING, MAX_SINKS = 8, 4

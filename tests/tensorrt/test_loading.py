@@ -15,8 +15,9 @@ from trtstream.build.tensorrt.engine import build_tensorrt_engine
 from trtstream.engine_dir import ENGINE, read_engine
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.cuda_device import why_no_gpu
+from trtstream.plugins.kv_cache import kv_bytes_per_session
 from trtstream.runtime.loading import check_memory, load_engine
-from trtstream.settings import BuildConfig, kv_bytes_per_session
+from trtstream.settings import BuildConfig
 
 no_gpu = pytest.mark.skipif(why_no_gpu() is None, reason="this machine has a GPU")
 

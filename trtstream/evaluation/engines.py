@@ -15,6 +15,7 @@ from trtstream.build.checkpoint import Checkpoint, open_checkpoint
 from trtstream.engine_dir import CONFIG, TOKENIZER, read_engine
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.cuda_device import why_no_cuda
+from trtstream.plugins.kv_cache import kv_bytes_per_session
 from trtstream.progress import progress_bar
 from trtstream.runtime.cpu import CpuBackend
 from trtstream.runtime.cuda import CudaBackend
@@ -22,7 +23,7 @@ from trtstream.runtime.decoder import DecoderWeights, collect_weights
 from trtstream.runtime.llm import load_tokenizer
 from trtstream.runtime.loading import free_memory, load_engine
 from trtstream.runtime.streaming_engine import StreamingEngine
-from trtstream.settings import DTYPE_BYTES, TARGETS, BuildConfig, ModelConfig, kv_bytes_per_session
+from trtstream.settings import DTYPE_BYTES, TARGETS, BuildConfig, ModelConfig
 
 CHUNK = 256  # tokens of a prefill chunk
 

@@ -9,9 +9,9 @@ import torch
 from trtstream.plugins.chunk_attention import chunk_attention, plan_chunk
 from trtstream.plugins.cpu_kernel import DecodeKernel
 from trtstream.plugins.decode_plan import Step, plan_step
+from trtstream.plugins.kv_cache import new_cache
 from trtstream.plugins.positions import PositionEncoding
 from trtstream.runtime.decoder import Attention, DecoderWeights, decode_layers, logits
-from trtstream.runtime.streaming_engine import new_cache
 from trtstream.settings import BuildConfig, ModelConfig
 
 
@@ -31,7 +31,7 @@ class CpuBackend:
         self._kernel = kernel
         self._positions = PositionEncoding.of(model)
         # Zeroed once more, which touches it: memory that is short shows at load.
-        self._cache = new_cache(model, build, torch.device("cpu")).zero_()
+        self._cache = new_cache(model, build, "cpu", torch.device("cpu")).zero_()
 
     def decode(self, steps: Sequence[Step], tokens: Sequence[int]) -> torch.Tensor:
         plan = plan_step(self._positions, steps)

@@ -15,12 +15,12 @@ from torch import nn
 
 from trtstream.plugins import cuda_ops
 from trtstream.plugins.decode_plan import Row, Step, step_rotation
+from trtstream.plugins.kv_cache import new_cache
 from trtstream.plugins.positions import PositionEncoding
 from trtstream.plugins.window import Window
 from trtstream.progress import Progress
 from trtstream.runtime.batch_steps import batch_steps, host_tensor
 from trtstream.runtime.decoder import DecoderWeights, decode_layers, logits
-from trtstream.runtime.streaming_engine import new_cache
 from trtstream.settings import BuildConfig, ModelConfig
 
 PADDING = Row(slot=-1, write=0, num_sinks=0, ring_count=0, newest=0, cache_position=0)
@@ -71,7 +71,7 @@ class CudaBackend:
         self._device = device
         self._positions = PositionEncoding.of(model).to(device)
         self._max_sinks = build.max_sink_token_length
-        self._cache = new_cache(model, build, device)
+        self._cache = new_cache(model, build, "cuda", device)
         self._warm_up(build)
         step = DecodeStep(model, weights, self._positions, self._cache, self._max_sinks)
         self._steps = batch_steps(build.max_batch_size, _padding, partial(_bind, step), device, progress)

@@ -18,23 +18,6 @@ from trtstream.runtime.undo_log import UndoLog
 from trtstream.settings import BuildConfig, ModelConfig
 
 
-def new_cache(model: ModelConfig, build: BuildConfig, device: torch.device) -> torch.Tensor:
-    """An empty cache for all sessions: [sessions, layers, 2, kv_heads, window, head_dim].
-
-    A session in it is contiguous, so that exporting one is one copy.
-    """
-    return torch.zeros(
-        build.max_batch_size,
-        model.num_hidden_layers,
-        2,
-        model.num_key_value_heads,
-        build.max_attention_window,
-        model.head_dim,
-        dtype=getattr(torch, build.dtype),
-        device=device,
-    )
-
-
 @dataclass
 class Slot:
     """One session's place: where it stands, and the ids that its cache can be rebuilt from."""

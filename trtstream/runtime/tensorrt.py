@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 
 from trtstream.plugins.decode_plan import Step, step_rotation
+from trtstream.plugins.kv_cache import cache_slots, new_cache, spare_slots
 from trtstream.plugins.positions import PositionEncoding
 from trtstream.plugins.tensorrt_io import (
     DECODE,
@@ -33,7 +34,7 @@ from trtstream.plugins.tensorrt_io import (
 from trtstream.plugins.window import Window
 from trtstream.progress import Progress
 from trtstream.runtime.batch_steps import Run, batch_steps, host_tensor
-from trtstream.settings import BuildConfig, ModelConfig, cache_slots, spare_slots
+from trtstream.settings import BuildConfig, ModelConfig
 
 Call = Callable[[Mapping[str, torch.Tensor]], None]
 """Runs the network on its inputs and its output ``logits``, by name; what it updates are the caches themselves."""
@@ -73,18 +74,7 @@ class TensorrtBackend:
         self._device = device = executor.device
         self._positions = PositionEncoding.of(model).to(device)
         self._scratch_slot = cache_slots(model, build, target) - 1
-        # [layers, 2, sessions, kv_heads, slots, head_dim]: what a layer takes of one or of the first B sessions is
-        # contiguous, and is bound as it is.
-        self._cache = torch.zeros(
-            model.num_hidden_layers,
-            2,
-            build.max_batch_size,
-            model.num_key_value_heads,
-            cache_slots(model, build, target),
-            model.head_dim,
-            dtype=getattr(torch, build.dtype),
-            device=device,
-        )
+        self._cache = new_cache(model, build, target, device)
         self._executor = executor
         self._calls = {profile: executor.new_call(profile) for profile in (PREFILL, SCORE)}
         self._warm_up(build)
@@ -114,7 +104,7 @@ class TensorrtBackend:
         return torch.cat(pieces)
 
     def session_cache(self, slot: int) -> torch.Tensor:
-        return self._cache[:, :, slot]
+        return self._cache[slot]
 
     def _clear_if_new(self, step: Step) -> None:
         """Zero the cache of a session that begins.
@@ -138,7 +128,7 @@ class TensorrtBackend:
         call = self._executor.new_call(DECODE)
         logits = torch.empty(size, self._model.vocab_size, device=self._device)
         rows = torch.arange(size, dtype=torch.int32, device=self._device)
-        scratch = self._cache[:, :, :size, :, self._scratch_slot]
+        scratch = self._cache[:size, ..., self._scratch_slot, :]
 
         def run() -> torch.Tensor:
             call(self._tensors(inputs, slice(size), rows, logits))
@@ -171,8 +161,8 @@ class TensorrtBackend:
         self, values: torch.Tensor, sessions: slice, logits_rows: torch.Tensor, logits: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """The network's tensors by name, of the ``values`` (int64) of some ``sessions``."""
-        caches = self._cache[:, :, sessions]
-        batch = caches.shape[2]
+        caches = self._cache[sessions]
+        batch = len(caches)
         of_tokens = values[: -4 * batch].view(batch, -1, 4)
         of_sessions = values[-4 * batch :].view(batch, 4)
         integers = {
@@ -187,7 +177,7 @@ class TensorrtBackend:
         if self._positions.slopes is None:
             rotation = step_rotation(self._positions, of_tokens[..., 1:3].flatten(0, 1))
             tensors[ROTATION] = rotation.unflatten(0, (batch, -1))
-        for names, pair in zip(cache_names(self._model), caches, strict=True):
+        for names, pair in zip(cache_names(self._model), caches.movedim(0, 2), strict=True):
             tensors |= zip(names, pair, strict=True)
         return {**tensors, LOGITS_ROWS: logits_rows, LOGITS: logits}
 
