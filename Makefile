@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Processes that share the tests; each computes in one thread.
+WORKERS ?= 2
 
 .PHONY: install quickstart test lint style imports types clean
 
@@ -20,7 +22,7 @@ quickstart: install
 	$(BIN)/trtstream quickstart
 
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 lint: style
 

@@ -1,3 +1,5 @@
+"""What holds for all tests: how they share the processors, and what is fetched once for them."""
+
 from __future__ import annotations
 
 import os
@@ -5,8 +7,14 @@ import signal
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
 
+from tests.workers import ByModule
 from trtstream.samples.smollm2 import fetch_smollm2
+
+# Tests share the processors with those of pytest-xdist's other workers, and their tensors are too small for threads.
+# Before torch is imported, which reads it once; processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The Triton language decides at its first import whether kernels run in its interpreter, and torch may import it any
 # time, so that happens here. Engines on the CPU go on computing the kernels' definition, which is faster.
@@ -15,6 +23,11 @@ import trtstream.plugins.cuda_decode
 import trtstream.plugins.cuda_prefill  # noqa: F401
 
 del os.environ["TRITON_INTERPRET"]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByModule:
+    return ByModule(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -133,6 +134,23 @@ def test_sessions_of_one_step_do_not_touch_each_other(libraries: Path) -> None:
     expected = torch.stack((attention.reference(old)[60:], attention.reference(young)), dim=1)
     assert (torch.stack(found) - expected).abs().max() < 2e-5
     assert attention.cache[1].abs().max() == 0
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_share_a_step(threads: int, libraries: Path) -> None:
+    """Of the kernel's OpenMP, which the tests' environment gives one."""
+    openmp = ctypes.CDLL("libgomp.so.1")
+    before = openmp.omp_get_max_threads()
+    attention = Attention(LAYOUTS["gqa"], 4, 4, 600, libraries)
+    qkv = attention.qkv(1300)
+    attention.chunks(qkv[:1200], 100, slot=0)
+    attention.chunks(qkv[:1200], 100, slot=2)
+    openmp.omp_set_num_threads(threads)
+    try:
+        found = torch.stack([attention.step([(2, t, qkv[t]), (0, t, qkv[t])]) for t in range(1200, 1300)])
+    finally:
+        openmp.omp_set_num_threads(before)
+    assert (found - attention.reference(qkv)[1200:, None]).abs().max() < 2e-5
 
 
 def test_bfloat16_within_its_own_error(libraries: Path) -> None:

@@ -27,6 +27,7 @@ def outputs_of(page: str, folder: Path, cache: Path) -> list[str]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "TRTSTREAM_CACHE": str(cache),
     }
+    del environment["OMP_NUM_THREADS"]  # a reader has set nothing
     outputs = []
     for language, code in blocks(page):
         command = ["bash", "-euc", code] if language == "bash" else [sys.executable, "-c", code]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -16,9 +17,10 @@ from trtstream.errors import TrtstreamError
 @pytest.mark.slow
 def test_quickstart_serves_until_it_is_stopped(smollm2_gguf: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "trtstream", "quickstart", "--keep-running"]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # as a user has it
     stdout, stderr = tmp_path / "stdout", tmp_path / "stderr"
     with stdout.open("w") as out, stderr.open("w") as err:
-        run = subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=err)
+        run = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=out, stderr=err)
     try:
         while run.poll() is None and "Ctrl-C stops it" not in stderr.read_text():
             try:

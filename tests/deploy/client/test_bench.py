@@ -12,7 +12,7 @@ from trtstream.deploy.client.bench import Level, Load
 from trtstream.deploy.client.bench_plot import save_plot
 from trtstream.deploy.client.metrics import TurnTiming, distribution, summarize
 
-pytestmark = pytest.mark.xdist_group("triton")
+pytestmark = pytest.mark.triton
 
 SMALL = ("--requests", 4, "--input-tokens", 8, "--output-tokens", 5)
 

@@ -15,7 +15,7 @@ from trtstream.deploy.client.chat import MAX_TOKENS, Conversation, SessionLostEr
 from trtstream.deploy.client.client import Client, new_session
 from trtstream.errors import TrtstreamError
 
-pytestmark = pytest.mark.xdist_group("triton")
+pytestmark = pytest.mark.triton
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from trtstream.deploy.client.client import Client, Response, join, new_session
 from trtstream.errors import TrtstreamError
 
-pytestmark = pytest.mark.xdist_group("triton")
+pytestmark = pytest.mark.triton
 
 ENDLESS = {"input_ids": [1, 2, 3], "max_tokens": 100_000, "ignore_eos": True, "stream": True}
 

@@ -22,7 +22,7 @@ from trtstream.deploy.client.smoke import (
 )
 from trtstream.errors import TrtstreamError
 
-pytestmark = pytest.mark.xdist_group("triton")
+pytestmark = pytest.mark.triton
 
 MODEL = ServedModel(inputs=INPUTS, outputs=OUTPUTS, decoupled=True, parameters={})
 

@@ -35,7 +35,7 @@ from trtstream.deploy.serving.tritonserver import find_tritonserver
 from trtstream.errors import TrtstreamError
 from trtstream.settings import BuildConfig
 
-pytestmark = pytest.mark.xdist_group("triton")
+pytestmark = pytest.mark.triton
 
 Start = Callable[..., Server]
 

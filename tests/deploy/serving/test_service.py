@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.deploy.serving.streams import MODEL, Stream, ids, number, post, reason, text
 
-pytestmark = pytest.mark.xdist_group("triton")
+pytestmark = pytest.mark.triton
 
 
 @pytest.fixture

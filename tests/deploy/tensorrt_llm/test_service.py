@@ -24,7 +24,7 @@ from trtstream.deploy.client.connect import connect
 from trtstream.deploy.tensorrt_llm.client import RESENDS, TensorrtLlmClient
 from trtstream.errors import TrtstreamError
 
-pytestmark = pytest.mark.xdist_group("triton")
+pytestmark = pytest.mark.triton
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 PROMPT = "The sun rises"
