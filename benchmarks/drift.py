@@ -3,7 +3,7 @@
 Takes the losses of a long ``trtstream eval --losses FOLDER`` run, starts a new session a little before each of several
 places of the same text, and compares the losses of both on the same tokens:
 
-    python benchmarks/drift.py CHECKPOINT --text FILE --losses FOLDER/streaming.f32 --json benchmarks/results/drift.json
+    python -m benchmarks.drift CHECKPOINT --text FILE --losses FOLDER/streaming.f32 --json benchmarks/results/drift.json
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Feeds one session many tokens and watches resident memory; then steps it in turn with a young session (A B A B ...) and
 compares the medians. Writes JSON and prints a summary:
 
-    python benchmarks/flatness.py ENGINE --tokens 200000 --json benchmarks/results/flatness.json
+    python -m benchmarks.flatness ENGINE --tokens 200000 --json benchmarks/results/flatness.json
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from machine import machine
-
+from trtstream.machine import machine
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.streaming_engine import StreamingEngine
 

@@ -1,6 +1,6 @@
 """Registers, shared memory and stack of the cuda target's kernels as machine code, for GPUs that need not be here.
 
-    python benchmarks/kernel_resources.py [--json FILE] [--arch 80 --arch 90 ...]
+    python -m benchmarks.kernel_resources [--json FILE] [--arch 80 --arch 90 ...]
 
 Compiles each kernel for each compute capability, model and number format exactly as the runtime launches it, and prints
 a table. A stack is where spilled registers go: there should be none. Needs torch and triton; nothing is run.

@@ -1,6 +1,6 @@
 """Writes docs/results.md from the JSON files in benchmarks/results/:
 
-    python benchmarks/report.py
+    python -m benchmarks.report
 
 The same files give the same document, byte for byte. Each section names the command that makes its JSON and picture.
 """
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import paper
-from compare_parts import findings
+from benchmarks import paper
+from benchmarks.compare import findings
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -33,7 +33,7 @@ Values = dict[str, Any]
 HEAD = f"""\
 # Results
 
-Written by `python benchmarks/report.py` from the JSON files in [benchmarks/results](../benchmarks/results); each
+Written by `python -m benchmarks.report` from the JSON files in [benchmarks/results](../benchmarks/results); each
 section says what makes its own. The engine is that of the `cpu` target, and in the commands
 
 ```text
@@ -207,7 +207,7 @@ def paper_latency() -> list[str]:
         "## Decode latency: the paper's",
         "",
         "Milliseconds per token on one NVIDIA A6000 with Hugging Face Transformers (its Figure 10). What trtstream "
-        "takes on a GPU, beside recompute, is for `benchmarks/gpu.py` to say: unverified.",
+        "takes on a GPU, beside recompute, is for `python -m benchmarks.gpu` to say: unverified.",
         "",
         *table(("window", *names), rows),
     ]
@@ -269,7 +269,7 @@ SECTIONS = (
     Section(
         "drift",
         "Does age harm a session?",
-        'python benchmarks/drift.py "$SMOLLM2" --text "$KING_JAMES" --losses losses/streaming.f32',
+        'python -m benchmarks.drift "$SMOLLM2" --text "$KING_JAMES" --losses losses/streaming.f32',
         drift,
         has_picture=False,
     ),
@@ -282,14 +282,14 @@ SECTIONS = (
     Section(
         "flatness",
         "Constant memory, constant latency",
-        "python benchmarks/flatness.py ENGINE --tokens 200000",
+        "python -m benchmarks.flatness ENGINE --tokens 200000",
         flatness,
         has_picture=False,
     ),
     Section(
         "compare",
         "Beside its peers",
-        f'python benchmarks/compare.py "$SMOLLM2" --text {GPL}',
+        f'python -m benchmarks.compare "$SMOLLM2" --text {GPL}',
         compare,
     ),
 )

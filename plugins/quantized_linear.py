@@ -2,7 +2,7 @@
 
 torch's own products do not serve: on CUDA ``_weight_int8pack_mm`` computes each output in one thread, in float32 and
 without coalescing (slower than 16 bits; see pytorch/pytorch pull request 190529), and ``_weight_int4pack_mm`` takes
-bfloat16 only. No GPU has compared them yet: ``benchmarks/gpu.py --parts products`` does.
+bfloat16 only. No GPU has compared them yet: ``python -m benchmarks.gpu --parts products`` does.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 try:
     __version__ = version("trtstream")
-except PackageNotFoundError:  # sources that were not installed, as benchmarks/gpu.py takes them
+except PackageNotFoundError:  # sources that were not installed, as `python -m benchmarks.gpu` takes them
     __version__ = "unknown"
 
 

@@ -1,4 +1,4 @@
-"""benchmarks/compare.py on a tiny model: who takes part, what they predict, and what the document makes of it."""
+"""benchmarks.compare on a tiny model: who takes part, what they predict, and what the document makes of it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,18 @@ from typing import Any
 
 import pytest
 
+from benchmarks import report
+from benchmarks.compare import findings, gguf_formats
+from benchmarks.compare.peer import Peer
 from tests.checkpoints import write_checkpoint
 
 ROOT = Path(__file__).parent.parent.parent
-SCRIPT = ROOT / "benchmarks" / "compare.py"
-sys.path.insert(0, str(SCRIPT.parent))  # as Python does for a script
-
-import report  # noqa: E402
-from compare_parts import findings, gguf_formats  # noqa: E402
-from compare_parts.peer import Peer  # noqa: E402
-
 WINDOW = 32
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmarks.compare", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +111,7 @@ def test_a_contestant_that_dies_is_out_and_says_why() -> None:
 
 def test_a_contestant_that_cannot_be_made_is_out_and_says_why() -> None:
     settings = {"kind": "rotation", "checkpoint": "/nowhere/model.gguf", "build": None}
-    peer = Peer("compare_parts.contestants:make", settings, [], threads=1)
+    peer = Peer("benchmarks.compare.contestants:make", settings, [], threads=1)
     assert peer.wait() is None
     assert peer.failure.startswith("/nowhere/model.gguf does not exist")
     peer.close()
@@ -150,7 +147,7 @@ def header_and_embedding(path: Path) -> int:
         (("--peers", "recompute,vllm"), 2, "'vllm' is none of recompute, rotation, llama.cpp"),
         (("--json", "/nowhere/compare.json"), 2, "the folder /nowhere does not exist"),
         (("--max-attention-window", 16, "--sink-token-length", 16), 1, "no room for recent tokens"),
-        (("--text", SCRIPT, "--json", "{folder}/x.json", "--plot", "{folder}/x.png"), 1, "has no tokenizer"),
+        (("--text", __file__, "--json", "{folder}/x.json", "--plot", "{folder}/x.png"), 1, "has no tokenizer"),
     ],
 )
 def test_bad_usage_is_one_line(arguments: tuple[object, ...], status: int, message: str, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py without a GPU: all of its parts on the CPU with tiny models, and the methods it compares with."""
+"""benchmarks.gpu without a GPU: all of its parts on the CPU with tiny models, and the methods it compares with."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ import os
 import shutil
 import subprocess
 import sys
+import venv
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tensorrt_rtx
 import torch
+from packaging.requirements import Requirement
+
+from benchmarks import baselines, models
+from benchmarks.gpu import __main__ as script
+from benchmarks.gpu import engines, measurements, tensorrt
+from benchmarks.gpu.bench import TINY, WORKSPACE, Bench, Row
+from benchmarks.gpu.correctness import engine_checks
+from benchmarks.gpu.report import markdown, table
+from benchmarks.gpu.tensorrt_engines import RandomCheckpoint
+from tests.tensorrt.interpreted_engine import interpreted_engine
+from trtstream.runtime.streaming_engine import StreamingEngine
+from trtstream.settings import BuildConfig, ModelConfig
 
 ROOT = Path(__file__).parent.parent.parent
-SCRIPT = ROOT / "benchmarks" / "gpu.py"
-sys.path.insert(0, str(SCRIPT.parent))  # as Python does for a script
-
-import gpu as script  # noqa: E402
-from gpu_parts import baselines, engines, measurements, models, tensorrt  # noqa: E402
-from gpu_parts.bench import TINY, WORKSPACE, Bench, Row  # noqa: E402
-from gpu_parts.correctness import engine_checks  # noqa: E402
-from gpu_parts.report import markdown, table  # noqa: E402
-from gpu_parts.tensorrt_engines import RandomCheckpoint  # noqa: E402
-
-from tests.tensorrt.interpreted_engine import interpreted_engine  # noqa: E402
-from trtstream.runtime.streaming_engine import StreamingEngine  # noqa: E402
-from trtstream.settings import BuildConfig, ModelConfig  # noqa: E402
 
 CPU = torch.device("cpu")
 COLUMNS = {
@@ -51,7 +52,7 @@ COLUMNS = {
 
 
 def run(monkeypatch: pytest.MonkeyPatch, path: Path, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--device", "cpu", "--tiny", "--json", str(path), *arguments])
+    monkeypatch.setattr(sys, "argv", ["gpu", "--device", "cpu", "--tiny", "--json", str(path), *arguments])
     return script.main()
 
 
@@ -61,10 +62,10 @@ def parts_of(path: Path) -> dict[str, Any]:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_it_says_what_is_missing() -> None:
-    done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == script.NO_GPU
     assert done.stdout == ""
-    assert done.stderr.startswith("benchmarks/gpu.py needs an NVIDIA GPU: ")
+    assert done.stderr.startswith("benchmarks.gpu needs an NVIDIA GPU: ")
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -125,29 +126,35 @@ def test_results_of_another_device_are_left_alone(tmp_path: Path, monkeypatch: p
         run(monkeypatch, path)
 
 
+def python_with_torch_alone(folder: Path) -> Path:
+    """The interpreter of an environment that holds torch, Triton, what these require, and no other package."""
+    venv.create(folder, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    wanted, held = ["torch", "triton"], set()
+    while wanted:
+        package = wanted.pop()
+        if package in held:
+            continue
+        held.add(package)
+        for name in {file.parts[0] for file in metadata.files(package) or ()} - {"..", "__pycache__"}:
+            if not (packages / name).exists():
+                (packages / name).symlink_to(metadata.distribution(package).locate_file(name))
+        requirements = map(Requirement, metadata.requires(package) or ())
+        wanted += [each.name for each in requirements if each.marker is None or each.marker.evaluate({"extra": ""})]
+    return folder / "bin" / "python"
+
+
 def test_sources_alone_are_enough(tmp_path: Path) -> None:
-    """Neither an installation of trtstream nor any package but torch: all others are hidden."""
+    """A bare checkout, in an environment without trtstream and any package but torch, called from elsewhere."""
     ignored = shutil.ignore_patterns("__pycache__", "results")
-    for room in ("benchmarks", "build", "plugins", "trtstream"):
-        shutil.copytree(ROOT / room, tmp_path / "sources" / room, ignore=ignored)
-    hidden = ["click", "gguf", "jinja2", "matplotlib", "numpy", "rich", "safetensors", "tensorrt", "tensorrt_rtx"]
-    hidden += ["tokenizers", "transformers"]
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sys, importlib.metadata as metadata\n"
-        f"sys.modules.update(dict.fromkeys({hidden}))\n"
-        "sys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in str(finder)]\n"
-        "find = metadata.Distribution.from_name.__func__\n"
-        "def from_name(cls, name):\n"
-        "    if name == 'trtstream':\n"
-        "        raise metadata.PackageNotFoundError(name)\n"
-        "    return find(cls, name)\n"
-        "metadata.Distribution.from_name = classmethod(from_name)\n"
-    )
+    for room in ("benchmarks", "build", "deploy", "model_repo", "plugins", "trtstream"):
+        shutil.copytree(ROOT / room, tmp_path / "sources" / room, ignore=ignored, symlinks=True)
     path, parts = tmp_path / "results.json", "methods,tensorrt"
+    python, options = python_with_torch_alone(tmp_path / "torch"), ["--device=cpu", "--tiny", f"--json={path}"]
     done = subprocess.run(
-        [sys.executable, "sources/benchmarks/gpu.py", "--device=cpu", "--tiny", f"--json={path}", f"--parts={parts}"],
+        [python, "-m", "benchmarks.gpu", *options, f"--parts={parts}"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": "sources"},
         capture_output=True,
         text=True,
     )

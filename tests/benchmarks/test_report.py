@@ -1,18 +1,13 @@
-"""docs/results.md is what benchmarks/report.py makes of the committed JSON files."""
+"""docs/results.md is what benchmarks.report makes of the committed JSON files."""
 
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))  # as Python does for a script
-
-import paper  # noqa: E402
-import report  # noqa: E402
+from benchmarks import paper, report
 
 
 def test_the_document_is_made_of_the_files_byte_for_byte() -> None:

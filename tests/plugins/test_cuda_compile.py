@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kernel_resources.py"
+ROOT = Path(__file__).parents[2]
 SHARED_MEMORY_LIMIT = {80: 166_912, 90: 232_448, 120: 101_376}  # bytes a block
 
 
@@ -26,8 +26,10 @@ SHARED_MEMORY_LIMIT = {80: 166_912, 90: 232_448, 120: 101_376}  # bytes a block
 def test_kernels_fit_the_gpu_and_spill_nothing(capability: int, model: str, dtype: str, tmp_path: Path) -> None:
     """In a process of its own: this one has the Triton language's interpreter in its place."""
     output = tmp_path / "resources.json"
+    command = [sys.executable, "-m", "benchmarks.kernel_resources", "--arch", str(capability)]
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--arch", str(capability), "--model", model, "--dtype", dtype, "--json", output],
+        [*command, "--model", model, "--dtype", dtype, "--json", output],
+        cwd=ROOT,
         env=os.environ | {"TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,

@@ -6,16 +6,9 @@ import statistics
 from collections.abc import Iterator
 
 import torch
-from machine import gpu, machine
 
-from trtstream.plugins.decode_plan import Step, plan_step
-from trtstream.plugins.kv_cache import kv_bytes_per_session
-from trtstream.plugins.positions import PositionEncoding
-from trtstream.plugins.window import Window
-from trtstream.settings import BuildConfig, ModelConfig
-
-from .bench import FAR, Bench, Row, goal
-from .engines import (
+from benchmarks.gpu.bench import FAR, Bench, Row, goal
+from benchmarks.gpu.engines import (
     captured,
     decode_on_device,
     does_not_fit,
@@ -24,8 +17,14 @@ from .engines import (
     loaded_models,
     place_session,
 )
-from .models import step_bytes, weight_bytes
-from .timing import device_milliseconds, end_to_end_milliseconds, in_turn, summary
+from benchmarks.machine import gpu, machine
+from benchmarks.models import step_bytes, weight_bytes
+from benchmarks.timing import device_milliseconds, end_to_end_milliseconds, in_turn, summary
+from trtstream.plugins.decode_plan import Step, plan_step
+from trtstream.plugins.kv_cache import kv_bytes_per_session
+from trtstream.plugins.positions import PositionEncoding
+from trtstream.plugins.window import Window
+from trtstream.settings import BuildConfig, ModelConfig
 
 FLOOR_GOAL = 1.25  # times the floor
 FLATNESS_GOAL = 0.05

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .bench import Row
+from benchmarks.gpu.bench import Row
 
 GOAL_COLUMNS = ("model", "window", "method", "goal", "met")
 

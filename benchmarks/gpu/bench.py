@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.models import FALCON_7B, LLAMA_2_7B, SMOLLM2, TINY_FALCON, TINY_LLAMA, TINYLLAMA
+from benchmarks.timing import bandwidths
 from trtstream.settings import BuildConfig, ModelConfig
-
-from .models import FALCON_7B, LLAMA_2_7B, SMOLLM2, TINY_FALCON, TINY_LLAMA, TINYLLAMA
-from .timing import bandwidths
 
 Row = dict[str, Any]
 """One measurement: flat, JSON's types, every figure's unit in its name (``ms``: median milliseconds)."""

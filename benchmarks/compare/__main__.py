@@ -3,7 +3,7 @@
 Steps all contestants in turn, each in a process of its own, past the window and along the same text, so that what
 is timed is also checked: every table says by how much a contestant's predictions differ from this engine's.
 
-    python benchmarks/compare.py CHECKPOINT --text FILE
+    python -m benchmarks.compare CHECKPOINT --text FILE
 
 Peers: recompute (a dense pass over the last W tokens for each token, on transformers), the paper's method (the whole
 cache rotated at each step; our own few lines of torch), and llama.cpp where llama-cpp-python is installed and the
@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from compare_parts.entries import PEERS, STEPS, memory, our_entries, peer_entries
-from compare_parts.findings import COLUMNS, bandwidth, cells, chunked_evaluation, evaluation_line, rows, verdicts
-from compare_parts.measure import Plan, measure
-from compare_parts.picture import plot
-from report import RESULTS, table
 
+from benchmarks.compare.entries import PEERS, STEPS, memory, our_entries, peer_entries
+from benchmarks.compare.findings import COLUMNS, bandwidth, cells, chunked_evaluation, evaluation_line, rows, verdicts
+from benchmarks.compare.measure import Plan, measure
+from benchmarks.compare.picture import plot
+from benchmarks.report import RESULTS, table
 from trtstream.errors import TrtstreamError
 from trtstream.output_file import OUTPUT_FILE, output_file
 

@@ -1,8 +1,8 @@
 """Everything of the GPU targets that only an NVIDIA GPU can tell: correctness first, then speed.
 
-    python benchmarks/gpu.py                         all parts that the JSON lacks; cuda's: under 8 minutes on an H100
-    python benchmarks/gpu.py --parts decode,methods  these, whatever the JSON holds
-    python benchmarks/gpu.py --tiny                  every part on tiny models, to see that all of it runs
+    python -m benchmarks.gpu                         all parts that the JSON lacks; cuda's: under 8 minutes on an H100
+    python -m benchmarks.gpu --parts decode,methods  these, whatever the JSON holds
+    python -m benchmarks.gpu --tiny                  every part on tiny models, to see that all of it runs
 
 It runs from the sources, installed or not, and needs torch with CUDA and the Triton language, nothing else;
 transformers, where it is installed, does the recomputing. Weights are random, of published models' sizes. Every
@@ -13,7 +13,7 @@ The parts that begin with ``tensorrt`` set TensorRT and TensorRT-RTX beside the 
 be imported (with click, numpy and safetensors, which the build needs), for which a folder on PYTHONPATH is enough:
 
     pip install --target libraries tensorrt-rtx-cu13
-    PYTHONPATH=libraries python benchmarks/gpu.py --parts tensorrt,tensorrt_decode,tensorrt_prefill
+    PYTHONPATH=libraries python -m benchmarks.gpu --parts tensorrt,tensorrt_decode,tensorrt_prefill
 
 They build their engines on the machine that they measure, 14 for each library. So their models are SmolLM2-135M and
 TinyLlama-1.1B, which should take well under a minute each.
@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpu_parts.bench import Bench, Row
+    from benchmarks.gpu.bench import Bench, Row
 
 # Module and function of each part, in the order in which they run.
 PARTS = {
@@ -60,18 +60,12 @@ PARTS = {
 }
 PART_SECONDS = 300  # a part that takes longer hangs
 BUILDING_PART_SECONDS = 900  # one that builds TensorRT engines, several for each library
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+MEASURED = (
+    *(f"benchmarks/{name}.py" for name in ("baselines", "models", "timing", "gpu/*")),
+    *("build/tensorrt/*.py", "plugins/*.py", "trtstream/runtime/*.py"),
+)
 NO_GPU = 3
-
-
-def import_from_sources() -> None:
-    """Make ``trtstream`` and its subpackages importable from this checkout, installed or not."""
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
-    import trtstream
-
-    if str(ROOT) not in trtstream.__path__:
-        trtstream.__path__.append(str(ROOT))  # plugins/ and the other rooms lie beside the package
 
 
 def why_no_gpu() -> str | None:
@@ -86,8 +80,8 @@ def why_no_gpu() -> str | None:
 def sources_digest() -> str:
     """Names the state of the code that is measured, with or without git."""
     digest = hashlib.sha256()
-    for room in ("benchmarks/gpu_parts", "build/tensorrt", "plugins", "trtstream/runtime"):
-        for path in sorted((ROOT / room).rglob("*.py")):
+    for pattern in MEASURED:
+        for path in sorted(ROOT.glob(pattern)):
             digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -130,7 +124,7 @@ class Results:
 
 def measure(part: str, bench: Bench, results: Results) -> bool:
     """Run one part in this process, row by row into the file; whether it was completed."""
-    function = getattr(importlib.import_module(f"gpu_parts.{PARTS[part]}"), part)
+    function = getattr(importlib.import_module(f"benchmarks.gpu.{PARTS[part]}"), part)
     started = time.perf_counter()
     rows: list[Row] = []
     results.start(part)
@@ -149,9 +143,12 @@ def measure(part: str, bench: Bench, results: Results) -> bool:
 
 def measure_apart(part: str, command: list[str], results: Results) -> bool:
     """Run one part in a process of its own: what crashes or hangs there takes no other part along."""
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
     seconds = BUILDING_PART_SECONDS if PARTS[part] == "tensorrt" else PART_SECONDS
     try:
-        status = subprocess.run([*command, "--parts", part], stdout=subprocess.DEVNULL, timeout=seconds).returncode
+        done = subprocess.run([*command, "--parts", part], env=environment, stdout=subprocess.DEVNULL, timeout=seconds)
+        status = done.returncode
         error = f"its process ended with status {status}"
     except subprocess.TimeoutExpired:
         status, error = None, f"took longer than {seconds} s"
@@ -167,13 +164,13 @@ def say(line: str) -> None:
 
 def main() -> int:
     arguments = parse_arguments()
-    import_from_sources()
     if arguments.device == "cuda" and (reason := why_no_gpu()):
-        say(f"benchmarks/gpu.py needs an NVIDIA GPU: {reason}")
+        say(f"benchmarks.gpu needs an NVIDIA GPU: {reason}")
         return NO_GPU
     import torch
-    from gpu_parts.bench import FULL, TINY, Bench
-    from gpu_parts.report import markdown
+
+    from benchmarks.gpu.bench import FULL, TINY, Bench
+    from benchmarks.gpu.report import markdown
 
     device = torch.device(arguments.device)
     title = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
@@ -185,7 +182,7 @@ def main() -> int:
     if len(arguments.parts) == 1:
         completed = [measure(arguments.parts[0], Bench(device, TINY if arguments.tiny else FULL), results)]
     else:
-        command = [sys.executable, __file__, "--device", arguments.device, "--json", str(path)]
+        command = [sys.executable, "-m", "benchmarks.gpu", "--device", arguments.device, "--json", str(path)]
         command += ["--tiny"] if arguments.tiny else []
         completed = []
         for part in arguments.parts or [part for part in PARTS if not results.has(part)]:
@@ -196,7 +193,9 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--parts", type=part_names, default=[], help=f"some of: {','.join(PARTS)}")
     parser.add_argument("--json", type=Path, help="default: benchmarks/results/gpu-<the GPU's name>.json")
     parser.add_argument("--tiny", action="store_true", help="tiny models and windows: does everything run?")

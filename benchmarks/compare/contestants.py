@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gpu_parts.baselines import WholeCacheRotation, torch_recompute, transformers_recompute
-from gpu_parts.models import step_bytes
 
+from benchmarks.baselines import WholeCacheRotation, torch_recompute, transformers_recompute
+from benchmarks.models import step_bytes
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
 from trtstream.build.cpu import build_cpu_engine
 from trtstream.engine_dir import read_engine

@@ -10,14 +10,13 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from benchmarks.gpu.bench import Bench, Row
+from benchmarks.models import TINY_LLAMA, Reader, random_tensors, tensor_shapes
 from trtstream.engine_dir import directory_bytes
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.tensorrt_library import LIBRARIES, load_tensorrt
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import BuildConfig, ModelConfig
-
-from .bench import Bench, Row
-from .models import TINY_LLAMA, Reader, random_tensors, tensor_shapes
 
 
 @dataclass(frozen=True)

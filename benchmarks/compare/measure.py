@@ -7,11 +7,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.compare.entries import STEPS, Entry
+from benchmarks.compare.peer import Peer, Turn
 from trtstream.errors import TrtstreamError
 from trtstream.progress import progress_bar
-
-from .entries import STEPS, Entry
-from .peer import Peer, Turn
 
 FILL_PARTS = 8  # in which the window is filled: so many predictions below it
 

@@ -140,7 +140,7 @@ class Peer:
 
 def _how_it_ended(status: int) -> str:
     if status == -signal.SIGILL:
-        return "its process met an instruction that it may not use; benchmarks/report.py has CMAKE_ARGS without such"
+        return "its process met an instruction that it may not use; docs/results.md has CMAKE_ARGS without such"
     return f"its process ended with status {status}"
 
 

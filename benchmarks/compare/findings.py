@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .measure import Plan, Record
+from benchmarks.compare.measure import Plan, Record
 
 Row = dict[str, Any]
 

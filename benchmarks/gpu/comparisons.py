@@ -10,6 +10,11 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from benchmarks.baselines import WholeCacheRotation, recompute
+from benchmarks.gpu.bench import Bench, Row, goal
+from benchmarks.gpu.engines import captured, full_engine, greedy_step
+from benchmarks.models import quantized, random_weights, step_bytes, tensor_shapes
+from benchmarks.timing import device_milliseconds, in_turn
 from trtstream.plugins.decode_plan import Step
 from trtstream.plugins.positions import PositionEncoding
 from trtstream.plugins.quantized_linear import quantized_linear
@@ -18,12 +23,6 @@ from trtstream.plugins.window import Window
 from trtstream.runtime.cuda import DecodeStep
 from trtstream.runtime.decoder import DecoderWeights
 from trtstream.settings import BuildConfig, ModelConfig
-
-from .baselines import WholeCacheRotation, recompute
-from .bench import Bench, Row, goal
-from .engines import captured, full_engine, greedy_step
-from .models import quantized, random_weights, step_bytes, tensor_shapes
-from .timing import device_milliseconds, in_turn
 
 # At W = 4096. The paper's own: 22.2 times recompute with Llama-2-13B, 21.7 with Llama-2-7B.
 SPEEDUP_GOALS = {"recompute": 22.2, "whole-cache rotation": 5.0}

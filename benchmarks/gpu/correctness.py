@@ -14,6 +14,9 @@ from itertools import chain, pairwise
 
 import torch
 
+from benchmarks.gpu.bench import FAR, Bench, CheckFailed, Row
+from benchmarks.gpu.engines import make_engine
+from benchmarks.models import TINY_FALCON, TINY_FALCON_RW, TINY_LLAMA, Reader, random_tensors, weights_from
 from trtstream.plugins.decode_plan import Step, step_rotation
 from trtstream.plugins.positions import PositionEncoding, alibi_slopes, inverse_frequencies
 from trtstream.plugins.reference import streaming_attention
@@ -21,10 +24,6 @@ from trtstream.plugins.window import Window
 from trtstream.runtime.cuda import PADDING
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import BuildConfig, ModelConfig, RopeConfig
-
-from .bench import FAR, Bench, CheckFailed, Row
-from .engines import make_engine
-from .models import TINY_FALCON, TINY_FALCON_RW, TINY_LLAMA, Reader, random_tensors, weights_from
 
 MAX_SINKS = 4
 STEPS = 3  # decode steps at the end of each session

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from benchmarks.compare.gguf_formats import weight_bytes
 from trtstream.errors import TrtstreamError
 from trtstream.settings import ModelConfig
-
-from .gguf_formats import weight_bytes
 
 DISCARDS = ("one", "half")
 FLOAT16 = 2  # bytes

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from benchmarks.gpu.bench import Bench, Row
+from benchmarks.models import random_weights, weight_bytes
 from trtstream.runtime.cuda import CudaBackend
 from trtstream.runtime.decoder import DecoderWeights
 from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import BuildConfig, ModelConfig
-
-from .bench import Bench, Row
-from .models import random_weights, weight_bytes
 
 
 def make_engine(

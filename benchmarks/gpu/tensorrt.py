@@ -11,17 +11,16 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import product
 
+from benchmarks.gpu.bench import Bench, CheckFailed, Row
+from benchmarks.gpu.correctness import engine_checks
+from benchmarks.gpu.engines import decode_on_device, does_not_fit, filled, full_engine, greedy_step
+from benchmarks.gpu.measurements import PROMPTS, decode_figures, prefill_figures, prompt_of
+from benchmarks.gpu.tensorrt_engines import libraries, make_tensorrt_engine
+from benchmarks.models import random_tensors, step_bytes, weight_bytes, weights_from
+from benchmarks.timing import device_milliseconds, in_turn
 from trtstream.plugins.kv_cache import kv_bytes_per_session
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import BuildConfig, ModelConfig
-
-from .bench import Bench, CheckFailed, Row
-from .correctness import engine_checks
-from .engines import decode_on_device, does_not_fit, filled, full_engine, greedy_step
-from .measurements import PROMPTS, decode_figures, prefill_figures, prompt_of
-from .models import random_tensors, step_bytes, weight_bytes, weights_from
-from .tensorrt_engines import libraries, make_tensorrt_engine
-from .timing import device_milliseconds, in_turn
 
 Engines = Mapping[str, StreamingEngine]
 """Engines of the same weights and sizes, by target."""

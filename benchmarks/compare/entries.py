@@ -15,7 +15,7 @@ from trtstream.settings import TARGETS, BuildConfig
 if TYPE_CHECKING:
     from trtstream.build.checkpoint import Checkpoint
 
-TORCH = "compare_parts.contestants:make"
+TORCH = "benchmarks.compare.contestants:make"
 STEPS = 16  # tokens that are decoded in a turn
 PEERS = ("recompute", "rotation", "llama.cpp")
 LLAMA_CPP_FORMATS = ("Q8_0", "F16")  # besides the one that the checkpoint has
@@ -37,7 +37,7 @@ class Entry:
 
 def memory() -> Entry:
     """What gives the floor, once a turn."""
-    return Entry("memory", "compare_parts.contestants:memory", every=STEPS)
+    return Entry("memory", "benchmarks.compare.contestants:memory", every=STEPS)
 
 
 def our_entries(path: Path, checkpoint: Checkpoint, window: int, sinks: int) -> list[Entry]:
@@ -65,7 +65,7 @@ def peer_entries(
     settings = {"checkpoint": str(path), "build": _build(window, sinks)}
     found = []
     if "recompute" in peers:
-        from .contestants import runs_on_transformers
+        from benchmarks.compare.contestants import runs_on_transformers
 
         by = "transformers" if runs_on_transformers(checkpoint) else "our own torch"
         note = f"by {by}, every {RECOMPUTED}th token; the prompt is one dense pass over W tokens"
@@ -85,15 +85,15 @@ def _llama_cpp_entries(path: Path, checkpoint: Checkpoint, window: int, sinks: i
         return [Entry("llama.cpp", None, note="not measured: llama-cpp-python is not installed (extra `compare`)")]
     if path.suffix.lower() != ".gguf":
         return [Entry("llama.cpp", None, note="not measured: it reads .gguf files, and the checkpoint is none")]
-    from .gguf_formats import shipped_format, write_in_format
-    from .llama_cpp import DISCARDS
+    from benchmarks.compare.gguf_formats import shipped_format, write_in_format
+    from benchmarks.compare.llama_cpp import DISCARDS
 
     files = {shipped_format(path): path}
     for kind in LLAMA_CPP_FORMATS:
         if kind not in files:
             files[kind] = scratch / f"{kind}.gguf"
             write_in_format(path, kind, files[kind])
-    maker = "compare_parts.llama_cpp:LlamaCpp"
+    maker = "benchmarks.compare.llama_cpp:LlamaCpp"
     version = importlib.metadata.version("llama-cpp-python")
     note = f"llama-cpp-python {version}, float16 cache; the prompt is one batch of W tokens"
     sizes = {"model": checkpoint.model, "window": window, "sinks": sinks}

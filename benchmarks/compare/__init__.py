@@ -1,0 +1,1 @@
+"""This engine and its peers, in turn: ``python -m benchmarks.compare``."""

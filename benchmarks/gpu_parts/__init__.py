@@ -1,1 +1,0 @@
-"""The parts of benchmarks/gpu.py. Nothing here needs more than torch and this repository's sources."""
