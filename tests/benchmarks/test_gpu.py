@@ -27,6 +27,7 @@ from benchmarks.gpu.correctness import engine_checks
 from benchmarks.gpu.report import markdown, table
 from benchmarks.gpu.tensorrt_engines import RandomCheckpoint
 from tests.tensorrt.interpreted_engine import interpreted_engine
+from trtstream.plugins.kv_cache import kv_bytes_per_session
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import BuildConfig, ModelConfig
 
@@ -239,7 +240,7 @@ def test_the_floor_counts_what_a_step_reads() -> None:
 
 def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(CPU, TINY)
-    small = models.kv_bytes_per_session(models.TINY_LLAMA, bench.build(32, 1), "cuda")
+    small = kv_bytes_per_session(models.TINY_LLAMA, bench.build(32, 1), "cuda")
     room = WORKSPACE + models.weight_bytes(models.TINY_LLAMA, "float32") + small
     monkeypatch.setattr(Bench, "free_bytes", lambda self: room)
     rows = [row for row in measurements.attention(bench) if row["model"] == "tiny Llama"]
