@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
 from xdist.remote import Producer
 
+from tests import compiler
 from tests.workers import ByModule
 from trtstream.samples.smollm2 import fetch_smollm2
 
@@ -23,6 +25,13 @@ import trtstream.plugins.cuda_decode
 import trtstream.plugins.cuda_prefill  # noqa: F401
 
 del os.environ["TRITON_INTERPRET"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # pytest-xdist's workers inherit it
+        folder = tempfile.TemporaryDirectory(prefix="trtstream-compiled-")
+        config.add_cleanup(folder.cleanup)
+        compiler.install(Path(folder.name))
 
 
 @pytest.hookimpl(optionalhook=True)

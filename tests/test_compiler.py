@@ -1,0 +1,43 @@
+"""The compiler of these tests makes what the real one makes, and makes it once."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests import compiler
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A compiler that notes what it is asked for, behind the one of these tests."""
+    real = tmp_path / "real"
+    real.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\nexec g++ "$@"\n')
+    real.chmod(0o755)
+    monkeypatch.setenv("CXX", str(real))
+    (tmp_path / "kept").mkdir()
+    compiler.install(tmp_path / "kept")
+    return [str(tmp_path / "kept" / "c++"), "-c", str(tmp_path / "x.cpp"), "-o", str(tmp_path / "x.o")]
+
+
+def test_what_was_compiled_before_is_not_compiled_again(command: list[str], tmp_path: Path) -> None:
+    made = []
+    for source, options in (("int x = N;", "-DN=1"), ("int x = N;", "-DN=1"), ("int x = N;", "-DN=2"), ("", "-DN=1")):
+        (tmp_path / "x.cpp").write_text(source)
+        (tmp_path / "x.o").unlink(missing_ok=True)
+        subprocess.run([*command, options], check=True)
+        made.append((tmp_path / "x.o").read_bytes())
+        subprocess.run(["g++", *command[1:], options], check=True)
+        assert made[-1] == (tmp_path / "x.o").read_bytes()
+    assert made[0] == made[1]
+    assert len(set(made)) == len((tmp_path / "asked").read_text().splitlines()) == 3
+
+
+def test_errors_are_the_compilers(command: list[str], tmp_path: Path) -> None:
+    for _ in range(2):
+        (tmp_path / "x.cpp").write_text("int x = ;")
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode != 0
+        assert "error: expected" in done.stderr
