@@ -81,7 +81,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     elif path.exists():
         raise TrtstreamError(f"{path} is no checkpoint; give a Hugging Face folder or a .gguf file")
     else:
-        raise TrtstreamError(f"{path} does not exist; give the path of a Hugging Face folder or of a .gguf file")
+        raise TrtstreamError(
+            f"{path} does not exist; give the path of a Hugging Face folder or of a .gguf file, or owner/name of a "
+            "repository on the Hugging Face hub"
+        )
     family = find_family(store.config)
     model = family.model_config(store.config)
     if model.num_hidden_layers > len(store.shapes):

@@ -31,7 +31,8 @@ BUILDERS = {
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint")
+@click.option("--revision", help="Branch, tag or commit of a repository on the Hugging Face hub.  [default: main]")
 @click.option("--output", type=click.Path(path_type=Path), help="The engine directory to write.  [required]")
 @click.option(
     "--target",
@@ -87,7 +88,8 @@ BUILDERS = {
     "--gpu-memory", type=click.FloatRange(0, min_open=True), help="GB: print how many sessions fit into so much memory."
 )
 def build(
-    checkpoint: Path,
+    checkpoint: str,
+    revision: str | None,
     output: Path | None,
     target: str,
     sink_token_length: int,
@@ -106,8 +108,14 @@ def build(
     dry_run: bool,
     gpu_memory: float | None,
 ) -> None:
-    """Compile CHECKPOINT (a Hugging Face folder or a .gguf file) into an engine."""
+    """Compile CHECKPOINT into an engine.
+
+    CHECKPOINT is a Hugging Face folder, a .gguf file, a repository on the Hugging Face hub (owner/name), or a GGUF file
+    in one (owner/name:FILE.gguf). The hub's cache, token and other settings are huggingface_hub's: HF_HOME, HF_TOKEN,
+    HF_HUB_OFFLINE.
+    """
     from trtstream.build.checkpoint import open_checkpoint
+    from trtstream.build.hub import local_checkpoint
     from trtstream.build.plan import peak_memory, plan_memory
     from trtstream.engine_dir import TOKENIZER, directory_bytes
     from trtstream.inspect_engine import model_rows, print_table
@@ -122,7 +130,7 @@ def build(
         from trtstream.build.tensorrt.engine import load_builder
 
         load_builder(target)
-    source = open_checkpoint(checkpoint)
+    source = open_checkpoint(local_checkpoint(checkpoint, revision))
     model = source.model
     settings = BuildConfig(
         max_batch_size=max_batch_size,

@@ -23,18 +23,7 @@ class HuggingFaceFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        if not (folder / "config.json").is_file():
-            raise TrtstreamError(
-                f"{folder} has no config.json; give a folder as transformers' save_pretrained writes it"
-            )
-        values = _read_json(folder / "config.json")
-        if (folder / "generation_config.json").is_file():
-            # Chat models list their end-of-turn tokens here; generation follows it, not config.json.
-            generation = _read_json(folder / "generation_config.json")
-            names = ("bos_token_id", "eos_token_id")
-            values |= {name: generation[name] for name in names if generation.get(name) is not None}
-        self.config = RawConfig(str(folder / "config.json"), values)
-        self.config.refuse_unsupported()
+        self.config = read_config(folder)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._files: dict[str, Path] = {}
         for file in self._find_files():
@@ -51,13 +40,8 @@ class HuggingFaceFolder:
     def _find_files(self) -> list[Path]:
         index = self.folder / INDEX
         if index.is_file():
-            weight_map = _read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-                raise TrtstreamError(f"{index} has no weight_map; fetch the checkpoint again")
-            shards = sorted(set(weight_map.values()))
+            shards = shard_names(index)
             for shard in shards:
-                if Path(shard).name != shard:
-                    raise TrtstreamError(f"{index} names the shard {shard!r}, which is outside its folder")
                 if not (self.folder / shard).is_file():
                     raise TrtstreamError(
                         f"{self.folder} lacks {shard}, which {INDEX} names; fetch the checkpoint again"
@@ -90,6 +74,33 @@ class HuggingFaceFolder:
                     self._files[name] = path
         except (SafetensorError, OSError) as error:
             raise TrtstreamError(f"{path} is damaged or incomplete ({error}); fetch it again") from error
+
+
+def read_config(folder: Path) -> RawConfig:
+    """The folder's config.json and generation_config.json. Raises TrtstreamError for what no family supports."""
+    if not (folder / "config.json").is_file():
+        raise TrtstreamError(f"{folder} has no config.json; give a folder as transformers' save_pretrained writes it")
+    values = _read_json(folder / "config.json")
+    if (folder / "generation_config.json").is_file():
+        # Chat models list their end-of-turn tokens here; generation follows it, not config.json.
+        generation = _read_json(folder / "generation_config.json")
+        names = ("bos_token_id", "eos_token_id")
+        values |= {name: generation[name] for name in names if generation.get(name) is not None}
+    config = RawConfig(str(folder / "config.json"), values)
+    config.refuse_unsupported()
+    return config
+
+
+def shard_names(index: Path) -> list[str]:
+    """The safetensors files that an index names."""
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise TrtstreamError(f"{index} has no weight_map; fetch the checkpoint again")
+    shards = sorted(set(weight_map.values()))
+    for shard in shards:
+        if Path(shard).name != shard:
+            raise TrtstreamError(f"{index} names the shard {shard!r}, which is outside its folder")
+    return shards
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -52,7 +52,8 @@ TEXT = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 
 
 @click.command("eval")
-@click.argument("checkpoint", type=click.Path(path_type=Path), metavar="CHECKPOINT|ENGINE")
+@click.argument("checkpoint", metavar="CHECKPOINT|ENGINE")
+@click.option("--revision", help="Branch, tag or commit of a repository on the Hugging Face hub.  [default: main]")
 @click.option("--text", required=True, type=TEXT, help="The text: a UTF-8 file of any length.")
 @click.option(
     "--method",
@@ -98,7 +99,8 @@ TEXT = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 @click.option("--json", "json_file", type=OUTPUT_FILE, callback=output_file, help="Write the findings to this file.")
 @click.option("--plot", "plot_file", type=OUTPUT_FILE, callback=output_file, help="Draw the findings to this PNG file.")
 def evaluate(
-    checkpoint: Path,
+    checkpoint: str,
+    revision: str | None,
     text: Path,
     methods: list[str],
     tokens: int | None,
@@ -117,6 +119,8 @@ def evaluate(
     plot_file: Path | None,
 ) -> None:
     """Measure how well CHECKPOINT predicts a text with attention sinks, and without. An ENGINE has its own window.
+
+    A CHECKPOINT may also be a repository on the Hugging Face hub (owner/name).
 
     Methods: streaming keeps sink tokens and recent ones; window recent ones only; dense sees everything before;
     recompute makes a new dense pass over the last tokens for each token.
@@ -139,6 +143,7 @@ def evaluate(
     if losses is not None:
         losses.mkdir(parents=True, exist_ok=True)
 
+    from trtstream.build.hub import local_checkpoint
     from trtstream.evaluation.engines import open_subject
     from trtstream.evaluation.losses import refuse_existing
     from trtstream.evaluation.recall import tokens_needed
@@ -146,9 +151,10 @@ def evaluate(
     from trtstream.evaluation.runs import check_run, method_runs, sweep_runs, window_of
     from trtstream.evaluation.tokens import tokenize
 
-    subject = open_subject(checkpoint, dtype)
+    subject = open_subject(local_checkpoint(checkpoint, revision), dtype)
     sinks, window = window_of(subject, sink_token_length, max_attention_window)
-    title = f"{checkpoint.name} on {text.name}"
+    name = Path(checkpoint).name
+    title = f"{name} on {text.name}"
     with tempfile.TemporaryDirectory() as scratch:
         limit = tokens_needed(window, distances, facts) if distances else None if tokens is None else tokens + 1
         ids = tokenize(text, subject.tokenizer, subject.model.vocab_size, Path(scratch) / "ids", limit)
@@ -162,7 +168,7 @@ def evaluate(
             runs = method_runs(subject, methods, sinks, window, ids.count - 1, every)
         for run in runs:
             check_run(run, subject, force)
-        report = heading(checkpoint, subject, text, ids.count if distances else ids.count - 1)
+        report = heading(name, subject, text, ids.count if distances else ids.count - 1)
         if distances:
             report |= _recall(runs[0], subject, ids, distances, facts, title, plot_file)
         else:

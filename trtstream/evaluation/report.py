@@ -11,10 +11,10 @@ from trtstream.evaluation.losses import LossLog
 from trtstream.machine import machine
 
 
-def heading(checkpoint: Path, subject: Subject, text: Path, tokens: int) -> dict[str, Any]:
+def heading(checkpoint: str, subject: Subject, text: Path, tokens: int) -> dict[str, Any]:
     """What was evaluated, on what, and where. ``tokens`` of the text are predicted, or streamed."""
     return {
-        "checkpoint": checkpoint.name,
+        "checkpoint": checkpoint,
         "architecture": subject.model.architecture,
         "text": text.name,
         "tokens": tokens,
