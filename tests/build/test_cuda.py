@@ -13,7 +13,7 @@ from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from tests.checkpoints import write_checkpoint
-from tests.command_line import run_trtstream
+from tests.command_line import run_in_process, run_trtstream
 from tests.engines import build_variant, load_on_cpu, reference_logits
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
 from trtstream.build.command import best_target
@@ -103,10 +103,10 @@ def test_columns_that_int4_cannot_take_are_refused_before_anything_is_written(tm
 def test_the_commands(tmp_path: Path) -> None:
     """build needs no GPU, inspect shows the target, and serve refuses at once where the engine cannot run."""
     checkpoint, engine = write_checkpoint(tmp_path / "checkpoint", "llama-gqa"), tmp_path / "engine"
-    built = run_trtstream("build", checkpoint, "--output", engine, "--target", "cuda", "--quantization", "int8")
+    built = run_in_process("build", checkpoint, "--output", engine, "--target", "cuda", "--quantization", "int8")
     assert built.returncode == 0, built.stderr
     assert "for target cuda" in built.stdout
-    shown = json.loads(run_trtstream("inspect", engine, "--json").stdout)
+    shown = json.loads(run_in_process("inspect", engine, "--json").stdout)
     assert (shown["target"], shown["build_config"]["dtype"]) == ("cuda", "bfloat16")
     if why_no_cuda():
         served = run_trtstream("serve", engine, "--grpc-port", 0, "--http-port", 0, "--metrics-port", 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import write_checkpoint
-from tests.command_line import run_trtstream
+from tests.command_line import run_in_process
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
 from trtstream.build.command import builder
 from trtstream.build.plan import plan_memory
@@ -61,7 +61,7 @@ def test_a_dry_run_needs_nothing_and_writes_nothing(
 ) -> None:
     before = sorted(os.listdir(folder))
     monkeypatch.chdir(tmp_path)
-    done = run_trtstream("build", folder, "--target", target, "--dry-run", "--gpu-memory", 0.01)
+    done = run_in_process("build", folder, "--target", target, "--dry-run", "--gpu-memory", 0.01)
     assert done.returncode == 0, done.stderr
     shown = dict(cells(line) for line in done.stdout.splitlines() if "│" in line)
     assert shown["target"] == target
@@ -86,6 +86,6 @@ def test_as_many_sessions_fit_as_the_total_says(checkpoint: Checkpoint) -> None:
 
 
 def test_a_build_says_where_to_write(folder: Path) -> None:
-    done = run_trtstream("build", folder)
+    done = run_in_process("build", folder)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Missing option '--output'" in done.stderr

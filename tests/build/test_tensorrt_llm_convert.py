@@ -16,7 +16,7 @@ import torch
 
 from tests.build.tensorrt_llm_reader import Weights, logits, read_ranks
 from tests.checkpoints import VARIANTS, write_checkpoint
-from tests.command_line import run_trtstream
+from tests.command_line import run_in_process, run_trtstream
 from tests.runtime.test_parity import transformers_logits
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
 from trtstream.build.tensorrt_llm.convert import convert_checkpoint
@@ -296,7 +296,7 @@ def test_build_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # no trtllm-build
     folder, engine = write_checkpoint(tmp_path / "source", "llama-gqa", **SIZES), tmp_path / "engine"
     command = ("build", folder, "--output", engine, "--max-attention-window", 64)
-    refused = run_trtstream(*command, "--target", "cpu", "--tp-size", 2)
+    refused = run_in_process(*command, "--target", "cpu", "--tp-size", 2)
     assert refused.returncode == 1
     assert "are for the tensorrt-llm target only" in refused.stderr
 
@@ -313,9 +313,9 @@ def test_build_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_engine(engine)
     assert "\n" not in str(caught.value)
 
-    inspected = json.loads(run_trtstream("inspect", engine, "--json").stdout)
+    inspected = json.loads(run_in_process("inspect", engine, "--json").stdout)
     assert inspected["memory"]["weights_bytes"] == sum((engine / name).stat().st_size for name in ranks)
-    assert "tensorrt_llm 0.17" in run_trtstream("inspect", engine).stdout
+    assert "tensorrt_llm 0.17" in run_in_process("inspect", engine).stdout
 
 
 # The peak in /proc is this process's own; getrusage's is not below what its parent had when it forked.

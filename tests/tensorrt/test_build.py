@@ -18,7 +18,7 @@ import tensorrt_rtx as trt
 import torch
 
 from tests.checkpoints import VARIANTS, write_checkpoint
-from tests.command_line import run_trtstream
+from tests.command_line import run_in_process, run_trtstream
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
 from trtstream.build.plan import plan_memory
 from trtstream.build.tensorrt.builder import builder_config
@@ -200,7 +200,7 @@ def test_what_the_builder_refuses_is_one_line_with_its_reason(tmp_path: Path) ->
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
 def test_without_the_library_nothing_is_read_or_written(tmp_path: Path) -> None:
-    done = run_trtstream("build", tmp_path / "nothing", "--output", tmp_path / "engine", "--target", "tensorrt")
+    done = run_in_process("build", tmp_path / "nothing", "--output", tmp_path / "engine", "--target", "tensorrt")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
         "trtstream: target tensorrt needs the library tensorrt: pip install 'trtstream[tensorrt]' "

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import write_checkpoint
-from tests.command_line import run_trtstream
+from tests.command_line import run_in_process
 from tests.runtime.clients import byte_tokenizer
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.tensorrt.engine import build_tensorrt_engine
@@ -49,7 +49,7 @@ def test_loading_without_a_gpu_is_refused_in_one_line(folder: Path) -> None:
 )
 def test_commands_refuse_it_before_they_start(folder: Path, arguments: tuple[str, ...]) -> None:
     command, *options = arguments
-    done = run_trtstream(command, folder, *options)
+    done = run_in_process(command, folder, *options)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
     assert "target 'tensorrt-rtx' and cannot run here: torch" in done.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import write_checkpoint
-from tests.command_line import run_trtstream
+from tests.command_line import run_in_process, run_trtstream
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ print([name for name in "{heavy}".split(", ") if name in sys.modules])
 
 @pytest.mark.parametrize("command", ["build", "inspect", "package", "serve", "smoke", "bench", "chat", "quickstart"])
 def test_every_command_has_help(command: str) -> None:
-    result = run_trtstream(command, "--help")
+    result = run_in_process(command, "--help")
     assert result.returncode == 0
     assert result.stdout.startswith("Usage:")
 
@@ -54,7 +54,7 @@ def test_every_command_has_help(command: str) -> None:
     ],
 )
 def test_build_refuses(options: list[object], message: str, checkpoint: Path, tmp_path: Path) -> None:
-    result = run_trtstream("build", checkpoint, "--output", tmp_path / "engine", *options)
+    result = run_in_process("build", checkpoint, "--output", tmp_path / "engine", *options)
     assert result.returncode == 1
     assert result.stderr.startswith("trtstream: ")
     assert message in result.stderr
@@ -64,18 +64,18 @@ def test_build_refuses(options: list[object], message: str, checkpoint: Path, tm
 
 def test_a_window_beyond_the_trained_context_needs_force(tmp_path: Path) -> None:
     short = write_checkpoint(tmp_path / "checkpoint", "llama-gqa", max_position_embeddings=64)
-    refused = run_trtstream("build", short, "--output", tmp_path / "engine", "--max-attention-window", 100)
+    refused = run_in_process("build", short, "--output", tmp_path / "engine", "--max-attention-window", 100)
     assert refused.returncode == 1
     assert "window 100 is beyond the checkpoint's trained context of 64; use at most 64, or --force" in refused.stderr
     forced = run_trtstream("build", short, "--output", tmp_path / "engine", "--max-attention-window", 100, "--force")
     assert forced.returncode == 0, forced.stderr
-    again = run_trtstream("build", short, "--output", tmp_path / "engine")
+    again = run_in_process("build", short, "--output", tmp_path / "engine")
     assert again.returncode == 1
     assert "exists already; remove it or choose another --output" in again.stderr
 
 
 def test_no_sinks_is_warned_of(checkpoint: Path, tmp_path: Path) -> None:
-    result = run_trtstream("build", checkpoint, "--output", tmp_path / "engine", "--sink-token-length", 0)
+    result = run_in_process("build", checkpoint, "--output", tmp_path / "engine", "--sink-token-length", 0)
     assert result.returncode == 0
     assert "warning: without sink tokens quality collapses" in result.stderr
 
@@ -84,7 +84,7 @@ def test_without_a_compiler_the_build_says_so(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    result = run_trtstream("build", checkpoint, "--output", tmp_path / "engine")
+    result = run_in_process("build", checkpoint, "--output", tmp_path / "engine")
     assert result.returncode == 1
     assert "found no no-such-compiler; install g++ or set CXX" in result.stderr
     assert not any(tmp_path.iterdir())
@@ -110,10 +110,10 @@ def test_bad_usage_exits_2_and_debug_shows_the_traceback(tmp_path: Path) -> None
 def test_inspect_as_json(checkpoint: Path, tmp_path: Path) -> None:
     import json
 
-    run_trtstream(
+    run_in_process(
         "build", checkpoint, "--output", tmp_path / "engine", "--max-attention-window", 64, "--dtype", "bfloat16"
     )
-    shown = json.loads(run_trtstream("inspect", tmp_path / "engine", "--json").stdout)
+    shown = json.loads(run_in_process("inspect", tmp_path / "engine", "--json").stdout)
     assert shown["build_config"]["max_attention_window"] == 64
     # 2 (keys, values) x 3 layers x 2 KV heads x 64 slots x 16 dimensions x 2 bytes
     assert shown["memory"]["kv_cache_bytes_per_session"] == 2 * 3 * 2 * 64 * 16 * 2

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.command_line import run_trtstream
+from tests.command_line import run_in_process, run_trtstream
 from trtstream.deploy.client.bench import Level, Load
 from trtstream.deploy.client.bench_plot import save_plot
 from trtstream.deploy.client.metrics import TurnTiming, distribution, summarize
@@ -131,7 +131,7 @@ def test_a_server_that_dies_fails_the_bench(start) -> None:
 
 
 def test_nothing_listens() -> None:
-    result = run_trtstream("bench", "--url", "127.0.0.1:1")
+    result = run_in_process("bench", "--url", "127.0.0.1:1")
     assert (result.returncode, result.stdout) == (1, "")
     assert "no Triton gRPC service answers at 127.0.0.1:1" in result.stderr
 
@@ -146,6 +146,6 @@ def test_nothing_listens() -> None:
     ],
 )
 def test_bad_usage(options: tuple[object, ...], message: str) -> None:
-    result = run_trtstream("bench", *options)
+    result = run_in_process("bench", *options)
     assert result.returncode == 2
     assert message in result.stderr

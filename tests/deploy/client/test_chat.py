@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.command_line import run_trtstream
+from tests.command_line import run_in_process, run_trtstream
 from trtstream.deploy.client.chat import MAX_TOKENS, Conversation, SessionLostError
 from trtstream.deploy.client.client import Client, new_session
 from trtstream.errors import TrtstreamError
@@ -186,6 +186,6 @@ def test_nothing_listens() -> None:
 
 
 def test_system_belongs_to_a_new_conversation() -> None:
-    result = run_trtstream("chat", "--session", "x", "--system", "Be kind.")
+    result = run_in_process("chat", "--session", "x", "--system", "Be kind.")
     assert result.returncode == 2
     assert "give one of them" in result.stderr

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.command_line import run_trtstream
+from tests.command_line import run_in_process, run_trtstream
 from trtstream.deploy.client.client import INPUTS, OUTPUTS, Client, Response, ServedModel
 from trtstream.deploy.client.smoke import (
     CHECKS,
@@ -47,7 +47,7 @@ def test_smoke_passes_every_check(server) -> None:
 
 
 def test_smoke_json(server) -> None:
-    result = run_trtstream("smoke", "--url", server.grpc_url, "--json")
+    result = run_in_process("smoke", "--url", server.grpc_url, "--json")
     report = json.loads(result.stdout)
     assert result.returncode == 0
     assert report["passed"] is True
@@ -56,14 +56,14 @@ def test_smoke_json(server) -> None:
 
 
 def test_nothing_listens() -> None:
-    result = run_trtstream("smoke", "--url", "127.0.0.1:1")
+    result = run_in_process("smoke", "--url", "127.0.0.1:1")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("trtstream: no Triton gRPC service answers at 127.0.0.1:1: start one with")
     assert len(result.stderr.splitlines()) == 1
 
 
 def test_a_model_that_is_not_there(server) -> None:
-    result = run_trtstream("smoke", "--url", server.grpc_url, "--model-name", "nobody")
+    result = run_in_process("smoke", "--url", server.grpc_url, "--model-name", "nobody")
     assert (result.returncode, result.stdout) == (1, "")
     expected = f"trtstream: the server at {server.grpc_url} has no model 'nobody'; see --model-name\n"
     assert result.stderr == expected
