@@ -39,8 +39,8 @@ def find_circle(root: Path) -> list[str] | None:
 
 def check_imports(root: Path) -> subprocess.CompletedProcess[str]:
     """What `make imports` runs."""
-    command = [Path(sys.executable).with_name("lint-imports"), "--no-logo", "--no-cache"]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True)
+    lint_imports = Path(sys.executable).with_name("lint-imports")
+    return subprocess.run([lint_imports, "--no-logo", "--no-cache"], cwd=root, capture_output=True, text=True)
 
 
 @pytest.fixture

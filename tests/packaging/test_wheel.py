@@ -12,8 +12,11 @@ import sysconfig
 import tarfile
 import zipfile
 from email import message_from_bytes
+from email.message import Message
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import grimp
 import pytest
 
 from tests.checkpoints import write_checkpoint
@@ -44,8 +47,8 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     (site_packages(environment) / "packages.pth").write_text(sysconfig.get_path("purelib"))
     python = environment / "bin" / "python"
-    install = ["--python", python, "install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", wheel]
-    subprocess.run([sys.executable, "-m", "pip", *install], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    subprocess.run([*pip, "--no-deps", "--no-index", "--ignore-installed", str(wheel)], check=True)
     return environment
 
 
@@ -55,7 +58,7 @@ def site_packages(environment: Path) -> Path:
 
 def run_outside(environment: Path, folder: Path, program: str, *arguments: object, stdin: str = "") -> str:
     """Run one of the environment's programs in a folder that is not the checkout; returns its stdout."""
-    command = [environment / "bin" / program, *map(str, arguments)]
+    command = [str(environment / "bin" / program), *map(str, arguments)]
     run = subprocess.run(command, cwd=folder, env=outside(), input=stdin, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return run.stdout
@@ -89,12 +92,34 @@ def test_an_unpacked_sdist_builds_the_same_wheel(sdist: Path, wheel: Path, tmp_p
     assert contents(build_wheel(unpacked, tmp_path)) == contents(wheel)
 
 
+def metadata_of(wheel: Path) -> Message:
+    return message_from_bytes(next(data for name, data in contents(wheel).items() if name.endswith("/METADATA")))
+
+
 def test_the_metadata_names_what_an_index_shows(wheel: Path) -> None:
-    metadata = message_from_bytes(next(data for name, data in contents(wheel).items() if name.endswith("/METADATA")))
+    metadata = metadata_of(wheel)
     assert metadata["License-Expression"] == "Apache-2.0"
     assert {"Homepage", "Changelog", "Issues"} <= {url.split(",")[0] for url in metadata.get_all("Project-URL", [])}
     extras = {"client", "server", "gguf", "bench", "tensorrt-rtx", "tensorrt", "compare", "dev"}
     assert set(metadata.get_all("Provides-Extra", [])) == extras
+
+
+def test_every_package_that_is_imported_is_required(wheel: Path) -> None:
+    """None comes only by way of another package's requirements."""
+    graph = grimp.build_graph(
+        "trtstream", include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None
+    )
+    external = {name for name in graph.modules if graph.is_module_squashed(name)} - sys.stdlib_module_names
+    requirements = [line for line in metadata_of(wheel).get_all("Requires-Dist", []) if 'extra == "dev"' not in line]
+    required = {normalized(re.split(r"[^\w.-]", requirement)[0]) for requirement in requirements}
+    distributions = packages_distributions()
+    missing = {name for name in external if not required & set(map(normalized, distributions[name]))}
+    # torch's builds for CUDA bring the Triton language.
+    assert missing == {"triton"}
+
+
+def normalized(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def test_every_module_of_the_wheel_is_imported(environment: Path, wheel: Path, tmp_path: Path) -> None:
@@ -129,10 +154,16 @@ def test_smollm2_is_served_from_the_wheel_alone(wheel: Path, smollm2_gguf: Path,
     run_outside(environment, tmp_path, "trtstream", *build)
     assert "512" in run_outside(environment, tmp_path, "trtstream", "inspect", "engine")
     run_outside(environment, tmp_path, "trtstream", "package", "engine", "--output", "repository")
-    ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
-    serve = [environment / "bin" / "trtstream", "serve", "repository", *ports]
+    serve = ["serve", "repository", "--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
     with (tmp_path / "server.log").open("w") as log:
-        server = subprocess.Popen(serve, cwd=tmp_path, env=outside(), stdout=subprocess.PIPE, stderr=log, text=True)
+        server = subprocess.Popen(
+            [environment / "bin" / "trtstream", *serve],
+            cwd=tmp_path,
+            env=outside(),
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
     try:
         assert server.stdout is not None
         ready = re.search(r"grpc=(\S+)", server.stdout.readline())
