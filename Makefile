@@ -6,9 +6,12 @@ BIN := $(VENV)/bin
 # Processes that share the tests; each computes in one thread.
 WORKERS ?= 2
 
-.PHONY: install quickstart test lint style imports types clean
+.PHONY: help install quickstart test lint style imports types clean
 
-install: $(VENV)/installed
+help: ## these lines
+	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
+
+install: $(VENV)/installed ## everything that the other targets need, in .venv
 
 $(VENV)/installed: pyproject.toml setup.cfg constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' \
@@ -18,13 +21,14 @@ $(VENV)/installed: pyproject.toml setup.cfg constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-quickstart: install
+quickstart: install ## SmolLM2-135M: fetch, build, package, serve, smoke, bench, a conversation
 	$(BIN)/trtstream quickstart
 
 test: install lint
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-lint: style
+lint: install ## style, direction of imports, and types
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync style
 
 style: install
 	$(BIN)/ruff check .
@@ -36,5 +40,5 @@ imports: install
 types: install
 	$(BIN)/mypy -p trtstream -p benchmarks
 
-clean:
+clean: ## remove what the other targets made
 	rm -rf $(VENV) .build .mypy_cache .ruff_cache .import_linter_cache *.egg-info
