@@ -18,16 +18,9 @@ from typing import Any
 
 import torch
 
-from trtstream.machine import machine
+from trtstream.machine import machine, resident_memory
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.streaming_engine import StreamingEngine
-
-
-def resident_bytes() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("no VmRSS in /proc/self/status")
 
 
 def feed(engine: StreamingEngine, total: int, samples: int) -> list[dict[str, float]]:
@@ -42,11 +35,11 @@ def feed(engine: StreamingEngine, total: int, samples: int) -> list[dict[str, fl
         history.append(
             {
                 "position": engine.position(0),
-                "resident_bytes": resident_bytes(),
+                "resident_bytes": resident_memory(),
                 "prefill_ms_per_token": elapsed / len(tokens) * 1e3,
             }
         )
-        print(f"{engine.position(0):>9,} tokens, {resident_bytes() / 1e6:,.1f} MB", file=sys.stderr)
+        print(f"{engine.position(0):>9,} tokens, {resident_memory() / 1e6:,.1f} MB", file=sys.stderr)
     return history
 
 

@@ -116,11 +116,13 @@ def build(
     """
     from trtstream.build.checkpoint import open_checkpoint
     from trtstream.build.hub import local_checkpoint
-    from trtstream.build.plan import peak_memory, plan_memory
+    from trtstream.build.plan import plan_memory
     from trtstream.engine_dir import TOKENIZER, directory_bytes
-    from trtstream.inspect_engine import model_rows, print_table
+    from trtstream.inspect_engine import model_rows
+    from trtstream.machine import peak_memory
     from trtstream.plugins.tensorrt_library import LIBRARIES
     from trtstream.progress import progress_bar
+    from trtstream.tables import print_values
 
     if output is None and not dry_run:
         raise click.UsageError("Missing option '--output'.")
@@ -152,13 +154,13 @@ def build(
         click.echo("warning: without sink tokens quality collapses once the first token leaves the window", err=True)
     plan = plan_memory(source, settings, target)
     if dry_run:
-        print_table([("target", target), *model_rows(model, settings), *plan_rows(plan, gpu_memory)])
+        print_values([("target", target), *model_rows(model, settings), *plan_rows(plan, gpu_memory)])
         return
     with progress_bar("Building" if target in LIBRARIES else "Writing weights") as progress:
         builder(target)(source, settings, output, progress)
     if not (output / TOKENIZER).is_dir():
         click.echo("warning: the checkpoint has no tokenizer, so the engine takes input_ids and no text", err=True)
-    print_table(plan_rows(plan, gpu_memory))
+    print_values(plan_rows(plan, gpu_memory))
     seconds, peak = time.perf_counter() - started, peak_memory() / 1e9
     click.echo(
         f"{output}: {directory_bytes(output) / 1e6:.1f} MB for target {target} in {seconds:.1f} s, "
@@ -167,7 +169,7 @@ def build(
 
 
 def plan_rows(plan: MemoryPlan, gpu_memory: float | None) -> list[tuple[str, str]]:
-    """A plan of memory for `print_table`; with how many sessions fit into ``gpu_memory`` GB, if given."""
+    """A plan of memory for `print_values`; with how many sessions fit into ``gpu_memory`` GB, if given."""
     from trtstream.inspect_engine import megabytes
 
     in_all = f"{megabytes(plan.sessions * plan.kv_cache_per_session)} for {plan.sessions}"

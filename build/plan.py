@@ -51,12 +51,6 @@ def plan_memory(checkpoint: Checkpoint, build: BuildConfig, target: str) -> Memo
     )
 
 
-def peak_memory() -> int:
-    """The most bytes that this process has had resident at once, mapped files included."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
-
-
 def _weights_bytes(checkpoint: Checkpoint, build: BuildConfig, target: str) -> int:
     """Of the tensors as they are stored, which for tensorrt-llm is before ``trtllm-build`` quantizes them."""
     dtype = getattr(torch, build.dtype)

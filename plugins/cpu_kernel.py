@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from trtstream.errors import TrtstreamError
+from trtstream.machine import cpu_flags
 from trtstream.plugins.decode_plan import StepPlan
 from trtstream.settings import BuildConfig, ModelConfig
 
@@ -67,14 +68,6 @@ def compiled_instruction_sets() -> list[str]:
         for line in _run([*COMPILE_FLAGS, "-dM", "-E", "-x", "c++", os.devnull]).splitlines()
     }
     return sorted(flag for flag in cpu_flags() if flag.replace("_", "") in macros)
-
-
-def cpu_flags() -> set[str]:
-    """This machine's CPU flags, as /proc/cpuinfo names them."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("flags"):
-            return set(line.partition(":")[2].split())
-    return set()
 
 
 class DecodeKernel:

@@ -10,6 +10,7 @@ import click
 
 from trtstream.engine_dir import TOKENIZER, memory_plan, read_engine
 from trtstream.settings import BuildConfig, ModelConfig
+from trtstream.tables import print_values
 
 
 @click.command()
@@ -25,7 +26,7 @@ def inspect(engine: Path, as_json: bool) -> None:
 
     tokenizer = "with a tokenizer" if (engine / TOKENIZER).is_dir() else "without a tokenizer (input_ids only)"
     caches = f"{megabytes(plan['kv_cache_bytes_per_session'])} a session, {megabytes(plan['kv_cache_bytes'])} in all"
-    print_table(
+    print_values(
         [
             ("engine", f"{engine} ({tokenizer})"),
             ("target", f"{config.target}, {_toolchain(config.toolchain)}"),
@@ -37,23 +38,12 @@ def inspect(engine: Path, as_json: bool) -> None:
     )
 
 
-def print_table(rows: list[tuple[str, str]]) -> None:
-    """Print names and values to stdout."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_header=False)
-    for name, value in rows:
-        table.add_row(name, value)
-    Console().print(table)
-
-
 def megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
 def model_rows(model: ModelConfig, build: BuildConfig) -> list[tuple[str, str]]:
-    """What an engine computes and for which sizes, for `print_table`."""
+    """What an engine computes and for which sizes, for `print_values`."""
     heads = f"{model.num_attention_heads} heads, {model.num_key_value_heads} KV heads of {model.head_dim}"
     position = "ALiBi" if model.rope is None else f"RoPE ({model.rope.kind}, theta {model.rope.theta:g})"
     sinks = f"{build.sink_token_length} (room for {build.max_sink_token_length})"

@@ -1,4 +1,4 @@
-"""Names the machine that a figure was measured on."""
+"""This machine: its memory, its CPU, and how reports name it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,60 @@ import platform
 from pathlib import Path
 from typing import Any
 
+CPUINFO, MEMINFO, STATUS = Path("/proc/cpuinfo"), Path("/proc/meminfo"), Path("/proc/self/status")
+
+
+def physical_memory() -> int:
+    """Bytes of memory that this machine has."""
+    return _bytes(MEMINFO, "MemTotal")
+
+
+def available_memory() -> int:
+    """Bytes of this machine's memory that a process can still take without swapping."""
+    return _bytes(MEMINFO, "MemAvailable")
+
+
+def resident_memory() -> int:
+    """Bytes of memory that this process has resident now, mapped files included."""
+    return _bytes(STATUS, "VmRSS")
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has had resident at any time, mapped files included."""
+    return _bytes(STATUS, "VmHWM")
+
+
+def cpu_flags() -> set[str]:
+    """The CPU's flags, as /proc/cpuinfo names them."""
+    return set(_field(CPUINFO, "flags").split())
+
 
 def machine() -> dict[str, Any]:
+    """The machine and the software that a figure was measured on, as JSON values."""
     import torch
 
     import trtstream
 
-    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(":")[2].strip() for line in cpuinfo if line.startswith("model name")), "unknown")
     return {
-        "cpu": model,
+        "cpu": _field(CPUINFO, "model name") or "unknown",
         "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+        "memory_gib": round(physical_memory() / 2**30, 1),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "trtstream": trtstream.__version__,
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _bytes(file: Path, name: str) -> int:
+    """A field of ``file`` that is given in kB."""
+    return int(_field(file, name).split()[0]) * 1024
+
+
+def _field(file: Path, name: str) -> str:
+    """What follows ``name`` and a colon in the first line that begins so; empty if no line does."""
+    for line in file.read_text().splitlines():
+        field, _, value = line.partition(":")
+        if field.strip() == name:
+            return value.strip()
+    return ""

@@ -1,16 +1,33 @@
-"""The type and the check of command-line options that name a file to write at the end."""
+"""Types of options that name a file to write at the end: checked before the work."""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
+from typing import Any
 
 import click
 
-OUTPUT_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
+from trtstream.errors import TrtstreamError
 
 
-def output_file(_context: click.Context, _option: click.Parameter, value: Path | None) -> Path | None:
-    """Refuse before the work what could not be written after it."""
-    if value is not None and not value.absolute().parent.is_dir():
-        raise click.BadParameter(f"the folder {value.absolute().parent} does not exist")
-    return value
+class OutputFile(click.Path):
+    """A file that can be written: the folder it is to go to exists."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, writable=True, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(super().convert(value, param, ctx))
+        if not path.absolute().parent.is_dir():
+            self.fail(f"the folder {path.absolute().parent} does not exist", param, ctx)
+        return path
+
+
+class PlotFile(OutputFile):
+    """The same for a picture. Raises TrtstreamError where matplotlib is not installed."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if importlib.util.find_spec("matplotlib") is None:
+            raise TrtstreamError("--plot needs matplotlib: pip install 'trtstream[bench]'")
+        return super().convert(value, param, ctx)

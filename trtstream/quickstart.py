@@ -63,7 +63,7 @@ def quickstart(keep_running: bool) -> None:
 def _build(checkpoint: Path, engine: Path) -> None:
     """Build the engine, unless the one that is there is what would be built."""
     from trtstream.engine_dir import read_engine, verify_files
-    from trtstream.plugins.cpu_kernel import cpu_flags
+    from trtstream.machine import cpu_flags
     from trtstream.settings import BuildConfig
 
     dtype = "bfloat16" if "avx512_bf16" in cpu_flags() else "float32"

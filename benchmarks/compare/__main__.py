@@ -29,7 +29,7 @@ from benchmarks.compare.measure import Plan, measure
 from benchmarks.compare.picture import plot
 from benchmarks.report import RESULTS, table
 from trtstream.errors import TrtstreamError
-from trtstream.output_file import OUTPUT_FILE, output_file
+from trtstream.output_file import OutputFile, PlotFile
 
 if TYPE_CHECKING:
     from trtstream.build.checkpoint import Checkpoint
@@ -55,8 +55,8 @@ def peer_list(_context: click.Context, _option: click.Parameter, value: str) -> 
 @click.option("--sink-token-length", default=4, show_default=True, type=click.IntRange(0))
 @click.option("--rounds", default=16, show_default=True, type=click.IntRange(1), help=f"Turns of {STEPS} tokens each.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of each contestant.  [default: all cores]")
-@click.option("--json", "json_file", default=RESULTS / "compare.json", type=OUTPUT_FILE, callback=output_file)
-@click.option("--plot", "plot_file", default=RESULTS / "compare.png", type=OUTPUT_FILE, callback=output_file)
+@click.option("--json", "json_file", default=RESULTS / "compare.json", type=OutputFile())
+@click.option("--plot", "plot_file", default=RESULTS / "compare.png", type=PlotFile())
 def compare(
     checkpoint: Path,
     text: Path | None,
@@ -70,10 +70,8 @@ def compare(
 ) -> None:
     """Time this engine and its peers on CHECKPOINT (a Hugging Face folder or a .gguf file), in turn."""
     from trtstream.build.checkpoint import open_checkpoint
-    from trtstream.evaluation.plot import require_matplotlib
     from trtstream.machine import machine
 
-    require_matplotlib()
     window, sinks = max_attention_window, sink_token_length
     threads = threads or len(os.sched_getaffinity(0))
     plan = Plan(window, rounds)

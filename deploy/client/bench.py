@@ -21,8 +21,9 @@ from trtstream.deploy.client.connect import connect
 from trtstream.deploy.client.metrics import Distribution, Summary, TurnTiming, summarize
 from trtstream.deploy.tensorrt_llm.client import ENGINE_MODEL, RESENDS
 from trtstream.errors import TrtstreamError
-from trtstream.output_file import OUTPUT_FILE, output_file
+from trtstream.output_file import OutputFile, PlotFile
 from trtstream.progress import Progress, progress_bar
+from trtstream.tables import print_table
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,8 @@ def parse_concurrency(_context: click.Context, _option: click.Parameter, value: 
 @click.option("--input-tokens", default=128, show_default=True, type=click.IntRange(1), help="Tokens in each prompt.")
 @click.option("--output-tokens", default=64, show_default=True, type=click.IntRange(1), help="Tokens in each answer.")
 @click.option("--turns", default=1, show_default=True, type=click.IntRange(1), help="Turns: each request is a session.")
-@click.option("--json", "json_file", type=OUTPUT_FILE, callback=output_file, help="Write the figures to this file.")
-@click.option("--plot", "plot_file", type=OUTPUT_FILE, callback=output_file, help="Draw the figures to this PNG file.")
+@click.option("--json", "json_file", type=OutputFile(), help="Write the figures to this file.")
+@click.option("--plot", "plot_file", type=PlotFile(), help="Draw the figures to this PNG file.")
 def bench(
     url: str,
     model_name: str,
@@ -149,10 +150,6 @@ def bench(
     """
     if requests < max(concurrency):
         raise click.UsageError(f"--requests {requests} cannot keep {max(concurrency)} clients busy; ask for more")
-    if plot_file is not None:
-        from trtstream.deploy.client.bench_plot import require_matplotlib
-
-        require_matplotlib()
     with connect(url, model_name, tls_ca) as client:
         model, model_name = client.model(), client.model_name
         if not client.keeps_sessions:
@@ -185,7 +182,7 @@ def bench(
         from trtstream.deploy.client.bench_plot import save_plot
 
         save_plot(plot_file, summaries, f"{model_name}: {input_tokens} tokens in, {output_tokens} out")
-    print_table(summaries)
+    print_summaries(summaries)
     for message, count in errors.items():
         click.echo(f"{count} failed: {message}", err=True)
     if interrupted:
@@ -193,20 +190,12 @@ def bench(
     sys.exit(1 if errors or interrupted else 0)
 
 
-def print_table(summaries: Sequence[Summary]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("concurrency", justify="right")
-    table.add_column("")
-    for name in ("mean", "p50", "p90", "p99"):
-        table.add_column(name, justify="right")
+def print_summaries(summaries: Sequence[Summary]) -> None:
+    rows: list[tuple[str, ...]] = []
 
     def add(concurrency: str, name: str, values: Distribution | None) -> None:
         cells = [f"{v:.1f}" for v in (values.mean, values.p50, values.p90, values.p99)] if values else ["-"] * 4
-        table.add_row(concurrency, name, *cells)
+        rows.append((concurrency, name, *cells))
 
     for summary in summaries:
         add(str(summary.concurrency), "TTFT, ms", summary.time_to_first_token_ms)
@@ -216,7 +205,8 @@ def print_table(summaries: Sequence[Summary]) -> None:
             add("", f"  of turn {len(by_turn)}", by_turn[-1])
         add("", "ITL, ms", summary.inter_token_latency_ms)
         add("", "request latency, ms", summary.request_latency_ms)
-        table.add_row("", "output tokens/s", f"{summary.output_token_throughput:.1f}")
-        table.add_row("", "requests/s", f"{summary.request_throughput:.2f}")
-        table.add_row("", "requests, failed", str(summary.requests), str(summary.errors), end_section=True)
-    Console().print(table)
+        rows.append(("", "output tokens/s", f"{summary.output_token_throughput:.1f}"))
+        rows.append(("", "requests/s", f"{summary.request_throughput:.2f}"))
+        rows.append(("", "requests, failed", str(summary.requests), str(summary.errors)))
+        rows.append(())
+    print_table(("concurrency", "", "mean", "p50", "p90", "p99"), rows[:-1], left=2)

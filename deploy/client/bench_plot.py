@@ -8,15 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from trtstream.deploy.client.metrics import Distribution, Summary
-from trtstream.errors import TrtstreamError
-
-
-def require_matplotlib() -> None:
-    """Raise TrtstreamError where matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise TrtstreamError("--plot needs matplotlib: pip install 'trtstream[bench]'") from None
 
 
 def save_plot(path: Path, summaries: Sequence[Summary], title: str) -> None:

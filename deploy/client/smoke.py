@@ -29,6 +29,7 @@ from trtstream.deploy.client.client import (
 from trtstream.deploy.client.connect import connect
 from trtstream.deploy.tensorrt_llm import client as tensorrt_llm_client
 from trtstream.errors import TrtstreamError
+from trtstream.tables import print_table
 
 PROMPT = "The sun rises in the east and"
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
@@ -294,7 +295,7 @@ def smoke(url: str, model_name: str, tls_ca: Path | None, as_json: bool) -> None
         report = {"url": url, "model_name": model_name, "passed": passed}
         click.echo(json.dumps({**report, "checks": [asdict(result) for result in results]}, indent=2))
     elif in_terminal:
-        print_table(results)
+        print_results(results)
     sys.exit(0 if passed else 1)
 
 
@@ -305,12 +306,8 @@ def plain_line(result: CheckResult) -> str:
     return f"{VERDICTS[result.passed][0]:<7}{result.name:<20}{result.detail}"
 
 
-def print_table(results: Sequence[CheckResult]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def print_results(results: Sequence[CheckResult]) -> None:
     from rich.text import Text
 
-    table = Table("check", "", "measured")
-    for result in results:
-        table.add_row(result.name, Text(*VERDICTS[result.passed]), Text(result.detail))
-    Console().print(table)
+    rows = [(result.name, Text(*VERDICTS[result.passed]), Text(result.detail)) for result in results]
+    print_table(("check", "", "measured"), rows, left=3)

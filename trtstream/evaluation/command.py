@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trtstream.errors import TrtstreamError
-from trtstream.output_file import OUTPUT_FILE, output_file
+from trtstream.output_file import OutputFile, PlotFile
 from trtstream.settings import DTYPE_BYTES, BuildConfig
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ TEXT = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
     "--losses", type=click.Path(file_okay=False, path_type=Path), help="Keep each token's loss in this folder."
 )
 @click.option("--resume", is_flag=True, help="Go on with the runs that the --losses folder holds, if it holds any.")
-@click.option("--json", "json_file", type=OUTPUT_FILE, callback=output_file, help="Write the findings to this file.")
-@click.option("--plot", "plot_file", type=OUTPUT_FILE, callback=output_file, help="Draw the findings to this PNG file.")
+@click.option("--json", "json_file", type=OutputFile(), help="Write the findings to this file.")
+@click.option("--plot", "plot_file", type=PlotFile(), help="Draw the findings to this PNG file.")
 def evaluate(
     checkpoint: str,
     revision: str | None,
@@ -136,10 +136,6 @@ def evaluate(
         raise click.UsageError("--resume needs --losses FOLDER, which holds what to go on with")
     if distances and (losses is not None or tokens is not None):
         raise click.UsageError("--recall has no losses, and as many tokens as its distances take")
-    if plot_file is not None:
-        from trtstream.evaluation.plot import require_matplotlib
-
-        require_matplotlib()
     if losses is not None:
         losses.mkdir(parents=True, exist_ok=True)
 

@@ -19,16 +19,11 @@ from trtstream.errors import TrtstreamError
 from trtstream.evaluation.curve import Curve
 from trtstream.evaluation.scoring import SEGMENT, Run
 from trtstream.evaluation.tokens import TokenFile
+from trtstream.machine import resident_memory
 from trtstream.runtime.session_state import SessionState
 
 SAVE_SECONDS = 20.0
 MEMORY_SAMPLES = 100
-
-
-def resident_bytes() -> int:
-    """This process's resident memory."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def refuse_existing(runs: Iterable[Run], folder: Path) -> None:
@@ -78,7 +73,7 @@ class LossLog:
         self._count(self.run.positions(self.done, end), losses)
         self._hash.update(self._tokens.read(self.done, end).tobytes())
         if self.done // self._stride != end // self._stride or not self.resident:
-            self.resident.append({"position": end, "resident_bytes": resident_bytes()})
+            self.resident.append({"position": end, "resident_bytes": resident_memory()})
         self.done = end
         if self._losses is None:
             return

@@ -7,18 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trtstream.errors import TrtstreamError
-
 FIRST = 32
 NAMES = {"sink_token_length": "sink tokens", "max_attention_window": "attention window (tokens)"}
-
-
-def require_matplotlib() -> None:
-    """Raise TrtstreamError where matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise TrtstreamError("--plot needs matplotlib: pip install 'trtstream[bench]'") from None
 
 
 def plot_curves(path: Path, title: str, reports: dict[str, dict[str, Any]]) -> None:

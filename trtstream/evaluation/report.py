@@ -9,6 +9,7 @@ from typing import Any
 from trtstream.evaluation.engines import Subject
 from trtstream.evaluation.losses import LossLog
 from trtstream.machine import machine
+from trtstream.tables import print_table
 
 
 def heading(checkpoint: str, subject: Subject, text: Path, tokens: int) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def print_runs(reports: Sequence[dict[str, Any]]) -> None:
     """Print one line for each run, beside a sampled ``recompute`` also with its perplexity over those positions."""
     every = max(report["every"] for report in reports)
     sampled = (f"every\n{every}th",) if "perplexity_at_sampled" in reports[0] else ()
-    _print_table(
+    print_table(
         ("method", "sink\ntokens", "window", "predictions", "perplexity", *sampled, "seconds"),
         (
             (
@@ -64,11 +65,12 @@ def print_runs(reports: Sequence[dict[str, Any]]) -> None:
             )
             for report in reports
         ),
+        left=1,
     )
 
 
 def print_recall(answers: Iterable[dict[str, Any]]) -> None:
-    _print_table(
+    print_table(
         ("tokens back", "in the window", "questions", "right", "accuracy"),
         (
             (
@@ -81,16 +83,3 @@ def print_recall(answers: Iterable[dict[str, Any]]) -> None:
             for answer in answers
         ),
     )
-
-
-def _print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD)
-    for name in names:
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)

@@ -11,7 +11,8 @@ from safetensors import safe_open
 
 from trtstream.engine_dir import ENGINE, KERNEL, WEIGHTS, EngineConfig, memory_plan, read_engine, verify_files
 from trtstream.errors import TrtstreamError
-from trtstream.plugins.cpu_kernel import DecodeKernel, cpu_flags
+from trtstream.machine import available_memory, cpu_flags
+from trtstream.plugins.cpu_kernel import DecodeKernel
 from trtstream.plugins.cuda_device import why_no_cuda
 from trtstream.plugins.tensorrt_library import LIBRARIES, load_tensorrt, why_no_tensorrt
 from trtstream.progress import progress_bar
@@ -112,8 +113,7 @@ def free_memory(target: str) -> int:
     """Bytes that an engine of ``target`` can take here: of this machine's memory, or of its GPU's."""
     if target != "cpu":
         return torch.cuda.mem_get_info()[0]
-    meminfo = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable:"))
+    return available_memory()
 
 
 LOADERS = {"cpu": _load_cpu, "cuda": _load_cuda, "tensorrt": _load_tensorrt, "tensorrt-rtx": _load_tensorrt}

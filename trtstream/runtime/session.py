@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 
 from trtstream.errors import TrtstreamError
+from trtstream.machine import physical_memory
 from trtstream.runtime.requests import SessionKey, TurnRequest
 from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.streaming_engine import StreamingEngine
@@ -27,7 +27,7 @@ class Session:
 
 def default_max_idle_bytes() -> int:
     """A quarter of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    return physical_memory() // 4
 
 
 class SessionStore:
