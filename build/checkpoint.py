@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from trtstream.build.families import find_family
+from trtstream.build.families.family import Family, Layout
 from trtstream.build.families.raw_config import RawConfig
 from trtstream.build.gguf_file import GgufFile
 from trtstream.build.huggingface_folder import HuggingFaceFolder
@@ -25,7 +25,8 @@ NAMED_AT_MOST = 5
 class Store(Protocol):
     """A checkpoint on disk: its config in Hugging Face's spelling, and its tensors by their own names."""
 
-    layout: str
+    layout: Layout
+    family: Family
     config: RawConfig
     shapes: dict[str, tuple[int, ...]]
 
@@ -79,13 +80,13 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     elif path.is_file() and path.suffix.lower() == ".gguf":
         store = GgufFile(path)
     elif path.exists():
-        raise TrtstreamError(f"{path} is no checkpoint; give a Hugging Face folder or a .gguf file")
+        raise TrtstreamError(f"{path} is not a checkpoint; give a Hugging Face folder or a .gguf file")
     else:
         raise TrtstreamError(
             f"{path} does not exist; give the path of a Hugging Face folder or of a .gguf file, or owner/name of a "
             "repository on the Hugging Face hub"
         )
-    family = find_family(store.config)
+    family = store.family
     model = family.model_config(store.config)
     if model.num_hidden_layers > len(store.shapes):
         raise store.config.error(

@@ -10,6 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from trtstream.build import tokenizer
+from trtstream.build.families import find_family
+from trtstream.build.families.family import Layout
 from trtstream.build.families.raw_config import RawConfig
 from trtstream.errors import TrtstreamError
 
@@ -19,18 +21,19 @@ DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 class HuggingFaceFolder:
-    layout = "huggingface"
+    layout: Layout = "huggingface"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.config = read_config(folder)
+        self.family = find_family(self.config)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._files: dict[str, Path] = {}
         for file in self._find_files():
             self._read_header(file)
 
     def read(self, name: str) -> torch.Tensor:
-        # Opened anew each time: an open file keeps every page that was read resident.
+        # Opened each time: every page that was read stays resident while its file is open.
         with safe_open(self._files[name], framework="pt") as file:
             return file.get_tensor(name)
 
@@ -61,7 +64,7 @@ class HuggingFaceFolder:
     def _read_header(self, path: Path) -> None:
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (it is no mapping)
+                for name in file.keys():  # noqa: SIM118 (not a mapping)
                     tensor = file.get_slice(name)
                     if name in self._files:
                         raise TrtstreamError(f"{name} is in both {self._files[name].name} and {path.name}")
@@ -77,7 +80,7 @@ class HuggingFaceFolder:
 
 
 def read_config(folder: Path) -> RawConfig:
-    """The folder's config.json and generation_config.json. Raises TrtstreamError for what no family supports."""
+    """The folder's config.json and generation_config.json. Raises TrtstreamError if they cannot be read."""
     if not (folder / "config.json").is_file():
         raise TrtstreamError(f"{folder} has no config.json; give a folder as transformers' save_pretrained writes it")
     values = _read_json(folder / "config.json")
@@ -86,9 +89,7 @@ def read_config(folder: Path) -> RawConfig:
         generation = _read_json(folder / "generation_config.json")
         names = ("bos_token_id", "eos_token_id")
         values |= {name: generation[name] for name in names if generation.get(name) is not None}
-    config = RawConfig(str(folder / "config.json"), values)
-    config.refuse_unsupported()
-    return config
+    return RawConfig(str(folder / "config.json"), values)
 
 
 def shard_names(index: Path) -> list[str]:

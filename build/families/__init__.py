@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 from trtstream.build.families import falcon, llama
+from trtstream.build.families.family import Family
 from trtstream.build.families.raw_config import RawConfig
+from trtstream.errors import TrtstreamError
 
-ARCHITECTURES: dict[str, ModuleType] = {
-    "LlamaForCausalLM": llama,
-    "FalconForCausalLM": falcon,
-    "RWForCausalLM": falcon,
-}
-"""Every family module has ``model_config(raw) -> ModelConfig`` and ``recipes(raw, model, layout) -> Recipes``, where
-``layout`` is ``huggingface`` or ``gguf``."""
-
-MODEL_TYPES = {
-    "llama": "LlamaForCausalLM",
-    "falcon": "FalconForCausalLM",
-    "RefinedWeb": "RWForCausalLM",
-    "RefinedWebModel": "RWForCausalLM",
-}
+FAMILIES = (
+    llama.FAMILY,
+    falcon.FAMILY,
+)
+ARCHITECTURES = {name: family for family in FAMILIES for name in family.architectures.values()}
 
 
-def find_family(raw: RawConfig) -> ModuleType:
-    """The module for the config's architecture; TrtstreamError names one that is not supported."""
-    architectures, model_type = raw.get("architectures"), str(raw.get("model_type"))
-    name = str(architectures[0]) if isinstance(architectures, list) and architectures else MODEL_TYPES.get(model_type)
+def find_family(raw: RawConfig) -> Family:
+    """The family of a config. Raises TrtstreamError for an architecture, or a part of one, that is not supported."""
+    names, model_type = raw.get("architectures"), str(raw.get("model_type"))
+    by_type = {key: name for family in FAMILIES for key, name in family.architectures.items()}
+    name = str(names[0]) if isinstance(names, list) and names else by_type.get(model_type)
     if name not in ARCHITECTURES:
         raise raw.error(
             f"the architecture {name or model_type!r} is not supported; supported are {', '.join(ARCHITECTURES)}"
         )
+    raw.refuse_unsupported()
     return ARCHITECTURES[name]
+
+
+def find_gguf_family(where: str, architecture: str) -> Family:
+    """The family of a GGUF architecture; TrtstreamError names ``where`` it was found if it is not supported."""
+    families = {family.gguf_architecture: family for family in FAMILIES}
+    if architecture not in families:
+        raise TrtstreamError(
+            f"{where}: the architecture {architecture!r} is not supported; supported are {', '.join(families)}"
+        )
+    return families[architecture]

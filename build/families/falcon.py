@@ -6,8 +6,12 @@ LayerNorms), 11B (the same with one), RW-1B (ALiBi, biases, multi-head, sequenti
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 import torch
 
+from trtstream.build.families.family import Family, Layout, layer_names, outer_recipes
 from trtstream.build.families.raw_config import RawConfig
 from trtstream.build.recipes import Recipes
 from trtstream.settings import ModelConfig
@@ -93,7 +97,19 @@ def model_config(raw: RawConfig) -> ModelConfig:
     )
 
 
-def recipes(raw: RawConfig, model: ModelConfig, layout: str) -> Recipes:
+def gguf_config(metadata: RawConfig, tensors: Collection[str]) -> dict[str, Any]:
+    """GGUF's Falcons are all parallel, and a multi-query one is a grouped one with a single key-value head."""
+    return {
+        "architectures": ["FalconForCausalLM"],
+        "new_decoder_architecture": True,
+        "ffn_hidden_size": metadata.integer("feed_forward_length"),
+        "num_kv_heads": metadata.integer("attention.head_count_kv", default=1),
+        "num_ln_in_parallel_attn": 2 if "blk.0.attn_norm_2.weight" in tensors else 1,
+        "layer_norm_epsilon": metadata.number("attention.layer_norm_epsilon"),
+    }
+
+
+def recipes(raw: RawConfig, model: ModelConfig, layout: Layout) -> Recipes:
     names, hidden, intermediate = NAMES[layout], model.hidden_size, model.intermediate_size
     heads, kv_heads, head_dim = model.num_attention_heads, model.num_key_value_heads, model.head_dim
     bias = raw.flag("bias", False)
@@ -110,25 +126,28 @@ def recipes(raw: RawConfig, model: ModelConfig, layout: str) -> Recipes:
         groups = parts[0].unflatten(0, (kv_heads, heads // kv_heads + 2, head_dim))
         return torch.cat([groups[:, :-2].flatten(0, 2), groups[:, -2].flatten(0, 1), groups[:, -1].flatten(0, 1)])
 
-    made = Recipes()
-    made.linear("embedding", {names["embedding"]: model.vocab_size}, hidden)
-    for i in range(model.num_hidden_layers):
-        ours, theirs = f"layers.{i}", f"{names['layer']}.{i}"
-        stored = {role: f"{theirs}.{name}" for role, name in names.items()}
-        made.norm(f"{ours}.attention_norm", stored[attention_norm], hidden, bias=True)
-        made.linear(
-            f"{ours}.qkv",
+    tensors = outer_recipes(model, names)
+    for layer, stored in layer_names(model, names):
+        tensors.norm(f"{layer}.attention_norm", stored[attention_norm], hidden, bias=True)
+        tensors.linear(
+            f"{layer}.qkv",
             {stored["qkv"]: (heads + 2 * kv_heads) * head_dim},
             hidden,
             bias=bias,
             make=torch.cat if layout == "gguf" else ungroup,  # GGUF stores the rows in our order
         )
-        made.linear(f"{ours}.attention_output", {stored["attention_output"]: hidden}, hidden, bias=bias)
+        tensors.linear(f"{layer}.attention_output", {stored["attention_output"]: hidden}, hidden, bias=bias)
         if mlp_norm:
-            made.norm(f"{ours}.mlp_norm", stored[mlp_norm], hidden, bias=True)
-        made.linear(f"{ours}.up", {stored["up"]: intermediate}, hidden, bias=bias)
-        made.linear(f"{ours}.down", {stored["down"]: hidden}, intermediate, bias=bias)
-    made.norm("norm", names["norm"], hidden, bias=True)
-    if not model.tie_word_embeddings:
-        made.linear("lm_head", {names["lm_head"]: model.vocab_size}, hidden)
-    return made
+            tensors.norm(f"{layer}.mlp_norm", stored[mlp_norm], hidden, bias=True)
+        tensors.linear(f"{layer}.up", {stored["up"]: intermediate}, hidden, bias=bias)
+        tensors.linear(f"{layer}.down", {stored["down"]: hidden}, intermediate, bias=bias)
+    return tensors
+
+
+FAMILY = Family(
+    {"falcon": "FalconForCausalLM", "RefinedWeb": "RWForCausalLM", "RefinedWebModel": "RWForCausalLM"},
+    model_config,
+    recipes,
+    "falcon",
+    gguf_config,
+)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 import torch
 
+from trtstream.build.families.family import Family, Layout, layer_names, outer_recipes
 from trtstream.build.families.raw_config import RawConfig
 from trtstream.build.recipes import Recipes
 from trtstream.settings import ModelConfig
@@ -77,7 +81,21 @@ def model_config(raw: RawConfig) -> ModelConfig:
     )
 
 
-def recipes(raw: RawConfig, model: ModelConfig, layout: str) -> Recipes:
+def gguf_config(metadata: RawConfig, tensors: Collection[str]) -> dict[str, Any]:
+    if metadata.get("expert_count"):
+        raise metadata.error("a mixture of experts is not supported")
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "num_key_value_heads": metadata.integer(
+            "attention.head_count_kv", default=metadata.integer("attention.head_count")
+        ),
+        "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon"),
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "mlp_bias": "blk.0.ffn_down.bias" in tensors,
+    }
+
+
+def recipes(raw: RawConfig, model: ModelConfig, layout: Layout) -> Recipes:
     names, hidden, intermediate = NAMES[layout], model.hidden_size, model.intermediate_size
     q_rows, kv_rows = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
     attention_bias, mlp_bias = raw.flag("attention_bias", False), raw.flag("mlp_bias", False)
@@ -86,31 +104,28 @@ def recipes(raw: RawConfig, model: ModelConfig, layout: str) -> Recipes:
         q, k, v = parts
         return torch.cat([_half_split(q, model.num_attention_heads), _half_split(k, model.num_key_value_heads), v])
 
-    made = Recipes()
-    made.linear("embedding", {names["embedding"]: model.vocab_size}, hidden)
-    for i in range(model.num_hidden_layers):
-        ours, theirs = f"layers.{i}", f"{names['layer']}.{i}"
-        stored = {role: f"{theirs}.{name}" for role, name in names.items()}
-        made.norm(f"{ours}.attention_norm", stored["attention_norm"], hidden)
-        made.linear(
-            f"{ours}.qkv",
+    tensors = outer_recipes(model, names)
+    for layer, stored in layer_names(model, names):
+        tensors.norm(f"{layer}.attention_norm", stored["attention_norm"], hidden)
+        tensors.linear(
+            f"{layer}.qkv",
             {stored["q"]: q_rows, stored["k"]: kv_rows, stored["v"]: kv_rows},
             hidden,
             bias=attention_bias,
             make=fuse_gguf if layout == "gguf" else torch.cat,
         )
-        made.linear(f"{ours}.attention_output", {stored["attention_output"]: hidden}, q_rows, bias=attention_bias)
-        made.norm(f"{ours}.mlp_norm", stored["mlp_norm"], hidden)
-        made.linear(
-            f"{ours}.gate_up", {stored["gate"]: intermediate, stored["up"]: intermediate}, hidden, bias=mlp_bias
+        tensors.linear(f"{layer}.attention_output", {stored["attention_output"]: hidden}, q_rows, bias=attention_bias)
+        tensors.norm(f"{layer}.mlp_norm", stored["mlp_norm"], hidden)
+        tensors.linear(
+            f"{layer}.gate_up", {stored["gate"]: intermediate, stored["up"]: intermediate}, hidden, bias=mlp_bias
         )
-        made.linear(f"{ours}.down", {stored["down"]: hidden}, intermediate, bias=mlp_bias)
-    made.norm("norm", names["norm"], hidden)
-    if not model.tie_word_embeddings:
-        made.linear("lm_head", {names["lm_head"]: model.vocab_size}, hidden)
-    return made
+        tensors.linear(f"{layer}.down", {stored["down"]: hidden}, intermediate, bias=mlp_bias)
+    return tensors
 
 
 def _half_split(rows: torch.Tensor, heads: int) -> torch.Tensor:
-    """GGUF keeps the two dimensions that rotate together side by side; bring them half a head apart again."""
+    """GGUF keeps the two dimensions that rotate together next to each other; this puts them half a head apart."""
     return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+
+
+FAMILY = Family({"llama": "LlamaForCausalLM"}, model_config, recipes, "llama", gguf_config)

@@ -144,7 +144,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
     torn = tmp_path / "torn.gguf"
     for length in [*range(0, 4000, 97), len(whole) // 2, len(whole) - 1]:
         torn.write_bytes(whole[:length])
-        refuse(torn, "damaged or no GGUF file .*; fetch it again")
+        refuse(torn, "damaged or not a GGUF file .*; fetch it again")
 
 
 @pytest.mark.parametrize("offset", [8, 16])  # the numbers of tensors and of metadata
@@ -153,7 +153,7 @@ def test_a_count_that_lies_is_refused(offset: int, tmp_path: Path) -> None:
     content = bytearray(write_gguf(tmp_path / "model.gguf", tmp_path / "hf").read_bytes())
     content[offset : offset + 8] = (2**62).to_bytes(8, "little")
     (tmp_path / "model.gguf").write_bytes(content)
-    refuse(tmp_path / "model.gguf", "damaged or no GGUF file")
+    refuse(tmp_path / "model.gguf", "damaged or not a GGUF file")
 
 
 def test_an_array_longer_than_the_file_is_refused(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_an_array_longer_than_the_file_is_refused(tmp_path: Path) -> None:
     array = (9).to_bytes(4, "little") + (0).to_bytes(4, "little") + (2**62).to_bytes(8, "little")
     header = b"GGUF" + (3).to_bytes(4, "little") + (0).to_bytes(8, "little") + (1).to_bytes(8, "little")
     path.write_bytes(header + key + array)
-    refuse(path, "damaged or no GGUF file")
+    refuse(path, "damaged or not a GGUF file")
 
 
 METADATA_REFUSALS: dict[str, tuple[Callable[[GGUFWriter], None], str]] = {

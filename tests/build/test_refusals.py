@@ -71,6 +71,11 @@ REFUSALS: dict[str, tuple[str, Change, str]] = {
         config(architectures=["MistralForCausalLM"], model_type="mistral"),
         "the architecture 'MistralForCausalLM' is not supported; supported are LlamaForCausalLM, FalconForCausalLM",
     ),
+    "Mistral": (
+        "llama-gqa",
+        config(architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=4096),
+        "the architecture 'MistralForCausalLM' is not supported; supported are LlamaForCausalLM, FalconForCausalLM",
+    ),
     "model type alone": (
         "llama-gqa",
         config(architectures=None, model_type="gpt_neox"),
@@ -178,4 +183,4 @@ def test_paths_that_are_no_checkpoint(tmp_path: Path) -> None:
     refuse(tmp_path / "nothing", "does not exist; give the path of a Hugging Face folder or of a .gguf file")
     refuse(tmp_path, r"has no config\.json; give a folder as transformers' save_pretrained writes it")
     (tmp_path / "model.onnx").touch()
-    refuse(tmp_path / "model.onnx", r"is no checkpoint; give a Hugging Face folder or a \.gguf file")
+    refuse(tmp_path / "model.onnx", r"is not a checkpoint; give a Hugging Face folder or a \.gguf file")

@@ -43,13 +43,13 @@ def test_a_folder_with_a_tokenizer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "mend"), [("tokenizer.json", "mend or remove its"), ("tokenizer.model", r"add a tokenizer\.json, or pip")]
+    ("name", "fix"), [("tokenizer.json", "fix or remove its"), ("tokenizer.model", r"add a tokenizer\.json, or pip")]
 )
-def test_a_damaged_tokenizer_is_refused(name: str, mend: str, tmp_path: Path) -> None:
+def test_a_damaged_tokenizer_is_refused(name: str, fix: str, tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "model", "llama-gqa")
     (source / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
     (source / name).write_bytes(b"\x07{ torn")
-    with pytest.raises(TrtstreamError, match=rf"the tokenizer of .*model cannot be loaded .*; {mend}"):
+    with pytest.raises(TrtstreamError, match=rf"the tokenizer of .*model cannot be loaded .*; {fix}"):
         open_checkpoint(source).save_tokenizer(tmp_path / "tokenizer")
     assert not (tmp_path / "tokenizer").exists()
 
