@@ -14,12 +14,11 @@ from trtstream.progress import Progress
 from trtstream.settings import ModelConfig
 
 PARTS = ("weight", "scales", "zeros")
-"""What a quantized weight ``x.weight`` is stored as: ``x.weight``, ``x.scales``, and ``x.zeros`` in a format that has
-them."""
+"""A quantized weight ``x.weight`` is stored as ``x.weight``, ``x.scales``, and in some formats ``x.zeros``."""
 
 
 def projection_columns(model: ModelConfig) -> dict[str, int]:
-    """What is quantized in each layer: the projections, by name, with the columns of their weights."""
+    """The projections of a layer, which quantization applies to: the number of columns of their weights, by name."""
     return {
         "qkv": model.hidden_size,
         "attention_output": model.num_attention_heads * model.head_dim,
@@ -32,7 +31,7 @@ def projection_columns(model: ModelConfig) -> dict[str, int]:
 class EngineWeights:
     """A checkpoint's tensors as an engine of ``dtype`` stores them.
 
-    ``quantize`` turns the weight of a projection into what is stored as `PARTS`; None stores it as the others are.
+    ``quantize`` turns the weight of a projection into its `PARTS`; without it projections are stored as others are.
     """
 
     checkpoint: Checkpoint
@@ -40,7 +39,7 @@ class EngineWeights:
     quantize: Callable[[torch.Tensor], Sequence[torch.Tensor | None]] | None = None
 
     def write(self, path: Path, progress: Progress) -> None:
-        """Write a safetensors file. ``progress`` is told how many of how many tensors of the checkpoint are in it.
+        """Write a safetensors file. ``progress`` counts the checkpoint's tensors.
 
         Peak memory is a few times the largest tensor.
         """
@@ -53,7 +52,7 @@ class EngineWeights:
         progress(len(names), len(names))
 
     def blank(self) -> dict[str, torch.Tensor]:
-        """What `write` writes, by name, without contents (on torch's meta device): shapes and dtypes."""
+        """The tensors that `write` writes, by name, without contents: on torch's meta device."""
         blank: dict[str, torch.Tensor] = {}
         for name in self.checkpoint.tensor_names():
             blank |= self._stored(name, self.checkpoint.blank_tensor(name))
@@ -64,5 +63,5 @@ class EngineWeights:
         is_projection = kind == "weight" and module.rpartition(".")[2] in projection_columns(self.checkpoint.model)
         if self.quantize is None or not is_projection:
             return {name: tensor.to(self.dtype)}
-        made = zip(PARTS, self.quantize(tensor), strict=False)
-        return {f"{module}.{part}": values for part, values in made if values is not None}
+        parts = zip(PARTS, self.quantize(tensor), strict=False)
+        return {f"{module}.{part}": values for part, values in parts if values is not None}

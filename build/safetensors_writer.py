@@ -18,20 +18,20 @@ DTYPE_NAMES = {
 
 
 class SafetensorsWriter:
-    """An open safetensors file. ``names`` are the names of all tensors to come, in any order; the file is whole once
+    """An open safetensors file. ``names`` are the names of all tensors to come, in any order; the file is complete once
     it is closed."""
 
     def __init__(self, path: Path, names: list[str]) -> None:
-        # Tensors begin at a multiple of 64 bytes, for whoever maps the file and wants them aligned.
-        self._room = -(-sum(len(json.dumps(name)) + 160 for name in names) // 64) * 64 + 56
+        # The first tensor begins at a multiple of 64 bytes, for readers that map the file and need it aligned.
+        self._header_bytes = -(-sum(len(json.dumps(name)) + 160 for name in names) // 64) * 64 + 56
         self._header: dict[str, dict[str, object]] = {}
         self._offset = 0
         self._file = path.open("wb")
-        self._file.seek(8 + self._room)
+        self._file.seek(8 + self._header_bytes)
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         data = tensor.contiguous().view(-1).view(torch.uint8).numpy()
-        self._file.write(data)
+        self._file.write(data.data)
         self._header[name] = {
             "dtype": DTYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
@@ -45,5 +45,5 @@ class SafetensorsWriter:
     def __exit__(self, *exception: object) -> None:
         with self._file as file:
             file.seek(0)
-            file.write(self._room.to_bytes(8, "little"))
-            file.write(json.dumps(self._header).encode().ljust(self._room))
+            file.write(self._header_bytes.to_bytes(8, "little"))
+            file.write(json.dumps(self._header).encode().ljust(self._header_bytes))

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Progress = Callable[[int, int], None]
-"""Told how many of how many steps are done."""
+"""``progress(done, total)`` is called with the number of steps that are done, and that there are."""
 
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Progress]:
-    """Show the progress of a block, and how long it may still take. Elsewhere than on a terminal: a line each tenth."""
+    """Show the progress of a block and the time that is left: a bar on a terminal, elsewhere a line each tenth."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -24,18 +24,18 @@ def progress_bar(title: str) -> Iterator[Progress]:
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return
 
-    told = 0
-    first: tuple[int, float] | None = None
+    tenths = 0
+    first: tuple[int, float] | None = None  # steps that were done at the first call, and its time
 
-    def tell(done: int, total: int) -> None:
-        nonlocal told, first
+    def print_line(done: int, total: int) -> None:
+        nonlocal tenths, first
         first = first or (done, time.monotonic())
-        if done * 10 // total > told:
-            told = done * 10 // total
+        if done * 10 // total > tenths:
+            tenths = done * 10 // total
             left = _left(done - first[0], total - done, time.monotonic() - first[1])
             print(f"{title}: {done} of {total}{left}", file=sys.stderr, flush=True)
 
-    yield tell
+    yield print_line
 
 
 def _left(done: int, to_do: int, seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""The model families: from a checkpoint's config and tensor names to ours. One module per family."""
+"""The model families: from a checkpoint's config and tensor names to ours. A family is one module and one line here."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from trtstream.build.families.family import Family, Layout, layer_names, outer_recipes
+from trtstream.build.families.family import Family, Layout, decoder_recipes
 from trtstream.build.families.raw_config import RawConfig
 from trtstream.build.recipes import Recipes
 from trtstream.settings import ModelConfig
@@ -97,14 +97,14 @@ def model_config(raw: RawConfig) -> ModelConfig:
     )
 
 
-def gguf_config(metadata: RawConfig, tensors: Collection[str]) -> dict[str, Any]:
+def gguf_config(metadata: RawConfig, tensor_names: Collection[str]) -> dict[str, Any]:
     """GGUF's Falcons are all parallel, and a multi-query one is a grouped one with a single key-value head."""
     return {
         "architectures": ["FalconForCausalLM"],
         "new_decoder_architecture": True,
         "ffn_hidden_size": metadata.integer("feed_forward_length"),
         "num_kv_heads": metadata.integer("attention.head_count_kv", default=1),
-        "num_ln_in_parallel_attn": 2 if "blk.0.attn_norm_2.weight" in tensors else 1,
+        "num_ln_in_parallel_attn": 2 if "blk.0.attn_norm_2.weight" in tensor_names else 1,
         "layer_norm_epsilon": metadata.number("attention.layer_norm_epsilon"),
     }
 
@@ -126,8 +126,7 @@ def recipes(raw: RawConfig, model: ModelConfig, layout: Layout) -> Recipes:
         groups = parts[0].unflatten(0, (kv_heads, heads // kv_heads + 2, head_dim))
         return torch.cat([groups[:, :-2].flatten(0, 2), groups[:, -2].flatten(0, 1), groups[:, -1].flatten(0, 1)])
 
-    tensors = outer_recipes(model, names)
-    for layer, stored in layer_names(model, names):
+    def add_layer(tensors: Recipes, layer: str, stored: dict[str, str]) -> None:
         tensors.norm(f"{layer}.attention_norm", stored[attention_norm], hidden, bias=True)
         tensors.linear(
             f"{layer}.qkv",
@@ -141,13 +140,14 @@ def recipes(raw: RawConfig, model: ModelConfig, layout: Layout) -> Recipes:
             tensors.norm(f"{layer}.mlp_norm", stored[mlp_norm], hidden, bias=True)
         tensors.linear(f"{layer}.up", {stored["up"]: intermediate}, hidden, bias=bias)
         tensors.linear(f"{layer}.down", {stored["down"]: hidden}, intermediate, bias=bias)
-    return tensors
+
+    return decoder_recipes(model, names, add_layer)
 
 
 FAMILY = Family(
-    {"falcon": "FalconForCausalLM", "RefinedWeb": "RWForCausalLM", "RefinedWebModel": "RWForCausalLM"},
-    model_config,
-    recipes,
-    "falcon",
-    gguf_config,
+    architectures={"falcon": "FalconForCausalLM", "RefinedWeb": "RWForCausalLM", "RefinedWebModel": "RWForCausalLM"},
+    model_config=model_config,
+    recipes=recipes,
+    gguf_architecture="falcon",
+    gguf_config=gguf_config,
 )

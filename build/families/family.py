@@ -1,8 +1,8 @@
-"""What a model family is, and what the checkpoints of all families have in common."""
+"""The description of a model family, and the part of a decoder's recipes that is the same in all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,17 +30,19 @@ class Family:
     gguf_config: Callable[[RawConfig, Collection[str]], dict[str, Any]]
 
 
-def outer_recipes(model: ModelConfig, names: Mapping[str, str]) -> Recipes:
-    """Recipes of what lies around the layers; ``names`` are the checkpoint's, less ``.weight``, by ours."""
+def decoder_recipes(
+    model: ModelConfig, names: Mapping[str, str], add_layer: Callable[[Recipes, str, dict[str, str]], None]
+) -> Recipes:
+    """The recipes of a decoder: embedding, layers, last norm, and output projection unless it is tied.
+
+    ``names`` are the checkpoint's names, less ``.weight``, by the family's roles. ``add_layer(recipes, name, stored)``
+    adds the recipes of the layer with the canonical ``name``; ``stored`` are ``names`` within that layer.
+    """
     recipes = Recipes()
     recipes.linear("embedding", {names["embedding"]: model.vocab_size}, model.hidden_size)
+    for i in range(model.num_hidden_layers):
+        add_layer(recipes, f"layers.{i}", {role: f"{names['layer']}.{i}.{name}" for role, name in names.items()})
     recipes.norm("norm", names["norm"], model.hidden_size, bias=model.norm == "layer")
     if not model.tie_word_embeddings:
         recipes.linear("lm_head", {names["lm_head"]: model.vocab_size}, model.hidden_size)
     return recipes
-
-
-def layer_names(model: ModelConfig, names: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """For each layer its canonical name, and ``names`` with the checkpoint's name of that layer before each."""
-    for i in range(model.num_hidden_layers):
-        yield f"layers.{i}", {role: f"{names['layer']}.{i}.{name}" for role, name in names.items()}

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from trtstream.build.families.family import Family, Layout, layer_names, outer_recipes
+from trtstream.build.families.family import Family, Layout, decoder_recipes
 from trtstream.build.families.raw_config import RawConfig
 from trtstream.build.recipes import Recipes
 from trtstream.settings import ModelConfig
@@ -81,7 +81,7 @@ def model_config(raw: RawConfig) -> ModelConfig:
     )
 
 
-def gguf_config(metadata: RawConfig, tensors: Collection[str]) -> dict[str, Any]:
+def gguf_config(metadata: RawConfig, tensor_names: Collection[str]) -> dict[str, Any]:
     if metadata.get("expert_count"):
         raise metadata.error("a mixture of experts is not supported")
     return {
@@ -90,8 +90,8 @@ def gguf_config(metadata: RawConfig, tensors: Collection[str]) -> dict[str, Any]
             "attention.head_count_kv", default=metadata.integer("attention.head_count")
         ),
         "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon"),
-        "attention_bias": "blk.0.attn_q.bias" in tensors,
-        "mlp_bias": "blk.0.ffn_down.bias" in tensors,
+        "attention_bias": "blk.0.attn_q.bias" in tensor_names,
+        "mlp_bias": "blk.0.ffn_down.bias" in tensor_names,
     }
 
 
@@ -104,8 +104,7 @@ def recipes(raw: RawConfig, model: ModelConfig, layout: Layout) -> Recipes:
         q, k, v = parts
         return torch.cat([_half_split(q, model.num_attention_heads), _half_split(k, model.num_key_value_heads), v])
 
-    tensors = outer_recipes(model, names)
-    for layer, stored in layer_names(model, names):
+    def add_layer(tensors: Recipes, layer: str, stored: dict[str, str]) -> None:
         tensors.norm(f"{layer}.attention_norm", stored["attention_norm"], hidden)
         tensors.linear(
             f"{layer}.qkv",
@@ -120,7 +119,8 @@ def recipes(raw: RawConfig, model: ModelConfig, layout: Layout) -> Recipes:
             f"{layer}.gate_up", {stored["gate"]: intermediate, stored["up"]: intermediate}, hidden, bias=mlp_bias
         )
         tensors.linear(f"{layer}.down", {stored["down"]: hidden}, intermediate, bias=mlp_bias)
-    return tensors
+
+    return decoder_recipes(model, names, add_layer)
 
 
 def _half_split(rows: torch.Tensor, heads: int) -> torch.Tensor:
@@ -128,4 +128,10 @@ def _half_split(rows: torch.Tensor, heads: int) -> torch.Tensor:
     return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 
-FAMILY = Family({"llama": "LlamaForCausalLM"}, model_config, recipes, "llama", gguf_config)
+FAMILY = Family(
+    architectures={"llama": "LlamaForCausalLM"},
+    model_config=model_config,
+    recipes=recipes,
+    gguf_architecture="llama",
+    gguf_config=gguf_config,
+)

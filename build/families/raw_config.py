@@ -1,4 +1,4 @@
-"""Reading a checkpoint's config with checks, and what is spelled alike in every family: RoPE, tokens, activations."""
+"""A checkpoint's config, read with checks, and what all families spell the same: RoPE, token ids, activations."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RawConfig:
         return TrtstreamError(f"{self.where}: {message}")
 
     def get(self, *names: str, default: Any = None) -> Any:
-        """The first of ``names`` that is there (a thing may have an old and a new name)."""
+        """The value of the first of ``names`` that has one; several are old and new names of the same thing."""
         return next((self.values[name] for name in names if self.values.get(name) is not None), default)
 
     def integer(self, *names: str, default: int | None = None) -> int:
@@ -73,7 +73,7 @@ class RawConfig:
         return tuple(dict.fromkeys(token for token in ids if 0 <= token < vocab_size))
 
     def refuse_unsupported(self) -> None:
-        """Refuse what no family of ours computes."""
+        """Raise TrtstreamError for what no family here computes."""
         quantization = self.get("quantization_config", "compression_config")
         if quantization:
             method = quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else quantization

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from trtstream.build.tensorrt_llm.releases import Release
@@ -15,8 +16,14 @@ FALCON_NORM_EPS, FALCON_ROTARY_BASE = 1e-5, 10000.0
 def checkpoint_config(
     model: ModelConfig, tensor_names: list[str], build: BuildConfig, release: Release
 ) -> dict[str, Any]:
-    """What ``release``'s loader reads. Raises TrtstreamError, with upstream's reason, for what it cannot compute."""
-    config = {
+    """The values that ``release``'s loader reads. Raises TrtstreamError, with the reason, for what it cannot run."""
+    if model.architecture not in FAMILY_FIELDS:
+        raise TrtstreamError(
+            f"the tensorrt-llm target does not support {model.architecture}; supported are {', '.join(FAMILY_FIELDS)}: "
+            "use another --target"
+        )
+    biased = {name.removeprefix("layers.0.") for name in tensor_names if name.endswith(".bias")}
+    return {
         "architecture": model.architecture,
         "dtype": build.dtype,
         "logits_dtype": "float32",
@@ -45,27 +52,39 @@ def checkpoint_config(
             "kv_cache_quant_algo": None,
         },
         **release.fixed_fields,
+        **FAMILY_FIELDS[model.architecture](model, biased, build, release),
     }
-    has_bias = {name.removeprefix("layers.0.") for name in tensor_names if name.endswith(".bias")}
-    if model.architecture == "LlamaForCausalLM":
-        config |= {
-            "attn_bias": "qkv.bias" in has_bias,
-            "mlp_bias": "gate_up.bias" in has_bias,
-            "rotary_base": model.rope.theta,
-            "rotary_scaling": _rotary_scaling(model.rope, build.sink_token_length, release),
-            **release.llama_fields,
-        }
-    else:
-        _check_falcon(model, build, release)
-        config |= {
-            "bias": "qkv.bias" in has_bias,
-            "parallel_attention": model.residual == "parallel",
-            # Upstream's name for parallel blocks with a norm each for attention and MLP.
-            "new_decoder_architecture": model.residual == "parallel" and not model.shared_norm,
-        }
-        if release.falcon_rotary_base and model.rope is not None:
-            config["rotary_base"] = model.rope.theta
-    return config
+
+
+def _llama(model: ModelConfig, biased: set[str], build: BuildConfig, release: Release) -> dict[str, Any]:
+    assert model.rope is not None, "a Llama has RoPE"
+    return {
+        "attn_bias": "qkv.bias" in biased,
+        "mlp_bias": "gate_up.bias" in biased,
+        "rotary_base": model.rope.theta,
+        "rotary_scaling": _rotary_scaling(model.rope, build.sink_token_length, release),
+        **release.llama_fields,
+    }
+
+
+def _falcon(model: ModelConfig, biased: set[str], build: BuildConfig, release: Release) -> dict[str, Any]:
+    _check_falcon(model, build, release)
+    rotary_base = {"rotary_base": model.rope.theta} if release.falcon_rotary_base and model.rope is not None else {}
+    return {
+        "bias": "qkv.bias" in biased,
+        "parallel_attention": model.residual == "parallel",
+        # Upstream's name for parallel blocks with a norm each for attention and MLP.
+        "new_decoder_architecture": model.residual == "parallel" and not model.shared_norm,
+        **rotary_base,
+    }
+
+
+FAMILY_FIELDS: dict[str, Callable[[ModelConfig, set[str], BuildConfig, Release], dict[str, Any]]] = {
+    "LlamaForCausalLM": _llama,
+    "FalconForCausalLM": _falcon,
+}
+"""By architecture: the fields that only this one's config has, from the model, the names of a layer's biases, the build
+and the release. Raises TrtstreamError for what upstream's model cannot compute."""
 
 
 def _rotary_scaling(rope: RopeConfig, sink_token_length: int, release: Release) -> dict[str, Any] | None:
@@ -80,7 +99,7 @@ def _rotary_scaling(rope: RopeConfig, sink_token_length: int, release: Release) 
             "queries with them; give --sink-token-length 0 for a plain cyclic window, or use another --target"
         )
     # Upstream's own "dynamic" multiplies the frequencies by the factor. Inside the trained context, which the window
-    # never leaves, the true one is no scaling at all.
+    # never leaves, the checkpoint's scales nothing.
     if rope.kind in ("default", "dynamic"):
         return None
     scaling = {"type": rope.kind, "factor": rope.factor}

@@ -22,8 +22,8 @@ def convert_checkpoint(
 ) -> None:
     """Write ``folder``, which must not exist, for ``trtllm-build`` of ``release``.
 
-    ``progress`` is told how many of how many tensors are written. All rank files are open at once, so that each tensor
-    is read once; peak memory is near twice the largest tensor. Raises TrtstreamError for what the release cannot run.
+    ``progress`` counts the checkpoint's tensors. All rank files are open at once, so that each tensor is read once;
+    peak memory is near twice the largest tensor. Raises TrtstreamError for a model that the release cannot run.
     """
     model, names = checkpoint.model, checkpoint.tensor_names()
     check_parallel_sizes(model, build.tp_size, build.pp_size)

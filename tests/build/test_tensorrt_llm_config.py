@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.checkpoints import VARIANTS, write_checkpoint
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.tensorrt_llm.checkpoint_config import checkpoint_config
 from trtstream.build.tensorrt_llm.releases import RELEASES, find_release
+from trtstream.errors import TrtstreamError
 from trtstream.settings import TARGETS, BuildConfig
 
 TAKEN = [variant for variant in VARIANTS if variant != "llama-rope-yarn"]
@@ -58,6 +60,14 @@ def test_fields(variant: str, tmp_path: Path) -> None:
             assert config["position_embedding_type"] in POSITIONS
             scaling = config.get("rotary_scaling")
             assert scaling is None or scaling["type"] in fields.rotary_scaling_types
+
+
+def test_an_architecture_that_upstream_lacks_is_refused(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, "llama-gqa"))
+    model = replace(checkpoint.model, architecture="MambaForCausalLM")
+    message = "does not support MambaForCausalLM; supported are LlamaForCausalLM, FalconForCausalLM: use"
+    with pytest.raises(TrtstreamError, match=message):
+        checkpoint_config(model, checkpoint.tensor_names(), BuildConfig(dtype="bfloat16"), RELEASES[-1])
 
 
 def test_rotary_scaling(tmp_path: Path) -> None:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 BINS_PER_OCTAVE = 8
+
+
+@dataclass
+class Bin:
+    """Tokens at neighbouring positions: the first and last of them, how many, and the sum of their losses."""
+
+    first: int
+    last: int
+    tokens: int = 0
+    total: float = 0.0
 
 
 class Curve:
@@ -16,19 +27,19 @@ class Curve:
     def __init__(self) -> None:
         self.count = 0
         self._total = 0.0
-        self._bins: dict[int, list[float]] = {}  # bin: [first, last, count, sum]
+        self._bins: dict[int, Bin] = {}
 
     def add(self, positions: np.ndarray, losses: np.ndarray) -> None:
         """positions [N] (1 for the second token of the text), losses [N] in nats."""
         losses = losses.astype(np.float64)
-        bins = np.floor(BINS_PER_OCTAVE * np.log2(positions)).astype(int)
-        for number in np.unique(bins):
-            inside = bins == number
-            first = int(positions[inside][0])
-            total = self._bins.setdefault(int(number), [first, first, 0, 0.0])
-            total[1] = int(positions[inside][-1])
-            total[2] += int(inside.sum())
-            total[3] += float(losses[inside].sum())
+        numbers = np.floor(BINS_PER_OCTAVE * np.log2(positions)).astype(int)
+        for number in np.unique(numbers):
+            inside = numbers == number
+            first, last = int(positions[inside][0]), int(positions[inside][-1])
+            bin = self._bins.setdefault(int(number), Bin(first, last))
+            bin.last = last
+            bin.tokens += int(inside.sum())
+            bin.total += float(losses[inside].sum())
         self.count += len(losses)
         self._total += float(losses.sum())
 
@@ -43,15 +54,16 @@ class Curve:
 
     def points(self) -> list[dict[str, Any]]:
         """Each bin's positions, tokens and mean loss, and the perplexity of all tokens up to its end."""
-        points, count, total = [], 0, 0.0
-        for _, (first, last, inside, subtotal) in sorted(self._bins.items()):
-            count, total = count + inside, total + subtotal
+        points = []
+        count, total = 0, 0.0
+        for _, bin in sorted(self._bins.items()):
+            count, total = count + bin.tokens, total + bin.total
             points.append(
                 {
-                    "first": first,
-                    "last": last,
-                    "tokens": inside,
-                    "loss": subtotal / inside,
+                    "first": bin.first,
+                    "last": bin.last,
+                    "tokens": bin.tokens,
+                    "loss": bin.total / bin.tokens,
                     "perplexity_so_far": math.exp(total / count),
                 }
             )
