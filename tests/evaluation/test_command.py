@@ -82,7 +82,7 @@ def test_losses_are_not_overwritten(checkpoint: Path, text: Path, tmp_path: Path
     arguments = (checkpoint, "--text", text, "--tokens", 100, "--losses", tmp_path / "losses")
     first, second, third = run(*arguments), run(*arguments), run(*arguments, "--resume")
     assert (first.exit_code, second.exit_code, third.exit_code) == (0, 1, 0)
-    assert "holds losses of streaming already; go on with --resume" in str(second.exception)
+    assert "holds losses of streaming already; continue with --resume" in str(second.exception)
     assert (tmp_path / "losses" / "streaming.f32").stat().st_size == 400
 
 

@@ -9,7 +9,8 @@ import torch
 
 from tests.runtime.clients import byte_tokenizer
 from trtstream.evaluation.engines import Subject, open_subject
-from trtstream.evaluation.recall import make_facts, recall, tokens_needed
+from trtstream.evaluation.facts import make_facts
+from trtstream.evaluation.recall import recall, tokens_needed
 from trtstream.evaluation.tokens import TokenFile, tokenize
 from trtstream.runtime.streaming_engine import StreamingEngine
 

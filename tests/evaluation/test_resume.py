@@ -1,4 +1,4 @@
-"""An interrupted run goes on to the very numbers of one that was not."""
+"""An interrupted run, continued, has exactly the numbers of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_another_run_is_refused(subject: Subject, text: Path, tmp_path: Path, mo
     monkeypatch.setattr(losses_module, "SAVE_SECONDS", 0.0)
     run, tokens = RUNS[0], ids(subject, text, tmp_path)
     score_run(run, subject, tokens, tmp_path)
-    with pytest.raises(TrtstreamError, match="holds losses of streaming already; go on with --resume, or choose"):
+    with pytest.raises(TrtstreamError, match="holds losses of streaming already; continue with --resume, or choose"):
         refuse_existing([RUNS[1], run], tmp_path)
     with pytest.raises(TrtstreamError, match="max_attention_window 24, and this one has 32"):
         score_run(Run("streaming", "streaming", 4, 32), subject, tokens, tmp_path)

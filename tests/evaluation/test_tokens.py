@@ -109,7 +109,7 @@ def test_line_ends_and_a_byte_order_mark(tmp_path: Path) -> None:
         (b"", "no text to evaluate: 0 tokens"),
         (b"a", "no text to evaluate: 1 tokens"),
         (b"\x89PNG\r\n\x1a\n", "is not UTF-8 text"),
-        (b"\0" * 5000, "NUL characters: it is no text"),
+        (b"\0" * 5000, "NUL characters: it is not a text"),
         (b"good text" * 50_000 + b"\xff", "is not UTF-8 text"),
     ],
 )

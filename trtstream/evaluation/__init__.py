@@ -1,1 +1,1 @@
-"""What a window costs and what it keeps: perplexity and recall of a long text, from the command line."""
+"""``trtstream eval``: perplexity and recall over a long text, for any window and number of sink tokens."""

@@ -1,4 +1,4 @@
-"""A run's losses as they come: the curve, and on disk what an interrupted run goes on from."""
+"""A run's losses as they come: the curve, and the files that an interrupted run continues from."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def refuse_existing(runs: Iterable[Run], folder: Path) -> None:
     found = next((run.name for run in runs if (folder / f"{run.name}.f32").exists()), None)
     if found is not None:
         raise TrtstreamError(
-            f"{folder} holds losses of {found} already; go on with --resume, or choose another --losses folder"
+            f"{folder} holds losses of {found} already; continue with --resume, or choose another --losses folder"
         )
 
 

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation."""
+"""Pictures of an evaluation."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ NAMES = {"sink_token_length": "sink tokens", "max_attention_window": "attention 
 def plot_curves(path: Path, title: str, reports: dict[str, dict[str, Any]]) -> None:
     """Draw every run's mean loss against the position in the text (log scale) to the PNG file ``path``.
 
-    Without the first tokens, which every method predicts alike and badly. A sampled run beside whole ones is in the
-    legend only: its few losses make no curve.
+    The first tokens, which every method predicts equally badly, are left out. A sampled run together with others is in
+    the legend only: its few losses make no curve.
     """
     sampled = all("perplexity_at_sampled" in report for report in reports.values())
     key, legend = ("perplexity_at_sampled", "perplexity at sampled tokens") if sampled else ("perplexity", "perplexity")
@@ -33,7 +33,7 @@ def plot_curves(path: Path, title: str, reports: dict[str, dict[str, Any]]) -> N
 
 
 def plot_sweep(path: Path, title: str, reports: Sequence[dict[str, Any]]) -> None:
-    """Draw perplexity against the number of sink tokens, or against the window where that is what was swept."""
+    """Draw perplexity against the number of sink tokens, or against the window if only windows were swept."""
     swept, other = "sink_token_length", "max_attention_window"
     if len({report[swept] for report in reports}) == 1:
         swept, other = other, swept

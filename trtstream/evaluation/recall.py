@@ -1,14 +1,14 @@
-"""What a window remembers: facts planted in a stream of text, asked about at growing distances (StreamEval's idea).
+"""``trtstream eval --recall``: which facts a window remembers, planted in a stream of text and asked for at growing
+distances (StreamEval's idea).
 
-Facts read "The brave otter lives in Rome." and the question is the sentence up to its last word. The answer is what the
-model says greedily, and is right or wrong as a whole. Asking leaves no trace in the session, so every fact is asked
-about at every distance.
+Facts read "The brave otter lives in Rome." and the question is the sentence up to its last word. The answer is the
+model's greedy continuation, and is right or wrong as a whole. A question leaves no trace in the session, so every fact
+is asked for at every distance.
 """
 
 from __future__ import annotations
 
 import heapq
-import random
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -16,47 +16,41 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from trtstream.errors import TrtstreamError
-from trtstream.evaluation.tokens import TokenFile
-from trtstream.progress import Progress
+from trtstream.evaluation.engines import Subject
+from trtstream.evaluation.facts import CHANCE, Fact, make_facts
+from trtstream.evaluation.options import Options
+from trtstream.evaluation.plot import plot_recall
+from trtstream.evaluation.report import heading, print_recall
+from trtstream.evaluation.runs import check_run, sizes_of
+from trtstream.evaluation.scoring import Run
+from trtstream.evaluation.tokens import TokenFile, temporary_tokens
+from trtstream.progress import Progress, progress_bar
 from trtstream.runtime.streaming_engine import StreamingEngine
 
-MANNERS = (
-    "bold", "brave", "calm", "eager", "fancy", "gentle", "happy", "jolly",
-    "kind", "lively", "merry", "nice", "proud", "silly", "witty", "zany",
-)  # fmt: skip
-ANIMALS = (
-    "badger", "beaver", "camel", "donkey", "eagle", "falcon", "gopher", "heron",
-    "iguana", "jackal", "lemur", "marmot", "otter", "panda", "rabbit", "wolf",
-)  # fmt: skip
-PLACES = (
-    "Athens", "Berlin", "Cairo", "Delhi", "Dublin", "Lisbon", "London", "Madrid",
-    "Moscow", "Oslo", "Paris", "Prague", "Rome", "Tokyo", "Vienna", "Warsaw",
-)  # fmt: skip
-CHANCE = 1 / len(PLACES)
 SPACING = 128  # tokens from one fact to the next
-STEP = 2048  # tokens from one word of progress to the next
+STEP = 2048  # tokens between two reports of progress
 
 
-class Fact:
-    """One fact, tokenized: ``planted`` is fed to the stream, ``question`` asked, ``answer`` right."""
-
-    def __init__(self, name: str, place: str, tokenizer: PreTrainedTokenizerBase) -> None:
-        def encode(text: str) -> list[int]:
-            return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-        question = f"\nThe {name} lives in"
-        self.planted = encode(f"{question} {place}.\n")
-        self.question = encode(question)
-        # Not encode(place): what a word's tokens are depends on what stands before it.
-        self.answer = encode(f"{question} {place}")[len(self.question) :]
-
-
-def make_facts(count: int, tokenizer: PreTrainedTokenizerBase) -> list[Fact]:
-    """The same ``count`` facts every time, about as many animals."""
-    rng = random.Random(0)
-    names = [f"{manner} {animal}" for manner in MANNERS for animal in ANIMALS]
-    rng.shuffle(names)
-    return [Fact(name, rng.choice(PLACES), tokenizer) for name in names[:count]]
+def evaluate_recall(options: Options, subject: Subject) -> dict[str, Any]:
+    """Ask, print and draw; returns the report. Raises TrtstreamError for what cannot be done."""
+    distances, facts = options.recall or [], options.facts
+    sinks, window = sizes_of(options, subject)
+    check_run(Run("recall", "streaming", sinks, window), subject, options.force)
+    needed = tokens_needed(window, distances, facts)
+    with temporary_tokens(options.text, subject.tokenizer, subject.model.vocab_size, needed) as ids:
+        engine = subject.engine(sinks, window)
+        with progress_bar("recall, tokens") as progress:
+            answers = recall(engine, subject.tokenizer, ids, distances, facts, progress)
+    print_recall(answers)
+    if options.plot_file is not None:
+        plot_recall(options.plot_file, options.title, answers, engine.build.ring, CHANCE)
+    return {
+        **heading(options, subject, ids.count),
+        "sink_token_length": sinks,
+        "max_attention_window": window,
+        "chance": CHANCE,
+        "recall": answers,
+    }
 
 
 def tokens_needed(window: int, distances: Sequence[int], count: int) -> int:
@@ -72,10 +66,10 @@ def recall(
     count: int,
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    """Stream text with ``count`` facts in it, and ask about each at each of the ``distances``.
+    """Stream text with ``count`` facts in it, and ask for each at each of the ``distances``.
 
     A distance is in tokens, from the fact's end to the question; it is exceeded by at most a fact's length, where
-    another fact is just being planted. The first fact comes when the window is full.
+    another fact is being planted. The first fact comes when the window is full.
     """
     facts = make_facts(count, tokenizer)
     window = engine.build.max_attention_window
@@ -88,7 +82,7 @@ def recall(
     engine.reset(0)
     right: Counter[int] = Counter()
     fed = read = 0  # tokens of the stream, and of the text
-    # What to do, at which token: plant a fact (distance 0), or ask about it.
+    # At which token, which fact, and at what distance it is asked for; distance 0 plants it.
     events = [(window + number * SPACING, number, 0) for number in range(count)]
     while events:
         at, number, distance = heapq.heappop(events)
@@ -120,7 +114,7 @@ def recall(
 
 
 def _answers(engine: StreamingEngine, fact: Fact) -> bool:
-    """Whether the model goes on from the question with the answer; the session stays as it is."""
+    """Whether the model continues the question with the answer; the session stays as it is."""
     engine.begin_turn(0)
     try:
         logits = engine.prefill(0, fact.question)

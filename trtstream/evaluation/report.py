@@ -1,23 +1,23 @@
-"""What an evaluation found, as JSON values and as a table."""
+"""The findings of an evaluation, as JSON values and as tables."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from trtstream.evaluation.engines import Subject
 from trtstream.evaluation.losses import LossLog
+from trtstream.evaluation.options import Options
 from trtstream.machine import machine
 from trtstream.tables import print_table
 
 
-def heading(checkpoint: str, subject: Subject, text: Path, tokens: int) -> dict[str, Any]:
-    """What was evaluated, on what, and where. ``tokens`` of the text are predicted, or streamed."""
+def heading(options: Options, subject: Subject, tokens: int) -> dict[str, Any]:
+    """The checkpoint, the text and the machine of a report. ``tokens`` of the text are predicted, or streamed."""
     return {
-        "checkpoint": checkpoint,
+        "checkpoint": options.checkpoint_name,
         "architecture": subject.model.architecture,
-        "text": text.name,
+        "text": options.text.name,
         "tokens": tokens,
         "target": subject.target,
         "dtype": subject.dtype,
@@ -28,7 +28,7 @@ def heading(checkpoint: str, subject: Subject, text: Path, tokens: int) -> dict[
 def run_report(log: LossLog) -> dict[str, Any]:
     """One run's settings and findings. Losses are in nats per token.
 
-    Beside a ``recompute`` that samples, every run also has its findings over those positions alone.
+    Together with a ``recompute`` that samples, every run also has its findings over those positions alone.
     """
     run = log.run
     sampled = {"perplexity_at_sampled": log.sampled.perplexity, "loss_at_sampled": log.sampled.mean}
@@ -48,7 +48,7 @@ def run_report(log: LossLog) -> dict[str, Any]:
 
 
 def print_runs(reports: Sequence[dict[str, Any]]) -> None:
-    """Print one line for each run, beside a sampled ``recompute`` also with its perplexity over those positions."""
+    """Print one line for each run; together with a sampled ``recompute``, also its perplexity over those positions."""
     every = max(report["every"] for report in reports)
     sampled = (f"every\n{every}th",) if "perplexity_at_sampled" in reports[0] else ()
     print_table(

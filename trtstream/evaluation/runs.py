@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from trtstream.build.command import check_against_model
 from trtstream.errors import TrtstreamError
 from trtstream.evaluation.engines import Subject
 from trtstream.evaluation.losses import LossLog
+from trtstream.evaluation.options import Options
 from trtstream.evaluation.scoring import SEGMENT, Run, Scorer
 from trtstream.evaluation.tokens import TokenFile
 from trtstream.progress import progress_bar
@@ -18,26 +18,49 @@ from trtstream.settings import BuildConfig
 DEFAULTS = BuildConfig()
 
 
-def window_of(subject: Subject, sinks: int | None, window: int | None) -> tuple[int, int]:
-    """S and W to evaluate with: what was asked for, or else the engine's own or the defaults."""
+def sizes_of(options: Options, subject: Subject) -> tuple[int, int]:
+    """S and W to evaluate with: those of the options, else the engine's own or the defaults."""
+    sinks, window = options.sink_token_length, options.max_attention_window
     if subject.built is None:
         context = subject.model.max_position_embeddings
-        sinks = DEFAULTS.sink_token_length if sinks is None else sinks
-        return sinks, window or min(DEFAULTS.max_attention_window, context)
-    build = subject.built.build
-    own = build.sink_token_length, build.sink_token_length + build.ring
-    if (own[0] if sinks is None else sinks, window or own[1]) != own:
-        raise TrtstreamError(
-            f"the engine sees {own[0]} sink tokens in a window of {own[1]}, and no other; give its checkpoint instead"
+        return (
+            DEFAULTS.sink_token_length if sinks is None else sinks,
+            min(DEFAULTS.max_attention_window, context) if window is None else window,
         )
-    return own
+    build = subject.built.build
+    own_sinks, own_window = build.sink_token_length, build.sink_token_length + build.ring
+    if sinks not in (None, own_sinks) or window not in (None, own_window):
+        raise TrtstreamError(
+            f"the engine sees {own_sinks} sink tokens in a window of {own_window}, and no other; give its checkpoint "
+            "instead"
+        )
+    return own_sinks, own_window
 
 
-def method_runs(
-    subject: Subject, methods: Sequence[str], sinks: int, window: int, predictions: int, every: int
-) -> list[Run]:
-    """One run for each method. Raises TrtstreamError for what the subject cannot do."""
-    if subject.built is not None and list(methods) != ["streaming"]:
+def plan_runs(options: Options, subject: Subject, predictions: int) -> list[Run]:
+    """One run for each method, or for each combination of a sweep.
+
+    ``predictions`` tokens are predicted. Raises TrtstreamError for a run that the subject cannot make.
+    """
+    sinks, window = sizes_of(options, subject)
+    if options.sweeping:
+        if subject.built is not None:
+            raise TrtstreamError("an engine has its own window and cannot sweep others; give its checkpoint")
+        runs = [
+            Run(f"streaming-s{s}-w{w}", "streaming", s, w)
+            for w in options.sweep_window or [window]
+            for s in options.sweep_sinks or [sinks]
+        ]
+    else:
+        runs = _method_runs(options, subject, sinks, window, predictions)
+    for run in runs:
+        check_run(run, subject, options.force)
+    return runs
+
+
+def _method_runs(options: Options, subject: Subject, sinks: int, window: int, predictions: int) -> list[Run]:
+    methods, every = options.methods, options.every
+    if subject.built is not None and methods != ["streaming"]:
         raise TrtstreamError("an engine evaluates as streaming only; give its checkpoint for the other methods")
     if every > predictions:
         raise TrtstreamError(f"--every {every} leaves none of {predictions} tokens to predict; use a smaller one")
@@ -49,13 +72,6 @@ def method_runs(
     }
     sample = every if len(methods) > 1 else 1
     return [Run(method, method, *sizes[method], every if method == "recompute" else 1, sample) for method in methods]
-
-
-def sweep_runs(subject: Subject, sinks: Sequence[int], windows: Sequence[int]) -> list[Run]:
-    """A streaming run for each number of sink tokens in each window. Raises TrtstreamError for an engine."""
-    if subject.built is not None:
-        raise TrtstreamError("an engine has its own window and cannot sweep others; give its checkpoint")
-    return [Run(f"streaming-s{s}-w{w}", "streaming", s, w) for w in windows for s in sinks]
 
 
 def check_run(run: Run, subject: Subject, force: bool) -> None:
@@ -78,8 +94,8 @@ def check_run(run: Run, subject: Subject, force: bool) -> None:
 
 
 def score_run(run: Run, subject: Subject, tokens: TokenFile, folder: Path | None) -> LossLog:
-    """Compute a run's losses, or what ``folder`` lacks of them."""
-    given = {
+    """Compute a run's losses, or those that ``folder`` lacks."""
+    identity = {
         "weights": subject.identity,
         "target": subject.target,
         "dtype": subject.dtype,
@@ -88,15 +104,15 @@ def score_run(run: Run, subject: Subject, tokens: TokenFile, folder: Path | None
         "max_attention_window": run.max_attention_window,
         "every": run.every,
     }
-    log = LossLog(run, tokens, folder, given)
+    log = LossLog(run, tokens, folder, identity)
     state = log.start()
     if log.done:
-        print(f"{run.name}: going on after {log.done} tokens", file=sys.stderr)
+        print(f"{run.name}: continuing after {log.done} tokens", file=sys.stderr)
     scorer = Scorer(run, subject.engine(run.sink_token_length, run.max_attention_window), tokens)
     scorer.resume(log.done, state)
     with progress_bar(f"{run.name}, tokens") as progress:
         progress(log.done, tokens.count)
-        step = SEGMENT // 32 if run.method == "recompute" else SEGMENT  # a slow one tells more often how far it is
+        step = SEGMENT // 32 if run.method == "recompute" else SEGMENT  # a slow run reports more often
         for begin in range(log.done, tokens.count, step):
             end = min(begin + step, tokens.count)
             save = log.save_due(end)

@@ -11,15 +11,15 @@ from trtstream.evaluation.tokens import TokenFile
 from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.streaming_engine import StreamingEngine
 
-# Segments end at multiples of this, and their last token is fed alone: so what is computed does not depend on where a
-# run was interrupted.
+# Segments end at multiples of this, and their last token is fed alone, so that the results do not depend on where a run
+# was interrupted.
 SEGMENT = 2048
 
 
 @dataclass(frozen=True)
 class Run:
-    """One pass over the text. ``every`` is 1 but for ``recompute``, which may predict each ``every``-th token only.
-    Beside such a run the others' means over its positions are reported too: ``sample`` is its ``every`` for all runs.
+    """One pass over the text. ``every`` is 1, except for ``recompute``, which may predict every N-th token only. With
+    such a run, the others' means over its positions are reported too: ``sample`` is its ``every``, in all runs.
 
     An engine of ``sink_token_length`` and ``max_attention_window`` computes it: no sinks and W recent tokens for
     ``window``; no sinks and as many recent tokens as there are for ``dense``; a fresh session for each token of
@@ -51,8 +51,8 @@ class Scorer:
             engine.prefill(0, [self.sink_token])
 
     def segment(self, begin: int, end: int, *, keep: bool) -> tuple[np.ndarray, SessionState | None]:
-        """Losses (float32, in nats) of `Run.positions` (begin, end), and if ``keep`` what `resume` needs: the session
-        as it was before the segment's last token (``recompute`` has none).
+        """Losses (float32, in nats) of `Run.positions` (begin, end), and if ``keep`` the state that `resume` needs: the
+        session as it was before the segment's last token (``recompute`` has none).
         """
         if self.run.method == "recompute":
             return self._recompute(begin, end), None
@@ -64,7 +64,7 @@ class Scorer:
         return losses[1:] if begin == 0 else losses, state
 
     def resume(self, begin: int, state: SessionState | None) -> None:
-        """Go on at token ``begin``, the end of a segment that ``state`` was kept of."""
+        """Continue at token ``begin``, the end of the segment that ``state`` was kept of."""
         if state is not None:
             self.engine.import_state(0, state)
             self.engine.prefill(0, self.tokens.read(begin - 1, begin).tolist())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from bisect import bisect_left
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -12,13 +14,13 @@ from transformers import PreTrainedTokenizerBase
 
 from trtstream.errors import TrtstreamError
 
-BLOCK = 1 << 18  # characters read at once
+BLOCK = 1 << 18  # characters of a read
 MARGIN = 1 << 11  # characters around a cut: more than a tokenizer looks back or ahead
 NO_LIMIT = 1 << 62
 
 
 class TokenFile:
-    """Token ids on disk (int32). Read in slices and not mapped: what a process has mapped counts as its memory."""
+    """Token ids on disk (int32). Read in slices and not mapped, because mapped files count as a process's memory."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -34,12 +36,12 @@ def tokenize(
 ) -> TokenFile:
     """Write the ids of ``text`` (UTF-8, no BOS added) to ``output``, at most ``limit`` of them.
 
-    Raises TrtstreamError for a file that is no text or has none, and for a tokenizer of another checkpoint.
+    Raises TrtstreamError for a file that is not a text or is empty, and for a tokenizer of another checkpoint.
     """
     written = 0
     limit = NO_LIMIT if limit is None else limit
     try:
-        # As it is: newline="" keeps carriage returns.
+        # newline="" keeps carriage returns.
         with text.open(encoding="utf-8-sig", newline="") as source, output.open("wb") as target:
             for block in _token_blocks(source, tokenizer):
                 ids = np.array(block[: limit - written], dtype="<i4")
@@ -61,16 +63,25 @@ def tokenize(
     return TokenFile(output)
 
 
+@contextmanager
+def temporary_tokens(
+    text: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int, limit: int | None
+) -> Iterator[TokenFile]:
+    """The ids as `tokenize` gives them, in a temporary file that is removed when the block ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield tokenize(text, tokenizer, vocab_size, Path(folder) / "ids", limit)
+
+
 def _token_blocks(source: TextIO, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
     """The ids of a text, block by block, the same as those of the whole text at once.
 
-    Each block is tokenized with some text around it. It is cut loose from what stands before only where the rest,
-    tokenized alone, gives the same tokens from the cut on.
+    Each block is tokenized with some text around it. The text before a block is dropped only where the rest, tokenized
+    alone, gives the same tokens from there on.
     """
     text, start = "", 0  # the ids of text[start:] are still to come
     while more := source.read(BLOCK):
         if "\0" in more:
-            raise TrtstreamError(f"{source.name} has NUL characters: it is no text; give a plain text file")
+            raise TrtstreamError(f"{source.name} has NUL characters: it is not a text; give a plain text file")
         text += more
         ids, starts = _encode(tokenizer, text)
         first, end = bisect_left(starts, start), bisect_left(starts, len(text) - MARGIN)

@@ -1,0 +1,43 @@
+"""The facts of `trtstream.evaluation.recall`: short sentences, each about another animal."""
+
+from __future__ import annotations
+
+import random
+
+from transformers import PreTrainedTokenizerBase
+
+MANNERS = (
+    "bold", "brave", "calm", "eager", "fancy", "gentle", "happy", "jolly",
+    "kind", "lively", "merry", "nice", "proud", "silly", "witty", "zany",
+)  # fmt: skip
+ANIMALS = (
+    "badger", "beaver", "camel", "donkey", "eagle", "falcon", "gopher", "heron",
+    "iguana", "jackal", "lemur", "marmot", "otter", "panda", "rabbit", "wolf",
+)  # fmt: skip
+PLACES = (
+    "Athens", "Berlin", "Cairo", "Delhi", "Dublin", "Lisbon", "London", "Madrid",
+    "Moscow", "Oslo", "Paris", "Prague", "Rome", "Tokyo", "Vienna", "Warsaw",
+)  # fmt: skip
+CHANCE = 1 / len(PLACES)
+
+
+class Fact:
+    """A fact, as token ids: ``planted`` is fed to the stream, ``question`` is asked, ``answer`` is right."""
+
+    def __init__(self, name: str, place: str, tokenizer: PreTrainedTokenizerBase) -> None:
+        def encode(text: str) -> list[int]:
+            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+        question = f"\nThe {name} lives in"
+        self.planted = encode(f"{question} {place}.\n")
+        self.question = encode(question)
+        # Not encode(place): a word's tokens depend on the text before it.
+        self.answer = encode(f"{question} {place}")[len(self.question) :]
+
+
+def make_facts(count: int, tokenizer: PreTrainedTokenizerBase) -> list[Fact]:
+    """The same ``count`` facts every time, at most 256."""
+    rng = random.Random(0)
+    names = [f"{manner} {animal}" for manner in MANNERS for animal in ANIMALS]
+    rng.shuffle(names)
+    return [Fact(name, rng.choice(PLACES), tokenizer) for name in names[:count]]
