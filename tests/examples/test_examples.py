@@ -1,0 +1,89 @@
+"""Each example runs as its own first lines say, against SmolLM2 on a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.server import START_SECONDS, Server, serve_process
+
+pytestmark = pytest.mark.triton
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PARIS = "The capital of France is Paris."
+ROME = "The capital of Italy is Rome."
+
+
+@pytest.fixture(scope="module")
+def engine(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from trtstream.build.checkpoint import open_checkpoint
+    from trtstream.build.cpu import build_cpu_engine
+    from trtstream.settings import BuildConfig
+
+    folder = tmp_path_factory.mktemp("smollm2") / "engine"
+    sizes = BuildConfig(max_batch_size=4, max_attention_window=512, max_sink_token_length=64)
+    build_cpu_engine(open_checkpoint(smollm2_gguf), sizes, folder, lambda done, total: None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("server") / "log"
+    process = serve_process(engine, log)
+    try:
+        assert process.stdout is not None
+        yield Server(process, log, process.stdout.readline())
+    finally:
+        process.terminate()
+        process.wait(START_SECONDS)
+
+
+def run(name: str, argument: object, stdin: str = "") -> str:
+    """What an example prints."""
+    program = "sh" if name.endswith(".sh") else sys.executable
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
+    command = [program, EXAMPLES / name, str(argument)]
+    done = subprocess.run(command, input=stdin, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_python_chat(engine: Path) -> None:
+    questions = "Which city is the capital of France?\nAnd of Italy?\n"
+    assert run("python_chat.py", engine, questions) == f"{PARIS}\n{ROME}\n"
+
+
+def test_grpc_stream(server: Server) -> None:
+    assert run("grpc_stream.py", server.grpc_url) == f"{PARIS}\n(stop, 8 tokens)\n"
+
+
+def test_asyncio_client(server: Server) -> None:
+    paris, tokyo, week = run("asyncio_client.py", server.grpc_url).splitlines()
+    assert paris == PARIS
+    assert "Tokyo" in tokyo
+    assert "7 days" in week
+
+
+def test_system_prompt(server: Server) -> None:
+    first, second = run("system_prompt.py", server.grpc_url).splitlines()
+    assert "Paris" in first
+    assert "Rome" in second
+
+
+def test_curl(server: Server) -> None:
+    first, *events = run("curl.sh", server.http_url).splitlines()
+    assert json.loads(first)["text_output"] == PARIS
+    responses = [json.loads(event.removeprefix("data: ")) for event in events if event]
+    assert "".join(response["text_output"] for response in responses) == ROME
+    assert [response["finish_reason"] for response in responses][-2:] == ["", "stop"]
+
+
+def test_each_is_run() -> None:
+    named = {path.stem for path in EXAMPLES.iterdir()}
+    assert named == {name.removeprefix("test_") for name in globals() if name.startswith("test_")} - {"each_is_run"}
