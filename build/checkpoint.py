@@ -17,7 +17,7 @@ from trtstream.build.recipes import Recipes
 from trtstream.errors import TrtstreamError
 from trtstream.settings import ModelConfig
 
-# Rotary frequencies, saved by some though they follow from the config (GGUF's are where its config comes from).
+# Rotary frequencies: stored in some checkpoints, although the config determines them (GGUF's config is read from them).
 HARMLESS = re.compile(r"\.(rotary_emb|maybe_rotary)\.inv_freq$|^rope_freqs\.weight$")
 NAMED_AT_MOST = 5
 
@@ -72,7 +72,7 @@ class Checkpoint:
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a Hugging Face folder (config.json and safetensors) or a .gguf file; reads headers only.
 
-    Raises TrtstreamError, which names the thing, for whatever cannot be read or computed rightly.
+    Raises TrtstreamError, which names the thing, for whatever cannot be read or computed correctly.
     """
     path = Path(path)
     if path.is_dir():
@@ -104,7 +104,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 def _duplicate_lm_head(model: ModelConfig, recipes: Recipes, store: Store) -> bool | None:
     """Whether a tied model's checkpoint repeats its embedding as ``lm_head.weight`` (None: it has none, or is untied).
 
-    Where the two differ the config is wrong and the model is not tied, which is also what transformers makes of it.
+    Where the two differ, the config is wrong and the model is not tied, which is how transformers loads it too.
     """
     (embedding,) = recipes["embedding.weight"].sources
     if not model.tie_word_embeddings or not {"lm_head.weight", embedding} <= set(store.shapes):

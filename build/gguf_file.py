@@ -46,7 +46,7 @@ class GgufFile:
         if stored.tensor_type == GGMLQuantizationType.F16:
             return torch.from_numpy(np.array(stored.data))
         values = dequantize(stored.data, stored.tensor_type)
-        # What needs no dequantizing is still the file's own read-only memory.
+        # Values that need no dequantizing are a view of the file's read-only memory: copied.
         return torch.from_numpy(values if values.flags.writeable else np.array(values))
 
     def save_tokenizer(self, folder: Path) -> bool:

@@ -36,7 +36,7 @@ class Recipes(dict[str, Recipe]):
     def linear(
         self, name: str, parts: Mapping[str, int], columns: int, *, bias: bool = False, make: Make = torch.cat
     ) -> None:
-        """A linear layer made of ``parts``: names in the checkpoint, less ``.weight``, and how many rows each has."""
+        """A linear layer made of ``parts``: names in the checkpoint, less ``.weight``, and the rows that each has."""
         self[f"{name}.weight"] = Recipe({f"{part}.weight": (rows, columns) for part, rows in parts.items()}, make)
         if bias:
             self[f"{name}.bias"] = Recipe({f"{part}.bias": (rows,) for part, rows in parts.items()}, make)

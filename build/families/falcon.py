@@ -52,7 +52,7 @@ def model_config(raw: RawConfig) -> ModelConfig:
     heads = raw.integer("num_attention_heads", "n_head")
     if hidden_size % heads:
         raise raw.error(f"hidden_size {hidden_size} must be a multiple of num_attention_heads {heads}")
-    # The model types from before Falcon was in transformers had other defaults.
+    # The model types that predate Falcon in transformers have other defaults.
     model_type = raw.get("model_type", default="falcon")
     new_architecture = raw.flag("new_decoder_architecture", model_type == "RefinedWeb")
     multi_query = raw.flag("multi_query", model_type == "falcon")

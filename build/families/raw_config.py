@@ -73,7 +73,7 @@ class RawConfig:
         return tuple(dict.fromkeys(token for token in ids if 0 <= token < vocab_size))
 
     def refuse_unsupported(self) -> None:
-        """Raise TrtstreamError for what no family here computes."""
+        """Raise TrtstreamError for a feature that no family supports: quantized weights, a sliding window."""
         quantization = self.get("quantization_config", "compression_config")
         if quantization:
             method = quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else quantization
@@ -91,7 +91,7 @@ class RawConfig:
         parameters = self.get("rope_scaling", "rope_parameters", default={})
         if not isinstance(parameters, dict):
             raise self.error(f"rope_scaling is {parameters!r}; it must be an object")
-        # As in transformers, the config's own original context goes before the one among the parameters.
+        # As in transformers, the config's original context takes precedence over the one among the parameters.
         original = self.get(
             "original_max_position_embeddings", default=parameters.get("original_max_position_embeddings")
         )

@@ -113,7 +113,7 @@ def _rotary_scaling(rope: RopeConfig, sink_token_length: int, release: Release) 
 
 
 def _check_falcon(model: ModelConfig, build: BuildConfig, release: Release) -> None:
-    """Refuse what upstream's FalconForCausalLM has no setting for."""
+    """Raise TrtstreamError for a model that upstream's FalconForCausalLM has no settings for."""
     if build.sink_token_length > 0:
         raise TrtstreamError(
             "TensorRT-LLM asserts that StreamingLLM is for Llama only: give --sink-token-length 0 for a Falcon with a "

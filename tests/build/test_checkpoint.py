@@ -144,7 +144,7 @@ def test_yarn_keeps_what_the_config_sets(tmp_path: Path) -> None:
     yarn = {"beta_fast": 16, "beta_slow": 2, "mscale": 1.0, "mscale_all_dim": 0.5, "truncate": False}
     write_checkpoint(tmp_path, "llama-rope-yarn")
     replace_config(tmp_path, rope_parameters={"rope_type": "yarn", "factor": 2.0, **yarn})
-    # Without the original context it is the whole one, as in transformers.
+    # Without an original context it is the context itself, as in transformers.
     expected = RopeConfig("yarn", factor=2.0, original_max_position_embeddings=4096, **yarn)
     assert open_checkpoint(tmp_path).model.rope == expected
 

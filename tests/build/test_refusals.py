@@ -1,4 +1,4 @@
-"""What is no good is refused before any work, with one line that names it."""
+"""A checkpoint that cannot be used is refused before any work, with one line that names the fault."""
 
 from __future__ import annotations
 

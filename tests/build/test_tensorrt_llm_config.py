@@ -71,7 +71,7 @@ def test_an_architecture_that_upstream_lacks_is_refused(tmp_path: Path) -> None:
 
 
 def test_rotary_scaling(tmp_path: Path) -> None:
-    """linear and llama3 in upstream's words; dynamic is no scaling inside the trained context."""
+    """linear and llama3 in upstream's words; dynamic scales nothing inside the trained context."""
     found = {}
     for kind in ("dynamic", "linear", "llama3"):
         checkpoint = open_checkpoint(write_checkpoint(tmp_path / kind, f"llama-rope-{kind}"))

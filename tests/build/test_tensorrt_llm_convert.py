@@ -46,7 +46,7 @@ Sources = Callable[[str], Source]
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Sources:
-    """A variant's checkpoint, and what transformers makes of it."""
+    """A variant's checkpoint, and its logits by transformers."""
 
     @cache
     def make(variant: str) -> Source:

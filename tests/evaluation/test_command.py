@@ -21,7 +21,7 @@ GPL = Path("/usr/share/common-licenses/GPL-3")
 
 
 def run(*arguments: object) -> Result:
-    """In this process, which is quicker; what `main` would print as an error is the result's exception."""
+    """Run eval in this process, which is quicker; the error that `main` would print is the result's exception."""
     return CliRunner().invoke(evaluate, [str(argument) for argument in arguments])
 
 

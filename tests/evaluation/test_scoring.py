@@ -1,4 +1,4 @@
-"""Every method against what it means, token by token."""
+"""Every method against its definition, token by token."""
 
 from __future__ import annotations
 
