@@ -1,0 +1,28 @@
+"""Facts about this machine, against other sources of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+from trtstream.machine import available_memory, cpu_flags, machine, peak_memory, physical_memory, resident_memory
+
+BLOCK = 64 << 20
+
+
+def test_memory() -> None:
+    assert physical_memory() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert BLOCK < available_memory() < physical_memory()
+    before = resident_memory()
+    block = b"x" * BLOCK
+    assert BLOCK * 0.9 < resident_memory() - before < BLOCK * 1.1  # the kernel counts to a few pages
+    del block
+    assert resident_memory() < before + BLOCK * 0.1
+    assert peak_memory() > before + BLOCK * 0.9
+
+
+def test_the_cpu() -> None:
+    lscpu = subprocess.run(["lscpu"], capture_output=True, text=True, check=True, env={**os.environ, "LC_ALL": "C"})
+    lines = dict(line.split(":", 1) for line in lscpu.stdout.splitlines() if ":" in line)
+    assert cpu_flags() == set(lines["Flags"].split())
+    assert machine()["cpu"] == lines["Model name"].strip()
