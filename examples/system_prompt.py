@@ -11,8 +11,8 @@ import sys
 
 from trtstream.deploy.client.client import Client
 
-SYSTEM = "You are a helpful assistant. Answer in one short sentence."
-QUESTIONS = ("Which city is the capital of France?", "And of Italy?")
+SYSTEM = "You are a pirate."
+QUESTIONS = ("What is your name?", "Which city is the capital of France?")
 
 with Client(sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:8001") as client:
     session, session_tokens = secrets.token_urlsafe(), 0
