@@ -27,8 +27,8 @@ def stream(subject: Subject, folder: Path, window: int, facts: int) -> TokenFile
     return tokenize(GPL, subject.tokenizer, subject.model.vocab_size, folder / "ids", needed)
 
 
-def test_smollm2_remembers_its_window(smollm2_gguf: Path, tmp_path: Path) -> None:
-    subject = open_subject(smollm2_gguf, None)
+def test_smollm2_remembers_its_window(smollm2_engine: Path, tmp_path: Path) -> None:
+    subject = open_subject(smollm2_engine, None)
     answers = recall(subject.engine(4, 128), subject.tokenizer, stream(subject, tmp_path, 128, 8), DISTANCES, 8, ignore)
     assert [answer["in_window"] for answer in answers] == [True, True, False]
     inside = sum(answer["right"] for answer in answers[:2]) / 2

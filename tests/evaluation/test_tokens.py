@@ -10,7 +10,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tests.runtime.clients import byte_tokenizer
-from trtstream.build.checkpoint import open_checkpoint
 from trtstream.errors import TrtstreamError
 from trtstream.evaluation import tokens as tokens_module
 from trtstream.evaluation.tokens import tokenize
@@ -42,10 +41,8 @@ def awkward_text() -> str:
 
 
 @pytest.fixture(scope="module")
-def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    open_checkpoint(smollm2_gguf).save_tokenizer(folder)
-    return AutoTokenizer.from_pretrained(folder)
+def smollm2(smollm2_engine: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(smollm2_engine / "tokenizer")
 
 
 def metaspace() -> PreTrainedTokenizerBase:

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from tests.engines import build_variant, random_tokens
-from trtstream.build.checkpoint import open_checkpoint
-from trtstream.build.cpu import build_cpu_engine
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.streaming_engine import StreamingEngine
-from trtstream.settings import BuildConfig
 
 GPL = Path("/usr/share/common-licenses/GPL-3")
 RING = 20
@@ -111,18 +109,10 @@ def test_too_many_sinks_are_refused(engine: StreamingEngine) -> None:
         engine.reset(0, 9)
 
 
-def test_smollm2_perplexity_of_the_papers_own_code(smollm2_gguf: Path, tmp_path: Path) -> None:
+def test_smollm2_perplexity_of_the_papers_own_code(smollm2_engine: Path) -> None:
     """700 tokens, S = 4, W = 128, float32: mit-han-lab/streaming-llm gives 21.1092 on the same checkpoint and text."""
-    from transformers import AutoTokenizer
-
-    build_cpu_engine(
-        open_checkpoint(smollm2_gguf),
-        BuildConfig(max_batch_size=1, max_attention_window=128),
-        tmp_path / "e",
-        lambda *_: None,
-    )
-    engine = load_engine(tmp_path / "e")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "e" / "tokenizer")
+    engine = load_engine(smollm2_engine)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_engine / "tokenizer")
     ids = tokenizer(GPL.read_text(), add_special_tokens=False)["input_ids"][:700]
     assert math.exp(-engine.score(0, ids)[1:].mean()) == pytest.approx(21.1092, abs=0.002)
     engine.reset(0, 3)  # the figure moves when a sink is missing

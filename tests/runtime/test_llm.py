@@ -10,11 +10,8 @@ from transformers import AutoTokenizer
 
 import trtstream
 from tests.runtime.clients import wait_until
-from trtstream.build.checkpoint import open_checkpoint
-from trtstream.build.cpu import build_cpu_engine
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.scheduler import SchedulerStats
-from trtstream.settings import BuildConfig
 
 
 @pytest.fixture
@@ -79,12 +76,10 @@ def test_a_closed_llm_refuses(engine_folder):
         list(llm.generate("Hello"))
 
 
-def test_smollm2_remembers_in_a_session_of_its_template(smollm2_gguf, tmp_path):
+def test_smollm2_remembers_in_a_session_of_its_template(smollm2_engine):
     """The fed tokens are those of the template's rendering of the whole conversation: one default system prompt."""
-    sizes = BuildConfig(max_batch_size=2, max_attention_window=512, max_sink_token_length=64)
-    build_cpu_engine(open_checkpoint(smollm2_gguf), sizes, tmp_path / "engine", lambda done, total: None)
     questions = ["The secret word is banana. What is the secret word?", "Spell it in capital letters. 😀"]
-    with trtstream.load(tmp_path / "engine") as llm:
+    with trtstream.load(smollm2_engine) as llm:
         chat, fed, answers = llm.session(), [], []
         prefill = llm.engine.prefill
         llm.engine.prefill = lambda slot, tokens: (fed.extend(tokens), prefill(slot, tokens))[1]
@@ -95,7 +90,7 @@ def test_smollm2_remembers_in_a_session_of_its_template(smollm2_gguf, tmp_path):
             fed.extend(token for output in outputs[:-1] for token in output.token_ids)
             assert outputs[-1].finish_reason == "stop"
     assert "banana" in answers[0]
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "engine" / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_engine / "tokenizer")
     conversation = [
         {"role": "user", "content": questions[0]},
         {"role": "assistant", "content": answers[0]},

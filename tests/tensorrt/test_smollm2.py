@@ -16,14 +16,14 @@ GPL = Path("/usr/share/common-licenses/GPL-3")
 
 
 @pytest.mark.parametrize(("dtype", "expected", "tolerance"), [("float32", 21.1092, 0.002), ("bfloat16", 21.237, 0.01)])
-def test_perplexity(dtype: str, expected: float, tolerance: float, smollm2_gguf: Path, tmp_path: Path) -> None:
+def test_perplexity(dtype: str, expected: float, tolerance: float, smollm2_gguf: Path, smollm2_engine: Path) -> None:
     """700 tokens, S = 4, W = 128.
 
     On the same text mit-han-lab/streaming-llm gives 21.1092 in float32, and the cpu target 21.237 in bfloat16.
     """
     checkpoint = open_checkpoint(smollm2_gguf)
-    checkpoint.save_tokenizer(tmp_path)
-    ids = AutoTokenizer.from_pretrained(tmp_path)(GPL.read_text(), add_special_tokens=False)["input_ids"][:700]
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_engine / "tokenizer")
+    ids = tokenizer(GPL.read_text(), add_special_tokens=False)["input_ids"][:700]
     engine = interpreted_engine(checkpoint, BuildConfig(max_batch_size=1, max_attention_window=128, dtype=dtype))
     assert math.exp(-engine.score(0, ids)[1:].mean()) == pytest.approx(expected, abs=tolerance)
     engine.reset(0, 3)  # the figure moves when a sink is missing
