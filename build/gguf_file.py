@@ -14,6 +14,7 @@ from trtstream.build.families.family import Layout
 from trtstream.build.families.raw_config import RawConfig
 from trtstream.build.gguf_rope import DIVISORS, rope_parameters
 from trtstream.errors import TrtstreamError
+from trtstream.extras import require_extra
 
 
 class GgufFile:
@@ -102,10 +103,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     A value that is the same for every layer may be stored as a list of one per layer; such a list becomes the value.
     """
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise TrtstreamError(f"reading {path} needs the gguf package: pip install 'trtstream[gguf]'") from error
+    require_extra("gguf", "gguf", f"reading {path}")
+    from gguf import GGUFReader
 
     class CheckedReader(GGUFReader):
         """GGUFReader itself slices past the end of the file silently, and loops forever when a count is wrong."""

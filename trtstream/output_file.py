@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
 
 import click
 
-from trtstream.errors import TrtstreamError
+from trtstream.extras import require_extra
 
 
 class OutputFile(click.Path):
@@ -29,6 +28,5 @@ class PlotFile(OutputFile):
     """The same for a picture. Raises TrtstreamError where matplotlib is not installed."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        if importlib.util.find_spec("matplotlib") is None:
-            raise TrtstreamError("--plot needs matplotlib: pip install 'trtstream[bench]'")
+        require_extra("matplotlib", "bench", "--plot")
         return super().convert(value, param, ctx)

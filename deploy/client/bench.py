@@ -16,10 +16,9 @@ from pathlib import Path
 
 import click
 
-from trtstream.deploy.client.client import Client, new_session, service_options
-from trtstream.deploy.client.connect import connect
+from trtstream.deploy.client.connect import connect, service_options
 from trtstream.deploy.client.metrics import Distribution, Summary, TurnTiming, summarize
-from trtstream.deploy.tensorrt_llm.client import ENGINE_MODEL, RESENDS
+from trtstream.deploy.client.triton import TritonClient, new_session
 from trtstream.errors import TrtstreamError
 from trtstream.output_file import OutputFile, PlotFile
 from trtstream.progress import Progress, progress_bar
@@ -72,7 +71,7 @@ class Level:
                 for client in self._clients:
                     client.cancel()
 
-    def _work(self, client: Client) -> None:
+    def _work(self, client: TritonClient) -> None:
         with client:
             for request in self._requests:
                 with new_session(client, "bench") if self.load.turns > 1 else nullcontext() as session_id:
@@ -80,7 +79,7 @@ class Level:
                 if self._stopping.is_set():
                     return
 
-    def _run_turns(self, client: Client, request: int, session_id: str | None) -> None:
+    def _run_turns(self, client: TritonClient, request: int, session_id: str | None) -> None:
         for turn in range(1, self.load.turns + 1):
             timing = self._time_turn(client, request, turn, session_id)
             if timing is None:
@@ -89,7 +88,7 @@ class Level:
             if timing.error is not None:
                 return
 
-    def _time_turn(self, client: Client, request: int, turn: int, session_id: str | None) -> TurnTiming | None:
+    def _time_turn(self, client: TritonClient, request: int, turn: int, session_id: str | None) -> TurnTiming | None:
         """Run one turn; None if the bench was stopped meanwhile."""
         wanted = self.load.output_tokens
         inputs = {
@@ -152,10 +151,8 @@ def bench(
         raise click.UsageError(f"--requests {requests} cannot keep {max(concurrency)} clients busy; ask for more")
     with connect(url, model_name, tls_ca) as client:
         model, model_name = client.model(), client.model_name
-        if not client.keeps_sessions:
-            click.echo(f"the prompts are token ids: {ENGINE_MODEL} takes them, not {model_name}", err=True)
-            if turns > 1:
-                click.echo(RESENDS, err=True)
+        for note in client.load_notes(turns):
+            click.echo(note, err=True)
         load = Load(url, model_name, model.parameter("vocab_size"), requests, input_tokens, output_tokens, turns)
         client.answer(input_ids=load.prompt(-1, 1), max_tokens=2, ignore_eos=True)  # not counted: warms the server up
 

@@ -9,18 +9,15 @@ from pathlib import Path
 
 import click
 
-from trtstream.deploy.client.client import Client, Response, service_options
-from trtstream.deploy.client.connect import connect
-from trtstream.deploy.tensorrt_llm.client import RESENDS
+from trtstream.deploy.client.connect import connect, service_options
+from trtstream.deploy.client.triton import Response, TritonClient
 from trtstream.errors import TrtstreamError
 
 MAX_TOKENS = 1024
+LOST = ("conflict", "not_found")
+"""Codes of errors that say that the server does not have the conversation that the client believes in."""
 CONTROL_CHARACTERS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 """What a model must not send to a terminal: it could write escape sequences."""
-
-
-class SessionLostError(TrtstreamError):
-    """The server does not have the conversation that the client believes in."""
 
 
 class Conversation:
@@ -30,7 +27,7 @@ class Conversation:
     resumed (then it is 1), it is a lower bound, and only the answer shows whether the server still had the session.
     """
 
-    def __init__(self, client: Client, session_id: str | None, system: str | None) -> None:
+    def __init__(self, client: TritonClient, session_id: str | None, system: str | None) -> None:
         self.client = client
         self.system = system
         self.session_id, self.session_tokens, self.exact = session_id or "", 1, False
@@ -47,7 +44,7 @@ class Conversation:
     def say(self, text: str) -> None:
         """One turn: write the answer to stdout as it arrives. An interrupt cancels it on the server and is raised.
 
-        Raises SessionLostError if the server refuses the turn because it lost the session.
+        Raises TrtstreamError; its code is one of `LOST` if the server no longer has the session as it was.
         """
         inputs = {
             "text_input": text,
@@ -70,9 +67,7 @@ class Conversation:
             else:
                 self.session_tokens, self.exact = max(1, self.session_tokens), False
             raise
-        except TrtstreamError as error:
-            if "session_tokens" in str(error):
-                raise SessionLostError(str(error)) from None
+        except TrtstreamError:
             if response is not None:
                 # The server takes a failed turn back, and with the first one the session.
                 self.exact = False
@@ -82,6 +77,7 @@ class Conversation:
         finally:
             if response is not None:
                 click.echo()
+        assert response is not None  # `generate` raises rather than end without one
         self.session_tokens, self.exact = response.session_tokens, True
         if response.finish_reason == "length":
             click.echo(f"(the answer was cut at {MAX_TOKENS} tokens)", err=True)
@@ -94,8 +90,7 @@ class Conversation:
         click.echo(response.text.translate(CONTROL_CHARACTERS) if sys.stdout.isatty() else response.text, nl=False)
 
     def _announce(self) -> None:
-        note = f"session {self.session_id} (come back to it with --session)" if self.client.keeps_sessions else RESENDS
-        click.echo(note, err=True)
+        click.echo(self.client.session_note(self.session_id), err=True)
 
 
 @click.command()
@@ -110,8 +105,8 @@ def chat(url: str, model_name: str, tls_ca: Path | None, session_id: str | None,
     if session_id and system:
         raise click.UsageError("--system is for a new conversation and --session for an old one; give one of them")
     with connect(url, model_name, tls_ca) as client:
-        if session_id and not client.keeps_sessions:
-            raise TrtstreamError(f"--session {session_id}: {RESENDS}, and none is there to come back to; leave it out")
+        if session_id:
+            client.require_resumable(session_id)
         conversation = Conversation(client, session_id, system)
         if sys.stdin.isatty():
             _talk(conversation)
@@ -143,10 +138,8 @@ def _answer(conversation: Conversation, text: str) -> None:
         conversation.say(text)
     except KeyboardInterrupt:
         click.echo("(cancelled)", err=True)
-    except SessionLostError as error:
-        click.echo(f"trtstream: {error}", err=True)
-        if click.confirm("Start a new conversation with this?", default=True, err=True):
-            conversation.renew()
-            _answer(conversation, text)
     except TrtstreamError as error:
         click.echo(f"trtstream: {error}", err=True)
+        if error.code in LOST and click.confirm("Start a new conversation with this?", default=True, err=True):
+            conversation.renew()
+            _answer(conversation, text)

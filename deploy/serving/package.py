@@ -7,12 +7,14 @@ import re
 import shutil
 import string
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
 from trtstream.engine_dir import EngineConfig, directory_bytes, link_or_copy, read_engine
 from trtstream.errors import TrtstreamError
+from trtstream.runtime.request_fields import INPUTS, OUTPUTS, Field
 
 TEMPLATE = Path(__file__).parents[2] / "model_repo" / "trtstream"
 DEFAULT_MODEL_NAME = "trtstream"
@@ -28,8 +30,8 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 def package(engine: Path, output: Path, model_name: str) -> None:
     """Put ENGINE as a model into the Triton model repository --output.
 
-    The repository holds all it needs and can be moved. Engine files are hard links where the file system allows it, so
-    that they take no space of their own.
+    The repository can be moved. A Triton that serves it needs a python3 on PATH that has trtstream (docs/service.md).
+    Engine files are hard links where the file system allows it, so that they take no space of their own.
     """
     model = package_engine(engine, output, model_name)
     click.echo(f"{model}: {directory_bytes(model):,} bytes; serve it with `trtstream serve {output}`")
@@ -83,6 +85,8 @@ def write_model(folder: Path, model_name: str, config: EngineConfig, engine_dir:
     (folder / "config.pbtxt").write_text(
         template.substitute(
             model_name=model_name,
+            inputs=_tensors(INPUTS, " optional: true"),
+            outputs=_tensors(OUTPUTS),
             engine_dir=json.dumps(engine_dir, ensure_ascii=False),
             vocab_size=config.pretrained_config.vocab_size,
             max_attention_window=config.build_config.max_attention_window,
@@ -90,6 +94,15 @@ def write_model(folder: Path, model_name: str, config: EngineConfig, engine_dir:
         )
     )
     shutil.copyfile(TEMPLATE / "1" / "model.py", folder / "1" / "model.py")
+
+
+def _tensors(fields: Mapping[str, Field], more: str = "") -> str:
+    """The tensors of config.pbtxt's input or output list."""
+    return ",\n".join(
+        f'  {{ name: "{name}" data_type: TYPE_{field.datatype.replace("BYTES", "STRING")} '
+        f"dims: [ {-1 if field.vector else 1} ]{more} }}"
+        for name, field in fields.items()
+    )
 
 
 def model_names(repository: Path) -> list[str]:

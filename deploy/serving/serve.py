@@ -110,7 +110,7 @@ def serve(
         arguments = _arguments(repository, addresses, tls_cert, tls_key)
         options: dict[str, Any] = {}
         if engine := find_built_engine(repository):
-            require_backend(installation, engine)
+            require_backend(installation.binary, installation.environment["PATH"], engine)
             # Its models know no drain socket: Triton itself waits for what is in flight.
             options = {
                 "folder": repository,

@@ -9,26 +9,18 @@ from typing import Any
 import numpy as np
 
 from trtstream.errors import TrtstreamError
+from trtstream.runtime.request_fields import INPUTS, Field
 from trtstream.runtime.requests import SessionKey, TurnRequest
 
 MIN_PUBLIC_SESSION_ID = 16  # characters
 SEQUENCE_START, SEQUENCE_END = 1, 2  # bits of Triton's request flags
-PARAMETERS = {"id": str, "sequence_id": (int, str), "sequence_start": bool, "sequence_end": bool, "timeout": int}
-SCALARS = (
-    "max_tokens",
-    "chat",
-    "system",
-    "session_end",
-    "session_tokens",
-    "temperature",
-    "top_k",
-    "top_p",
-    "repetition_penalty",
-    "random_seed",
-    "end_id",
-    "ignore_eos",
-    "return_log_probs",
-)
+PARAMETERS: dict[str, type | tuple[type, ...]] = {
+    "id": str,
+    "sequence_id": (int, str),
+    "sequence_start": bool,
+    "sequence_end": bool,
+    "timeout": int,
+}
 
 
 def parse_turn(
@@ -49,30 +41,24 @@ def parse_turn(
     16 characters and no numbers. Raises TrtstreamError for what cannot be read; `Scheduler.submit` checks the values.
     """
     options = _parse_parameters(parameters)
-    fields: dict[str, Any] = {name: _scalar(name, tensors[name]) for name in SCALARS if name in tensors}
-    if "text_input" in tensors:
-        fields["text"] = _scalar("text_input", tensors["text_input"])
-    if "input_ids" in tensors:
-        fields["input_ids"] = tuple(_vector("input_ids", tensors["input_ids"]).tolist())
-    if "stop_words" in tensors:
-        fields["stop_words"] = tuple(_text("stop_words", word) for word in _vector("stop_words", tensors["stop_words"]))
-    key = _scalar("session_id", tensors["session_id"]) if "session_id" in tensors else None
+    values = {INPUTS[name].attribute: _value(INPUTS[name], tensor) for name, tensor in tensors.items()}
+    stream = values.pop("stream", False)
+    key = values.pop("session_key", None)
     if key is None:
         key = options.get("sequence_id") or correlation_id or None  # 0 and "" are Triton's "no sequence"
     if public and key is not None:
         _check_unguessable(key)
     timeout_us = timeout_us or options.get("timeout", 0)
-    fields["session_end"] = (
-        fields.get("session_end", False) or options.get("sequence_end", False) or bool(flags & SEQUENCE_END)
-    )
+    ends = values.pop("session_end", False) or options.get("sequence_end", False) or bool(flags & SEQUENCE_END)
     turn = TurnRequest(
         session_key=key,
         session_start=options.get("sequence_start", False) or bool(flags & SEQUENCE_START),
+        session_end=ends,
         timeout=timeout_us / 1e6 if timeout_us else None,
         request_id=request_id,
-        **fields,
+        **values,
     )
-    return turn, "stream" in tensors and _scalar("stream", tensors["stream"])
+    return turn, stream
 
 
 def _parse_parameters(parameters: str) -> dict[str, Any]:
@@ -95,17 +81,16 @@ def _check_unguessable(key: SessionKey) -> None:
         )
 
 
-def _scalar(name: str, tensor: np.ndarray) -> Any:
-    if tensor.shape != (1,):
-        raise TrtstreamError(f"{name} has shape {list(tensor.shape)}; it must be [1]")
-    value = tensor[0]
-    return _text(name, value) if isinstance(value, (bytes, str)) else value.item()
-
-
-def _vector(name: str, tensor: np.ndarray) -> np.ndarray:
-    if tensor.ndim != 1 or not tensor.size:
-        raise TrtstreamError(f"{name} has shape {list(tensor.shape)}; it must be [N] with N of at least 1")
-    return tensor
+def _value(field: Field, tensor: np.ndarray) -> Any:
+    """A tensor as a Python value, or as a tuple of them for a vector."""
+    if field.vector and (tensor.ndim != 1 or not tensor.size):
+        raise TrtstreamError(f"{field.name} has shape {list(tensor.shape)}; it must be [N] with N of at least 1")
+    if not field.vector and tensor.shape != (1,):
+        raise TrtstreamError(f"{field.name} has shape {list(tensor.shape)}; it must be [1]")
+    items = tuple(tensor.tolist())
+    if field.datatype == "BYTES":
+        items = tuple(_text(field.name, item) for item in items)
+    return items if field.vector else items[0]
 
 
 def _text(name: str, value: bytes | str) -> str:

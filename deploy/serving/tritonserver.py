@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from trtstream.errors import TrtstreamError
 
@@ -139,7 +140,7 @@ class TritonProcess:
         )
         self._log: deque[bytes] = deque(maxlen=TAIL_LINES)
         self._log_shown = False
-        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader = threading.Thread(target=self._read_log, args=(self._process.stdout,), daemon=True)
         self._reader.start()
         threading.Thread(target=self._wait, args=(on_exit,), daemon=True).start()
 
@@ -176,8 +177,8 @@ class TritonProcess:
         self._process.wait()
         on_exit()
 
-    def _read_log(self) -> None:
-        for line in self._process.stdout:
+    def _read_log(self, stdout: IO[bytes]) -> None:
+        for line in stdout:
             self._log.append(line)
             if self._log_shown:
                 sys.stderr.buffer.write(line)

@@ -6,7 +6,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from trtstream.deploy.serving.tritonserver import Installation
 from trtstream.deploy.tensorrt_llm.package import BUILT, built_config
 from trtstream.errors import TrtstreamError
 
@@ -33,15 +32,15 @@ def find_built_engine(repository: Path) -> BuiltEngine | None:
     return BuiltEngine(config["version"], config["pretrained_config"]["mapping"]["world_size"])
 
 
-def require_backend(installation: Installation, engine: BuiltEngine) -> None:
-    """Raise TrtstreamError if this Triton cannot run the engine."""
-    root = installation.binary.resolve().parent.parent
+def require_backend(tritonserver: Path, search_path: str, engine: BuiltEngine) -> None:
+    """Raise TrtstreamError if the binary ``tritonserver``, with ``search_path`` as its PATH, cannot run the engine."""
+    root = tritonserver.resolve().parent.parent
     if not (root / BACKEND).is_file():
         raise TrtstreamError(
             f"Triton's tensorrtllm backend is not at {root / BACKEND}; serve in the container with TensorRT-LLM "
             f"{engine.version} that the engine's build.sh names (nvcr.io/nvidia/tritonserver:<yy.mm>-trtllm-python-py3)"
         )
-    if engine.world_size > 1 and shutil.which("mpirun", path=installation.environment["PATH"]) is None:
+    if engine.world_size > 1 and shutil.which("mpirun", path=search_path) is None:
         raise TrtstreamError(
             f"the engine runs on {engine.world_size} GPUs and mpirun, which starts a process for each, is not on PATH; "
             "install Open MPI or serve in Triton's trtllm container"

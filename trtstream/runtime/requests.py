@@ -1,8 +1,10 @@
-"""What a client asks of a turn, and what it gets back."""
+"""A turn's request and its outputs. `request_fields` describes the same fields as tensors."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 SessionKey = str | int
 """A session's name. The number 77 (Triton's ``sequence_id``) and the string "77" are different sessions."""
@@ -10,8 +12,8 @@ SessionKey = str | int
 
 @dataclass(frozen=True)
 class TurnRequest:
-    """One turn: what is fed, and how the answer is sampled. Exactly one of ``text`` and ``input_ids``, unless the
-    request only ends a session.
+    """One turn: its text or tokens, and how the answer is sampled. Exactly one of ``text`` and ``input_ids``, unless
+    the request only ends a session.
 
     A turn without ``session_key`` is one-shot: its state is dropped when it ends. ``temperature`` 0 is greedy;
     ``top_k`` 0 and ``top_p`` 1 are off. ``session_tokens`` is what the client believes the session has been fed.
@@ -55,3 +57,16 @@ class TurnOutput:
     num_input_tokens: int
     num_output_tokens: int
     session_tokens: int
+
+
+Output = TypeVar("Output", bound=TurnOutput)
+
+
+def join(outputs: Sequence[Output]) -> Output:
+    """Consecutive outputs of a turn as one: all text, tokens and log-probabilities, and the last one's counts."""
+    return replace(
+        outputs[-1],
+        text="".join(output.text for output in outputs),
+        token_ids=tuple(token for output in outputs for token in output.token_ids),
+        log_probs=tuple(value for output in outputs for value in output.log_probs),
+    )

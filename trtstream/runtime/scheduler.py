@@ -114,9 +114,11 @@ class Scheduler:
 
     def _check_open(self) -> None:
         if self._refusal:
-            raise TrtstreamError(self._refusal)
+            raise TrtstreamError(self._refusal, code="draining")
         if len(self._queue) >= self._max_queue_size:
-            raise TrtstreamError(f"the server is busy: {len(self._queue)} turns are waiting; try again later")
+            raise TrtstreamError(
+                f"the server is busy: {len(self._queue)} turns are waiting; try again later", code="busy"
+            )
 
     def _prepare(self, request: TurnRequest, session: Session | None, on_output: OnOutput) -> Turn:
         build = self._engine.build
@@ -150,7 +152,7 @@ class Scheduler:
                 for turn in self._turns():
                     self._fail(turn, error)
         for turn in self._turns():
-            self._fail(turn, TrtstreamError("the engine was closed before the turn ended"))
+            self._fail(turn, TrtstreamError("the engine was closed before the turn ended", code="draining"))
 
     def _turns(self) -> list[Turn]:
         with self._changed:
@@ -175,7 +177,8 @@ class Scheduler:
             elif turn.cancelled:
                 self._undo(turn, turn.final_output("cancelled", turn.session.position))
             elif turn.deadline is not None and now > turn.deadline:
-                self._fail(turn, TrtstreamError(f"the turn did not end within its timeout of {turn.request.timeout} s"))
+                message = f"the turn did not end within its timeout of {turn.request.timeout} s"
+                self._fail(turn, TrtstreamError(message, code="timeout"))
 
     def _admit(self) -> None:
         while self._queue:
@@ -233,7 +236,7 @@ class Scheduler:
             return
         for turn, chosen in zip(turns, samples, strict=True):
             if chosen is None:
-                self._fail(turn, TrtstreamError(NOT_FINITE))
+                self._fail(turn, TrtstreamError(NOT_FINITE, code="internal"))
                 continue
             try:
                 output = turn.take(chosen, self._engine.position(turn.session.slot))
@@ -262,7 +265,8 @@ class Scheduler:
     def _fail(self, turn: Turn, error: Exception) -> None:
         if not isinstance(error, TrtstreamError):
             logger.error("a turn failed", exc_info=error)
-            error = TrtstreamError(f"the engine failed in this turn: {type(error).__name__}: {error}")
+            message = f"the engine failed in this turn: {type(error).__name__}: {error}"
+            error = TrtstreamError(message, code="internal")
         self._undo(turn, error)
 
     def _undo(self, turn: Turn, output: TurnOutput | Exception) -> None:

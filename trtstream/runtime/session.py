@@ -61,18 +61,20 @@ class SessionStore:
         if key is None:
             return None
         if key in self._reserved:
-            raise TrtstreamError(f"session {key!r} has a turn running; wait for its end, or cancel it")
+            raise TrtstreamError(f"session {key!r} has a turn running; wait for its end, or cancel it", code="busy")
         session = None if request.session_start else self._sessions.get(key)
         found = 0 if session is None else session.position
         if request.session_tokens not in (None, found):
             if session is None:
                 raise TrtstreamError(
                     f"session {key!r} does not exist (it ended, expired or was lost) and session_tokens is "
-                    f"{request.session_tokens}; start a new session"
+                    f"{request.session_tokens}; start a new session",
+                    code="not_found",
                 )
             raise TrtstreamError(
                 f"session {key!r} has seen {found} tokens and session_tokens is {request.session_tokens}; "
-                "send what its last response said"
+                "send what its last response said",
+                code="conflict",
             )
         self._reserved.add(key)
         return session

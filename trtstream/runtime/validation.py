@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from dataclasses import replace
 from numbers import Integral, Real
 
 from trtstream.errors import TrtstreamError
+from trtstream.runtime.request_fields import INPUTS, Limits
 from trtstream.runtime.requests import TurnRequest
 
 MAX_TEXT_CHARACTERS = 1 << 20
@@ -20,17 +21,9 @@ def validate(request: TurnRequest, vocab_size: int) -> None:
     """Raise TrtstreamError for the first thing that is wrong in ``request`` whatever state its session is in."""
     _validate_input(request, vocab_size)
     _validate_session(request)
-    _integer("max_tokens", request.max_tokens, 1)
-    _number("temperature", request.temperature, "0 (greedy) or more", lambda value: value >= 0)
-    _integer("top_k", request.top_k, 0, vocab_size)
-    _number("top_p", request.top_p, "above 0 and at most 1", lambda value: 0 < value <= 1)
-    _number("repetition_penalty", request.repetition_penalty, "above 0 (1 is off)", lambda value: value > 0)
-    if request.random_seed is not None:
-        _integer("random_seed", request.random_seed, 0, (1 << 64) - 1)
-    if request.end_id is not None:
-        _integer("end_id", request.end_id, 0, vocab_size - 1)
+    _validate_numbers(request, vocab_size)
     if request.timeout is not None:
-        _number("timeout", request.timeout, "above 0 seconds", lambda value: value > 0)
+        _number("timeout", request.timeout, Limits(0, above=True, note="seconds"))
     if len(request.stop_words) > MAX_STOP_WORDS:
         raise TrtstreamError(f"stop_words has {len(request.stop_words)} words; at most {MAX_STOP_WORDS} are allowed")
     for word in request.stop_words:
@@ -75,27 +68,36 @@ def _validate_session(request: TurnRequest) -> None:
         if not key:
             raise TrtstreamError("session_id is empty; use at least one character, or leave it out")
     else:
-        _integer("sequence_id", key, 0)
-    if request.session_tokens is not None:
-        _integer("session_tokens", request.session_tokens, 0)
-        if request.session_start and request.session_tokens:
-            raise TrtstreamError(f"session_tokens is {request.session_tokens} with session_start; a new session has 0")
+        _integer("sequence_id", key, Limits(0))
+    if request.session_start and request.session_tokens:
+        raise TrtstreamError(f"session_tokens is {request.session_tokens} with session_start; a new session has 0")
 
 
-def _integer(name: str, value: object, least: int, most: int | None = None) -> None:
-    allowed = f"from {least} to {most}" if most is not None else f"of at least {least}"
+def _validate_numbers(request: TurnRequest, vocab_size: int) -> None:
+    """Check every field that has limits; two of them end at the vocabulary."""
+    most = {"top_k": vocab_size, "end_id": vocab_size - 1}
+    for name, field in INPUTS.items():
+        if field.limits is None:
+            continue
+        value, default = getattr(request, field.attribute), getattr(TurnRequest, field.attribute)
+        if value is not default:
+            limits = replace(field.limits, most=most.get(name, field.limits.most))
+            (_number if field.datatype == "FP32" else _integer)(name, value, limits)
+
+
+def _integer(name: str, value: object, limits: Limits) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool) or not limits.allow(int(value)):
+        raise TrtstreamError(f"{name} is {value!r}; it must be an integer {limits}")
+
+
+def _number(name: str, value: object, limits: Limits) -> None:
     if (
-        not isinstance(value, Integral)
+        not isinstance(value, Real)
         or isinstance(value, bool)
-        or value < least
-        or (most is not None and value > most)
+        or not math.isfinite(value)
+        or not limits.allow(float(value))
     ):
-        raise TrtstreamError(f"{name} is {value!r}; it must be an integer {allowed}")
-
-
-def _number(name: str, value: object, allowed: str, check: Callable[[float], bool]) -> None:
-    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value) or not check(value):
-        raise TrtstreamError(f"{name} is {value!r}; it must be a number {allowed}")
+        raise TrtstreamError(f"{name} is {value!r}; it must be a number {limits}")
 
 
 def _text(name: str, value: object, max_characters: int) -> None:

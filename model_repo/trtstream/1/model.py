@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 
 import trtstream
 from trtstream.deploy.serving import environment
 from trtstream.deploy.serving.drain import follow_serve
 from trtstream.deploy.serving.triton_request import parse_turn
-from trtstream.errors import TrtstreamError
+from trtstream.deploy.serving.triton_response import error_message, response_tensors
 from trtstream.runtime.requests import TurnOutput
 from trtstream.runtime.turn import Turn
 
 CANCEL_POLL_SECONDS = 0.05
-logger = logging.getLogger("trtstream")
 
 
 class TritonPythonModel:
@@ -33,7 +30,7 @@ class TritonPythonModel:
         engine = Path(args["model_repository"], parameters["engine_dir"]["string_value"])
         self._scheduler = trtstream.load(engine).scheduler
         self._public = os.environ.get(environment.PUBLIC) == "1"
-        self._open: set[Answer] = set()
+        self._open: dict[Answer, Turn] = {}
         threading.Thread(target=self._watch_cancellation, name="trtstream-cancellation", daemon=True).start()
         if environment.DRAIN_SOCKET in os.environ:
             follow_serve(os.environ[environment.DRAIN_SOCKET], self._drain)
@@ -42,7 +39,7 @@ class TritonPythonModel:
         for request in requests:
             answer = Answer(request.get_response_sender(), request.request_id())
             try:
-                turn, answer.stream = parse_turn(
+                turn_request, answer.stream = parse_turn(
                     {tensor.name(): tensor.as_numpy() for tensor in request.inputs()},
                     parameters=request.parameters(),
                     correlation_id=request.correlation_id(),
@@ -51,8 +48,7 @@ class TritonPythonModel:
                     request_id=request.request_id(),
                     public=self._public,
                 )
-                answer.turn = self._scheduler.submit(turn, answer)
-                self._open.add(answer)
+                self._open[answer] = self._scheduler.submit(turn_request, answer)
             except Exception as error:
                 answer(error)
 
@@ -68,19 +64,18 @@ class TritonPythonModel:
         """A client may leave while its turn waits or its prompt is fed, when there is no output to notice it by."""
         while True:
             time.sleep(CANCEL_POLL_SECONDS)
-            for answer in self._open.copy():
-                if answer.poll():
-                    self._open.discard(answer)
+            for answer, turn in self._open.copy().items():
+                if answer.is_over(turn):
+                    del self._open[answer]
 
 
 class Answer:
-    """What goes back to one request: each output as it comes if ``stream``, else all of them as one response."""
+    """The responses to one request: each output as it comes if ``stream``, else all of them as one response."""
 
     def __init__(self, sender: Any, request_id: str) -> None:
         self.stream = False
-        self.turn: Turn | None = None
         self._sender = sender
-        self._prefix = f"{request_id}: " if request_id else ""
+        self._request_id = request_id
         self._outputs: list[TurnOutput] = []
         # Triton crashes if it is asked about a request that has got its final flag.
         self._lock = threading.Lock()
@@ -89,51 +84,23 @@ class Answer:
     def __call__(self, output: TurnOutput | Exception) -> None:
         """Take the turn's next output, or the error that ends it."""
         if isinstance(output, Exception):
-            self._send(_error_response(self._prefix, output), final=True)
+            error = pb_utils.TritonError(error_message(self._request_id, output))
+            self._send(pb_utils.InferenceResponse(error=error), final=True)
             return
         self._outputs.append(output)
         if self.stream or output.finish_reason:
-            self._send(_response(self._outputs), final=bool(output.finish_reason))
+            tensors = [pb_utils.Tensor(name, array) for name, array in response_tensors(self._outputs).items()]
+            self._send(pb_utils.InferenceResponse(tensors), final=bool(output.finish_reason))
             self._outputs.clear()
 
-    def poll(self) -> bool:
-        """Cancel the turn if the client has left; True if the request is over."""
+    def is_over(self, turn: Turn) -> bool:
+        """Whether the request has ended. If its client has left, cancel its turn."""
         with self._lock:
             if not self._final and self._sender.is_cancelled():
-                self.turn.cancel()
+                turn.cancel()
             return self._final
 
     def _send(self, response: Any, final: bool) -> None:
         with self._lock:
             self._final = final
             self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
-
-
-def _response(outputs: list[TurnOutput]) -> Any:
-    last = outputs[-1]
-    return pb_utils.InferenceResponse(
-        [
-            _string("text_output", "".join(output.text for output in outputs)),
-            _tensor("output_ids", [token for output in outputs for token in output.token_ids], np.int32),
-            _tensor("output_log_probs", [value for output in outputs for value in output.log_probs], np.float32),
-            _string("finish_reason", last.finish_reason),
-            _tensor("num_input_tokens", [last.num_input_tokens], np.int32),
-            _tensor("num_output_tokens", [last.num_output_tokens], np.int32),
-            _tensor("session_tokens", [last.session_tokens], np.int32),
-        ]
-    )
-
-
-def _error_response(prefix: str, error: Exception) -> Any:
-    if not isinstance(error, TrtstreamError):
-        logger.error("a request failed", exc_info=error)
-        error = TrtstreamError(f"the model failed: {type(error).__name__}: {error}")
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(prefix + str(error)))
-
-
-def _tensor(name: str, values: list[Any], dtype: type) -> Any:
-    return pb_utils.Tensor(name, np.array(values, dtype=dtype))
-
-
-def _string(name: str, text: str) -> Any:
-    return pb_utils.Tensor(name, np.array([text.encode()], dtype=np.object_))

@@ -6,21 +6,24 @@ from dataclasses import replace
 import pytest
 
 from tests.command_line import run_in_process, run_trtstream
-from trtstream.deploy.client.client import INPUTS, OUTPUTS, Client, Response, ServedModel
-from trtstream.deploy.client.smoke import (
-    CHECKS,
+from trtstream.deploy.client.checks import CHECKS, check_health, require_refusal
+from trtstream.deploy.client.client import Client
+from trtstream.deploy.client.judges import (
     CheckFailed,
-    check_health,
     choose_stop_word,
-    require_refusal,
     require_same_answer,
     require_session,
     require_stopped,
     require_stream,
     require_tensors,
-    run_check,
 )
+from trtstream.deploy.client.smoke import run_check
+from trtstream.deploy.client.triton import Response, ServedModel
 from trtstream.errors import TrtstreamError
+from trtstream.runtime import request_fields
+
+INPUTS = request_fields.datatypes(request_fields.INPUTS)
+OUTPUTS = request_fields.datatypes(request_fields.OUTPUTS)
 
 pytestmark = pytest.mark.triton
 
@@ -29,7 +32,7 @@ MODEL = ServedModel(inputs=INPUTS, outputs=OUTPUTS, decoupled=True, parameters={
 
 def answer(text: str = "abc", ids: tuple[int, ...] = (1, 2, 3), reason: str = "length", **counts: int) -> Response:
     counts = {"num_input_tokens": 5, "num_output_tokens": len(ids), "session_tokens": 7, **counts}
-    return Response(text, ids, reason, received_at=0.0, **counts)
+    return Response(text, ids, (), reason, received_at=0.0, **counts)
 
 
 STREAM = [
@@ -77,7 +80,7 @@ def test_a_check_that_fails_is_reported_and_not_raised() -> None:
 
 
 def test_right_answers_pass() -> None:
-    require_tensors(MODEL)
+    require_tensors(MODEL, INPUTS, OUTPUTS)
     require_stream(STREAM, answer())
     require_same_answer(answer(), answer())
     require_session([answer(session_tokens=7), answer(session_tokens=15), answer(session_tokens=23)], window=14)
@@ -94,7 +97,7 @@ def test_right_answers_pass() -> None:
 )
 def test_wrong_tensors(model: ServedModel, message: str) -> None:
     with pytest.raises(CheckFailed, match=message):
-        require_tensors(model)
+        require_tensors(model, INPUTS, OUTPUTS)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from click.testing import CliRunner
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-from trtstream.deploy.client.client import INPUTS, OUTPUTS
 from trtstream.deploy.serving.package import package, package_engine, write_model
 from trtstream.engine_dir import read_engine
 from trtstream.errors import TrtstreamError
+from trtstream.runtime.request_fields import INPUTS, OUTPUTS
 
 
 def read_config(model: Path) -> ModelConfig:
@@ -34,8 +34,9 @@ def test_a_packaged_model(engine: Path, tmp_path: Path) -> None:
     config = read_config(model)
     assert config.name == "trtstream"
     assert config.model_transaction_policy.decoupled
-    assert {tensor.name: datatype(tensor.data_type) for tensor in config.input} == INPUTS
-    assert {tensor.name: datatype(tensor.data_type) for tensor in config.output} == OUTPUTS
+    for tensors, fields in ((config.input, INPUTS), (config.output, OUTPUTS)):
+        found = {tensor.name: (datatype(tensor.data_type), list(tensor.dims)) for tensor in tensors}
+        assert found == {name: (field.datatype, [-1 if field.vector else 1]) for name, field in fields.items()}
     assert all(tensor.optional for tensor in config.input)
     parameters = {name: value.string_value for name, value in config.parameters.items()}
     assert parameters == {

@@ -19,10 +19,11 @@ import trtstream
 from tests.command_line import run_trtstream
 from tests.deploy.server import START_SECONDS, Server, serve_process
 from tests.deploy.tensorrt_llm.engines import WINDOW, write_stand_in_repository
-from trtstream.deploy.client.client import Client, join
+from trtstream.deploy.client.client import Client
 from trtstream.deploy.client.connect import connect
-from trtstream.deploy.tensorrt_llm.client import RESENDS, TensorrtLlmClient
+from trtstream.deploy.client.tensorrt_llm.client import RESENDS, TensorrtLlmClient
 from trtstream.errors import TrtstreamError
+from trtstream.runtime.requests import join
 
 pytestmark = pytest.mark.triton
 

@@ -1,4 +1,7 @@
-"""Triton's ``preprocessing`` model: prompts and words to token ids. Needs numpy and tokenizers, of any version."""
+"""Triton's ``preprocessing`` model: prompts and words to token ids. Needs numpy and tokenizers, of any version.
+
+Errors begin with the codes of ``trtstream/runtime/request_fields.py``, which this container need not have.
+"""
 
 from __future__ import annotations
 
@@ -37,14 +40,14 @@ class TritonPythonModel:
     def _outputs(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         max_tokens = inputs["REQUEST_OUTPUT_LEN"]
         if max_tokens.min() < 1:
-            raise ValueError(f"max_tokens is {max_tokens.min()}; it must be at least 1")
+            raise ValueError(f"[invalid] max_tokens is {max_tokens.min()}; it must be at least 1")
         prompts = [self._encode_prompt(row[0]) for row in inputs["QUERY"]]
         lengths = np.array([[len(prompt)] for prompt in prompts], dtype=np.int32)
         if lengths.min() < 1:
-            raise ValueError("text_input is empty; give at least one token")
+            raise ValueError("[invalid] text_input is empty; give at least one token")
         if lengths.max() > self._max_input_len:
             raise ValueError(
-                f"text_input has {lengths.max()} tokens; the engine's max_input_len is {self._max_input_len}"
+                f"[too_long] text_input has {lengths.max()} tokens; the engine's max_input_len is {self._max_input_len}"
             )
         end_id = inputs.get("END_ID", np.full_like(lengths, self._end_id))
         pad_id = inputs.get("PAD_ID", end_id)
@@ -91,4 +94,4 @@ def _decode(name: str, text: bytes) -> str:
     try:
         return text.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not UTF-8 (byte {error.start}); encode it as UTF-8") from None
+        raise ValueError(f"[invalid] {name} is not UTF-8 (byte {error.start}); encode it as UTF-8") from None

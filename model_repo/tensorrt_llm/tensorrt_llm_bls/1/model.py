@@ -61,7 +61,9 @@ class TritonPythonModel:
 def _answer(inputs: dict[str, np.ndarray], sender: Any) -> None:
     try:
         if len(inputs["text_input"]) != 1:
-            raise pb_utils.TritonModelException("tensorrt_llm_bls takes one prompt a request; ensemble takes batches")
+            raise pb_utils.TritonModelException(
+                "[invalid] tensorrt_llm_bls takes one prompt a request; ensemble takes batches"
+            )
         for outputs in _responses(inputs, sender):
             sender.send(pb_utils.InferenceResponse(outputs))
     except Exception as error:

@@ -1,77 +1,50 @@
-"""A client of Triton's tensorrtllm backend, with the interface of `Client`. The sessions are kept here, not there."""
+"""The client of Triton's tensorrtllm backend, which keeps no sessions: they are kept here."""
 
 from __future__ import annotations
 
 import contextlib
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from trtstream.deploy.client.client import DEFAULT_URL, Client, Response, ServedModel, join, make_tensor
+from trtstream.deploy.client.tensorrt_llm.checks import CHECKS
+from trtstream.deploy.client.tensorrt_llm.tensors import (
+    ENGINE_MODEL,
+    ENGINE_NAMES,
+    ENSEMBLE,
+    ID_INPUTS,
+    NO_END_ID,
+    TEXT_INPUTS,
+)
+from trtstream.deploy.client.triton import DEFAULT_URL, Check, Response, ServedModel, TritonClient, make_tensor
+from trtstream.deploy.contract import to_array
 from trtstream.errors import TrtstreamError
+from trtstream.runtime.requests import join
 
-ENSEMBLE = "ensemble"
-ENGINE_MODEL = "tensorrt_llm"
+Responses = Generator[Response, None, None]
+
 RESENDS = "this service keeps no sessions: recent turns are sent again with each new one"
-TOO_LONG = "max_input_len"
-"""A parameter of the ensemble, and what the refusal of a too long prompt names."""
-
-TEXT_INPUTS = {
-    "text_input": "BYTES",
-    "max_tokens": "INT32",
-    "stream": "BOOL",
-    "stop_words": "BYTES",
-    "temperature": "FP32",
-    "top_k": "INT32",
-    "top_p": "FP32",
-    "repetition_penalty": "FP32",
-    "random_seed": "UINT64",
-    "end_id": "INT32",
-}
-"""What the ensemble takes."""
-
-ID_INPUTS = {
-    "input_ids": "INT32",
-    "input_lengths": "INT32",
-    "max_tokens": "INT32",
-    "stream": "BOOL",
-    "temperature": "FP32",
-    "top_k": "INT32",
-    "top_p": "FP32",
-    "repetition_penalty": "FP32",
-    "random_seed": "UINT64",
-    "end_id": "INT32",
-}
-"""What the engine's own model takes, and `ENGINE_NAMES` for some of it."""
-
-OUTPUTS = {"text_output": "BYTES", "output_ids": "INT32", "sequence_length": "INT32"}
-
-ENGINE_NAMES = {
-    "max_tokens": "request_output_len",
-    "stream": "streaming",
-    "top_k": "runtime_top_k",
-    "top_p": "runtime_top_p",
-}
+MAX_INPUT_LEN = "max_input_len"
+"""A parameter of the ensemble: how many tokens a prompt may have."""
 
 MAX_TOKENS = 256
-NO_END_ID = -1
 
 
 @dataclass
 class History:
-    """What this side remembers of a session: chat messages or token ids, and how many tokens were generated in it."""
+    """This side's memory of a session: chat messages or token ids, and how many tokens were generated in it."""
 
     messages: list[dict[str, str]] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     generated: int = 0
 
 
-class TensorrtLlmClient(Client):
-    """As `Client`, but what the server does not do, this does:
+class TensorrtLlmClient(TritonClient):
+    """As `Client`, which speaks to our own model, but this does what the server does not:
 
     * Sessions, of ``chat`` turns and of ``input_ids``: the recent turns go along with each new one, as many as fit into
       the engine's max_input_len. ``session_tokens`` counts generated tokens, and is not checked.
@@ -80,7 +53,7 @@ class TensorrtLlmClient(Client):
     * A last, empty response has the ``finish_reason``: ``length`` after ``max_tokens`` tokens, else ``stop``.
     """
 
-    keeps_sessions = False
+    checks: ClassVar[Mapping[str, Check | str]] = CHECKS
 
     def __init__(
         self,
@@ -91,20 +64,30 @@ class TensorrtLlmClient(Client):
         timeout: float = 120.0,
     ) -> None:
         super().__init__(url, model_name, tls_ca, timeout=timeout)
-        self._histories: dict[str, History] = {}
+        self._histories: dict[str | None, History] = {}
 
     @cached_property
     def served(self) -> ServedModel:
         return self.model()
 
-    def generate(self, **inputs: Any) -> Iterator[Response]:
+    def session_note(self, session_id: str) -> str:
+        return RESENDS
+
+    def require_resumable(self, session_id: str) -> None:
+        raise TrtstreamError(f"--session {session_id}: {RESENDS}, and there is none to come back to; leave it out")
+
+    def load_notes(self, turns: int) -> list[str]:
+        note = f"the prompts are token ids: {ENGINE_MODEL} takes them, not {self.model_name}"
+        return [note, RESENDS] if turns > 1 else [note]
+
+    def generate(self, **inputs: Any) -> Responses:
         given = {name: value for name, value in inputs.items() if value is not None}
         given.pop("session_tokens", None)
         session_id = given.pop("session_id", None)
         if given.pop("session_end", False):
             self._histories.pop(session_id, None)
             if not given.keys() & {"text_input", "input_ids"}:
-                yield Response("", (), "stop", 0, 0, 0, time.perf_counter())
+                yield Response("", (), (), "stop", 0, 0, 0, time.perf_counter())
                 return
             session_id = None
         before = self._histories.get(session_id, History())
@@ -126,18 +109,18 @@ class TensorrtLlmClient(Client):
                     answer.append(response)
                     yield response
         except TrtstreamError:
-            answer.clear()  # a turn that fails has never been
+            answer.clear()  # a turn that fails leaves nothing in the session
             raise
         finally:
             if answer and session_id is not None:
-                whole = join(answer)
-                history.messages.append({"role": "assistant", "content": whole.text})
-                history.ids.extend(whole.token_ids)
-                history.generated = before.generated + len(whole.token_ids)
+                joined = join(answer)
+                history.messages.append({"role": "assistant", "content": joined.text})
+                history.ids.extend(joined.token_ids)
+                history.generated = before.generated + len(joined.token_ids)
                 self._histories[session_id] = history
 
-    def _chat(self, given: dict[str, Any], before: History) -> tuple[History, Iterator[Response]]:
-        """The conversation with the new message, without as many of its oldest turns as the server has no room for."""
+    def _chat(self, given: dict[str, Any], before: History) -> tuple[History, Responses]:
+        """The conversation with the new message. Its oldest turns are left out until the server has room for it."""
         messages = [*before.messages]
         if (system := given.pop("system", None)) and not messages:
             messages.append({"role": "system", "content": system})
@@ -149,14 +132,14 @@ class TensorrtLlmClient(Client):
             try:
                 first = next(responses)
             except TrtstreamError as error:
-                if TOO_LONG not in str(error) or len(messages) - pinned < 3:
+                if error.code != "too_long" or len(messages) - pinned < 3:
                     raise
                 del messages[pinned : pinned + 2]
             else:
                 return History(messages), _prepend(first, responses)
 
-    def _continue(self, given: dict[str, Any], before: History) -> tuple[History, Iterator[Response]]:
-        new, limit = given.pop("input_ids"), self.served.parameter(TOO_LONG)
+    def _continue(self, given: dict[str, Any], before: History) -> tuple[History, Responses]:
+        new, limit = given.pop("input_ids"), self.served.parameter(MAX_INPUT_LEN)
         if len(new) > limit:
             raise TrtstreamError(f"input_ids has {len(new)} tokens; the engine's max_input_len is {limit}")
         ids = [*before.ids, *new][-limit:]
@@ -166,7 +149,7 @@ class TensorrtLlmClient(Client):
 
     def _request(
         self, model_name: str, datatypes: dict[str, str], names: dict[str, str], given: dict[str, Any], before: History
-    ) -> Iterator[Response]:
+    ) -> Responses:
         values = {"max_tokens": MAX_TOKENS, **_sampling(given)}
         if values.pop("ignore_eos", False):
             values["end_id"] = NO_END_ID
@@ -174,9 +157,7 @@ class TensorrtLlmClient(Client):
         if unknown:
             raise TrtstreamError(f"{unknown[0]} cannot be asked of {model_name!r} on this service; leave it out")
         names = {"random_seed": "seed" if "seed" in self.served.inputs else "random_seed", **names}
-        tensors = [
-            make_tensor(names.get(name, name), value, datatypes[name], batch=True) for name, value in values.items()
-        ]
+        tensors = [_batch_of_one(names.get(name, name), datatypes[name], value) for name, value in values.items()]
         count, received_at, request_id = 0, time.perf_counter(), str(secrets.randbits(63))
         running = True
         try:
@@ -184,7 +165,7 @@ class TensorrtLlmClient(Client):
                 for received_at, result in results:
                     text, tokens = self._parse(result, model_name)
                     count += len(tokens)
-                    yield self._made(text, tokens, "", count, before, received_at)
+                    yield _response(text, tokens, "", count, before, received_at)
             running = False
         except TrtstreamError:
             running = count > 0
@@ -192,14 +173,13 @@ class TensorrtLlmClient(Client):
         finally:
             if running and model_name == ENSEMBLE:
                 self._stop(request_id)
-        yield self._made("", (), "length" if count >= values["max_tokens"] else "stop", count, before, received_at)
+        yield _response("", (), "length" if count >= values["max_tokens"] else "stop", count, before, received_at)
 
     def _stop(self, request_id: str) -> None:
-        """Tell the engine to end a request. Triton's ensembles do not tell their steps that a client has left."""
-        values = {"input_ids": ("INT32", [0]), "input_lengths": ("INT32", 1), "request_output_len": ("INT32", 1)}
-        values["stop"] = "BOOL", True
-        tensors = [make_tensor(name, value, datatype, batch=True) for name, (datatype, value) in values.items()]
-        with contextlib.suppress(TrtstreamError):  # it is answered with nothing
+        """Make the engine end a request. Triton's ensembles do not tell their steps that a client has left."""
+        tensors = [_batch_of_one(name, "INT32", 1) for name in ("input_ids", "input_lengths", "request_output_len")]
+        tensors.append(_batch_of_one("stop", "BOOL", True))
+        with contextlib.suppress(TrtstreamError):  # the answer is empty
             list(self._stream(ENGINE_MODEL, tensors, request_id))
 
     def _parse(self, result: Any, model_name: str) -> tuple[str, tuple[int, ...]]:
@@ -212,12 +192,6 @@ class TensorrtLlmClient(Client):
         tokens = tuple(ids[0, 0, : lengths[0, 0]].tolist())
         return ("" if text is None else text[0, 0].decode("utf-8", "replace")), tokens
 
-    def _made(
-        self, text: str, tokens: tuple[int, ...], reason: str, count: int, before: History, received_at: float
-    ) -> Response:
-        # As with sessions of a server, the last token of a turn is not counted before the next one.
-        return Response(text, tokens, reason, 0, count, before.generated + max(count - 1, 0), received_at)
-
     def _render(self, messages: list[dict[str, str]]) -> str:
         """The conversation up to the next answer. The template comes from the server and runs in jinja's sandbox."""
         from jinja2 import TemplateError
@@ -228,18 +202,19 @@ class TensorrtLlmClient(Client):
             raise TrtstreamError(
                 f"the model {self.model_name!r} at {self.url} has no chat template; send text without chat"
             )
-        tokens = {name: parameters.get(name, "") for name in ("bos_token", "eos_token")}
+        tokens: dict[str, Any] = {name: parameters.get(name, "") for name in ("bos_token", "eos_token")}
         try:
-            rendered, _ = render_jinja_template(
+            # Annotated as a str, but a pair: the prompts, and the places of the assistant's tokens in them.
+            prompts: Any = render_jinja_template(
                 [messages], chat_template=parameters["chat_template"], add_generation_prompt=True, **tokens
             )
         except TemplateError as error:
             raise TrtstreamError(f"the engine's chat template refuses this turn: {error}") from error
-        return rendered[0]
+        return prompts[0][0]
 
 
 def _sampling(given: dict[str, Any]) -> dict[str, Any]:
-    """The backend samples from one token, that is greedily, unless it is told of how many or how likely ones."""
+    """The backend samples from one token, that is greedily, unless a request says how many or how likely ones."""
     values = dict(given)
     if not values.get("temperature"):
         values.pop("temperature", None)
@@ -250,7 +225,18 @@ def _sampling(given: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _prepend(first: Response, responses: Iterator[Response]) -> Iterator[Response]:
+def _response(
+    text: str, tokens: tuple[int, ...], reason: str, count: int, before: History, received_at: float
+) -> Response:
+    # As in sessions of a server, the last token of a turn does not count before the next turn.
+    return Response(text, tokens, (), reason, 0, count, before.generated + max(count - 1, 0), received_at)
+
+
+def _batch_of_one(name: str, datatype: str, value: Any) -> Any:
+    return make_tensor(name, datatype, to_array(value, datatype)[None])
+
+
+def _prepend(first: Response, responses: Responses) -> Responses:
     with contextlib.closing(responses):
         yield first
         yield from responses

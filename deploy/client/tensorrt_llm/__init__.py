@@ -1,0 +1,1 @@
+"""The client of Triton's tensorrtllm backend, and its checks."""

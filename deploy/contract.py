@@ -1,0 +1,35 @@
+"""What both ends of the Triton model agree on beyond its tensors' names: arrays of values, and codes of errors."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from trtstream.runtime.request_fields import ERROR_CODES
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DTYPES = {"BOOL": "bool", "BYTES": "object", "FP32": "float32", "INT32": "int32", "UINT64": "uint64"}
+CODE = re.compile(rf"\[({'|'.join(ERROR_CODES)})\] ")
+
+
+def to_array(value: Any, datatype: str) -> np.ndarray:
+    """A tensor of a value or of a list or tuple of values: of rank 1, text as UTF-8 bytes."""
+    import numpy as np
+
+    items = value if isinstance(value, (list, tuple)) else [value]
+    if datatype == "BYTES":
+        items = [item.encode("utf-8", "replace") for item in items]
+    return np.array(items, dtype=DTYPES[datatype])
+
+
+def format_error(code: str, request_id: str, message: str) -> str:
+    """An error as it is sent: its code, and the request's id where there is one, as tritonclient's streams drop it."""
+    return f"[{code}] {request_id}: {message}" if request_id else f"[{code}] {message}"
+
+
+def parse_error(message: str) -> tuple[str | None, str]:
+    """(The code, or None, and the rest) of an error as it was received. Ensembles put words of their own before it."""
+    match = CODE.search(message)
+    return (match[1], message[match.end() :]) if match else (None, message)

@@ -1,0 +1,29 @@
+"""A turn's outputs and errors as Triton sends them. Knows nothing of Triton's Python backend, as `triton_request`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from trtstream.deploy.contract import format_error, to_array
+from trtstream.errors import TrtstreamError
+from trtstream.runtime.request_fields import OUTPUTS
+from trtstream.runtime.requests import TurnOutput, join
+
+logger = logging.getLogger("trtstream")
+
+
+def response_tensors(outputs: Sequence[TurnOutput]) -> dict[str, np.ndarray]:
+    """One response's tensors, by name, for consecutive outputs of a turn."""
+    joined = join(outputs)
+    return {name: to_array(getattr(joined, field.attribute), field.datatype) for name, field in OUTPUTS.items()}
+
+
+def error_message(request_id: str, error: Exception) -> str:
+    """The message of the error that ends a request. An error that nobody foresaw is logged with its traceback."""
+    if isinstance(error, TrtstreamError):
+        return format_error(error.code or "invalid", request_id, str(error))
+    logger.error("a request failed", exc_info=error)
+    return format_error("internal", request_id, f"the model failed: {type(error).__name__}: {error}")

@@ -1,0 +1,89 @@
+"""A Triton that a user starts, without ``trtstream serve``, serves a packaged repository: as docs/service.md says."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.server import START_SECONDS
+from trtstream.deploy.serving.package import package_engine
+from trtstream.deploy.serving.tritonserver import find_tritonserver
+
+pytestmark = pytest.mark.triton
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as bound:
+        sockets = [bound.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+@contextmanager
+def tritonserver(repository: Path, python: Path, work: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """(The wheel's tritonserver serving ``repository``, its HTTP url). Its PATH begins with the folder ``python``."""
+    installation = find_tritonserver(work)  # for the binary, and a copy of the wheel's backend that fits this Python
+    grpc, http, metrics = free_ports(3)
+    command = [
+        installation.binary,
+        f"--model-repository={repository}",
+        f"--backend-directory={installation.backends}",
+        f"--grpc-port={grpc}",
+        f"--http-port={http}",
+        f"--metrics-port={metrics}",
+    ]
+    path = os.pathsep.join([str(python), "/usr/bin", "/bin"])
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "PYTHONPATH": os.pathsep.join(sys.path),  # of no use to the backend
+        "LD_LIBRARY_PATH": installation.environment["LD_LIBRARY_PATH"],
+    }
+    with (work / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=work, env=environment)
+    try:
+        yield process, f"http://127.0.0.1:{http}/v2"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    while process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/health/ready", timeout=10):
+                return
+        except OSError:
+            try:
+                process.wait(0.2)
+            except subprocess.TimeoutExpired:
+                continue
+    pytest.fail(log.read_text())
+
+
+def test_a_plain_tritonserver_serves_a_packaged_repository(engine: Path, tmp_path: Path) -> None:
+    package_engine(engine, tmp_path / "model_repo")
+    with tritonserver(tmp_path / "model_repo", Path(sys.executable).parent, tmp_path) as (process, url):
+        wait_until_ready(process, url, tmp_path / "log")
+        body = json.dumps({"text_input": "Hello", "max_tokens": 3, "ignore_eos": True}).encode()
+        with urllib.request.urlopen(f"{url}/models/trtstream/generate", body, timeout=START_SECONDS) as response:
+            assert len(json.load(response)["output_ids"]) == 3
+
+
+def test_the_python_on_path_must_have_trtstream(engine: Path, tmp_path: Path) -> None:
+    package_engine(engine, tmp_path / "model_repo")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+    with tritonserver(tmp_path / "model_repo", tmp_path / "bare" / "bin", tmp_path) as (process, _):
+        assert process.wait(START_SECONDS) != 0
+    assert "ModuleNotFoundError" in (tmp_path / "log").read_text()

@@ -1,0 +1,116 @@
+"""The contract of the Triton model: every field of a request and of a response, and every error code, described once.
+
+The client's tensors, the server's parser and responses, config.pbtxt, the checks of numbers and the tables in the docs
+come from here. A new sampling option takes an entry in `INPUTS`, a field of `TurnRequest`, and the code that uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Datatype = Literal["BOOL", "BYTES", "FP32", "INT32", "UINT64"]
+"""Triton's names. BYTES is text in UTF-8; config.pbtxt calls it STRING."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Numbers from ``least`` to ``most``; with ``above``, ``least`` itself is outside. ``note`` says what one means."""
+
+    least: int
+    most: int | None = None
+    above: bool = False
+    note: str = ""
+
+    def allow(self, value: float) -> bool:
+        return (self.least < value if self.above else self.least <= value) and (self.most is None or value <= self.most)
+
+    def __str__(self) -> str:
+        if self.above:
+            text = f"above {self.least}" + ("" if self.most is None else f" and at most {self.most}")
+        else:
+            text = f"of at least {self.least}" if self.most is None else f"from {self.least} to {self.most}"
+        return f"{text} ({self.note})" if self.note else text
+
+
+@dataclass(frozen=True)
+class Field:
+    """One tensor, of shape [1], or [N] for a ``vector``.
+
+    ``attribute`` is where `TurnRequest` or `TurnOutput` holds the same value: the tensor's name, unless given. Numbers
+    outside ``limits`` are refused.
+    """
+
+    name: str
+    datatype: Datatype
+    meaning: str
+    attribute: str = ""
+    vector: bool = False
+    limits: Limits | None = None
+
+
+def _by_name(*fields: Field) -> dict[str, Field]:
+    return {field.name: replace(field, attribute=field.attribute or field.name) for field in fields}
+
+
+INPUTS = _by_name(
+    Field("text_input", "BYTES", "The turn, as text.", attribute="text"),
+    Field("input_ids", "INT32", "The turn, as token ids.", vector=True),
+    Field("chat", "BOOL", "`text_input` is a user's message: the checkpoint's chat template is applied."),
+    Field("system", "BYTES", "First turn only: a text that is pinned in the session's sinks and never evicted."),
+    Field("session_id", "BYTES", "The session that the turn continues; a new one begins it.", attribute="session_key"),
+    Field("session_end", "BOOL", "Forget the session after this turn; needs no text or ids."),
+    Field("session_tokens", "INT32", "What the client believes the session has been fed (checked).", limits=Limits(0)),
+    Field("stream", "BOOL", "One response for each token, in place of one for the turn."),
+    Field("max_tokens", "INT32", "The answer's length at most.", limits=Limits(1)),
+    Field("temperature", "FP32", "Flattens the distribution that is sampled.", limits=Limits(0, note="0 is greedy")),
+    Field("top_k", "INT32", "Sample from the k likeliest tokens.", limits=Limits(0, note="0 is off")),
+    Field(
+        "top_p",
+        "FP32",
+        "Sample from the likeliest tokens that together have this probability.",
+        limits=Limits(0, 1, above=True, note="1 is off"),
+    ),
+    Field(
+        "repetition_penalty",
+        "FP32",
+        "Makes tokens that the session sees less likely.",
+        limits=Limits(0, above=True, note="1 is off"),
+    ),
+    Field("random_seed", "UINT64", "The same state and seed give the same answer.", limits=Limits(0, (1 << 64) - 1)),
+    Field("stop_words", "BYTES", "The answer ends before the first of these.", vector=True),
+    Field("end_id", "INT32", "The token that ends the answer, in place of the checkpoint's.", limits=Limits(0)),
+    Field("ignore_eos", "BOOL", "No token ends the answer."),
+    Field("return_log_probs", "BOOL", "Fill `output_log_probs`."),
+)
+"""What a request may hold, by tensor name. All are optional; `stream` alone is not part of a `TurnRequest`."""
+
+OUTPUTS = _by_name(
+    Field("text_output", "BYTES", "New text.", attribute="text"),
+    Field("output_ids", "INT32", "New token ids.", attribute="token_ids", vector=True),
+    Field("output_log_probs", "FP32", "Their log-probabilities, if asked for.", attribute="log_probs", vector=True),
+    Field("finish_reason", "BYTES", "Empty until the last response: `stop`, `length` or `cancelled`."),
+    Field("num_input_tokens", "INT32", "Tokens in the turn, the template's included."),
+    Field("num_output_tokens", "INT32", "Tokens in the answer so far."),
+    Field("session_tokens", "INT32", "Tokens that the session has been fed."),
+)
+"""What a response holds, by tensor name: a `TurnOutput`."""
+
+
+ERROR_CODES = {
+    "busy": "Too many turns wait, or the session has a turn running: try again later.",
+    "conflict": "The session has not seen the number of tokens that `session_tokens` says.",
+    "draining": "The server is shutting down.",
+    "internal": "The engine failed; the server's log says more.",
+    "invalid": "The request itself is wrong.",
+    "not_found": "The session does not exist: it ended, expired or was lost.",
+    "timeout": "The turn did not end within its `timeout`.",
+    "too_long": "The prompt is longer than a tensorrt-llm engine takes.",
+}
+"""With which codes, in brackets, the message of an error begins."""
+
+
+def datatypes(fields: Mapping[str, Field]) -> dict[str, str]:
+    """Triton's datatypes by tensor name."""
+    return {name: field.datatype for name, field in fields.items()}
