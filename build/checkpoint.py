@@ -14,6 +14,7 @@ from trtstream.build.families.raw_config import RawConfig
 from trtstream.build.gguf_file import GgufFile
 from trtstream.build.huggingface_folder import HuggingFaceFolder
 from trtstream.build.recipes import Recipes
+from trtstream.engine_dir import is_engine, is_model_repository
 from trtstream.errors import TrtstreamError
 from trtstream.settings import ModelConfig
 
@@ -75,6 +76,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises TrtstreamError, which names the thing, for whatever cannot be read or computed correctly.
     """
     path = Path(path)
+    if is_engine(path):
+        raise TrtstreamError(f"{path} is an engine, built already; give the checkpoint that it was built from")
+    if is_model_repository(path):
+        raise TrtstreamError(f"{path} is a Triton model repository; give a checkpoint, or `trtstream serve` it")
     if path.is_dir():
         store: Store = HuggingFaceFolder(path)
     elif path.is_file() and path.suffix.lower() == ".gguf":

@@ -9,6 +9,7 @@ import torch
 from trtstream import __version__
 from trtstream.build.checkpoint import Checkpoint
 from trtstream.build.engine_weights import EngineWeights
+from trtstream.build.memory import MemoryEstimate, memory_estimate, tensor_by_tensor_peak
 from trtstream.engine_dir import KERNEL, TOKENIZER, WEIGHTS, EngineConfig, new_directory, write_config
 from trtstream.plugins.cpu_kernel import compile_kernel, compiled_instruction_sets
 from trtstream.progress import Progress
@@ -16,13 +17,13 @@ from trtstream.settings import BuildConfig
 
 
 def build_cpu_engine(checkpoint: Checkpoint, build: BuildConfig, output: Path, progress: Progress) -> EngineConfig:
-    """Write the engine directory ``output``, whole or not at all.
+    """Write the engine directory ``output`` atomically.
 
-    ``progress`` is told how many of how many tensors are written. Peak memory is near the largest tensor.
+    ``progress(done, total)`` is called as tensors are written. Peak memory is a few times the largest tensor.
     """
     with new_directory(output) as folder:
         compile_kernel(checkpoint.model, build, folder / KERNEL)
-        EngineWeights(checkpoint, getattr(torch, build.dtype)).write(folder / WEIGHTS, progress)
+        cpu_weights(checkpoint, build).write(folder / WEIGHTS, progress)
         checkpoint.save_tokenizer(folder / TOKENIZER)
         toolchain = {
             "trtstream": __version__,
@@ -30,3 +31,14 @@ def build_cpu_engine(checkpoint: Checkpoint, build: BuildConfig, output: Path, p
             "instruction_sets": compiled_instruction_sets(),
         }
         return write_config(folder, "cpu", checkpoint.model, build, toolchain)
+
+
+def cpu_weights(checkpoint: Checkpoint, build: BuildConfig) -> EngineWeights:
+    """The engine's weights."""
+    return EngineWeights(checkpoint, getattr(torch, build.dtype))
+
+
+def cpu_memory(checkpoint: Checkpoint, build: BuildConfig) -> MemoryEstimate:
+    """See `trtstream.build.memory.estimate_memory`."""
+    weights = cpu_weights(checkpoint, build)
+    return memory_estimate(checkpoint, build, "cpu", weights.nbytes, tensor_by_tensor_peak(checkpoint))

@@ -10,6 +10,7 @@ import torch
 from trtstream import __version__
 from trtstream.build.checkpoint import Checkpoint
 from trtstream.build.engine_weights import EngineWeights, projection_columns
+from trtstream.build.memory import MemoryEstimate, memory_estimate, tensor_by_tensor_peak
 from trtstream.engine_dir import TOKENIZER, WEIGHTS, EngineConfig, new_directory, write_config
 from trtstream.plugins.quantized_weight import check_columns, quantize
 from trtstream.progress import Progress
@@ -17,9 +18,9 @@ from trtstream.settings import BuildConfig
 
 
 def build_cuda_engine(checkpoint: Checkpoint, build: BuildConfig, output: Path, progress: Progress) -> EngineConfig:
-    """Write the engine directory ``output``, whole or not at all.
+    """Write the engine directory ``output`` atomically.
 
-    ``progress`` is told how many of how many tensors are written. Peak memory is a few times the largest tensor.
+    ``progress(done, total)`` is called as tensors are written. Peak memory is a few times the largest tensor.
     """
     weights = cuda_weights(checkpoint, build)
     with new_directory(output) as folder:
@@ -37,3 +38,9 @@ def cuda_weights(checkpoint: Checkpoint, build: BuildConfig) -> EngineWeights:
     for projection, columns in projection_columns(checkpoint.model).items():
         check_columns(projection, columns, build.quantization)
     return EngineWeights(checkpoint, dtype, partial(quantize, quantization=build.quantization, dtype=dtype))
+
+
+def cuda_memory(checkpoint: Checkpoint, build: BuildConfig) -> MemoryEstimate:
+    """See `trtstream.build.memory.estimate_memory`."""
+    weights = cuda_weights(checkpoint, build)
+    return memory_estimate(checkpoint, build, "cuda", weights.nbytes, tensor_by_tensor_peak(checkpoint))

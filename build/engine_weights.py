@@ -58,6 +58,11 @@ class EngineWeights:
             blank |= self._stored(name, self.checkpoint.blank_tensor(name))
         return blank
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors that `write` writes."""
+        return sum(tensor.nbytes for tensor in self.blank().values())
+
     def _stored(self, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         module, _, kind = name.rpartition(".")
         is_projection = kind == "weight" and module.rpartition(".")[2] in projection_columns(self.checkpoint.model)

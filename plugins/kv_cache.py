@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from trtstream.settings import DTYPE_BYTES, TARGETS, BuildConfig, ModelConfig
+from trtstream.settings import DTYPE_BYTES, BuildConfig, ModelConfig
+from trtstream.targets import TARGETS
 
 if TYPE_CHECKING:
     import torch

@@ -7,30 +7,20 @@ from __future__ import annotations
 
 import importlib
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.cuda_device import why_no_gpu
+from trtstream.targets import TARGETS
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 
-@dataclass(frozen=True)
-class Library:
-    """A module, the first version that has the layers of our networks, and where to install it."""
-
-    module: str
-    least: tuple[int, int]
-    where: str
-
-
-LIBRARIES = {
-    "tensorrt": Library("tensorrt", (10, 15), "on the machine with the NVIDIA GPU; pip fetches it from NVIDIA"),
-    "tensorrt-rtx": Library("tensorrt_rtx", (1, 7), "on any machine to build, on the one with the RTX GPU to run"),
-}
+LIBRARIES = {name: entry.library for name, entry in TARGETS.items() if entry.library is not None}
+"""Of the TensorRT targets, by their names."""
 
 
 def load_tensorrt(target: str) -> ModuleType:
@@ -53,23 +43,27 @@ def load_tensorrt(target: str) -> ModuleType:
     return module
 
 
-def why_no_tensorrt(target: str, built_with: str | None = None) -> str | None:
-    """Why engines of a TensorRT target cannot run here, and the mend; None if they can.
-
-    ``built_with``: the version of the library that built the engine, which alone can run it.
-    """
+def why_no_tensorrt(target: str) -> str | None:
+    """Why engines of a TensorRT target cannot run here, and the fix; None if they can."""
     if reason := why_no_gpu():
         return reason
     try:
-        module = load_tensorrt(target)
+        load_tensorrt(target)
     except TrtstreamError as error:
         return str(error)
-    if built_with not in (None, module.__version__):
-        return (
-            f"{module.__name__} {module.__version__} runs its own engines only, and {built_with} built this one; "
-            "build it again, or install that version"
-        )
     return None
+
+
+def why_not_built_with(target: str, toolchain: Mapping[str, Any]) -> str | None:
+    """Why the installed library cannot run an engine with this toolchain, and the fix; None if it can."""
+    module = load_tensorrt(target)
+    built_with = toolchain.get(module.__name__)
+    if built_with in (None, module.__version__):
+        return None
+    return (
+        f"{module.__name__} {module.__version__} runs its own engines only, and {built_with} built this one; "
+        "build it again, or install that version"
+    )
 
 
 def new_logger(trt: ModuleType) -> trt.ILogger:

@@ -8,16 +8,15 @@ import torch
 
 from tests.checkpoints import write_checkpoint
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
-from trtstream.build.cpu import build_cpu_engine
-from trtstream.build.cuda import build_cuda_engine
-from trtstream.engine_dir import read_engine
+from trtstream.engine_dir import WEIGHTS, read_engine
 from trtstream.plugins.positions import PositionEncoding
 from trtstream.plugins.reference import streaming_attention
 from trtstream.runtime.cuda import CudaBackend
-from trtstream.runtime.decoder import collect_weights, decode_layers, logits
-from trtstream.runtime.loading import load_engine, read_weights
+from trtstream.runtime.decoder import collect_weights, decode_layers, logits, read_weights
+from trtstream.runtime.loading import load_engine
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import BuildConfig
+from trtstream.targets import TARGETS
 
 # Small engines for batches: sinks and ring wrap soon, and chunks are shorter than the ring.
 RING, MAX_SINKS = 20, 8
@@ -29,13 +28,11 @@ SIZES = {
     "dtype": "float32",
 }
 
-BUILDERS = {"cpu": build_cpu_engine, "cuda": build_cuda_engine}
-
 
 def build_variant(folder: Path, variant: str, target: str = "cpu", **settings: object) -> tuple[Checkpoint, Path]:
     """Write the variant's random checkpoint and build its engine; returns the checkpoint and the engine directory."""
     checkpoint = open_checkpoint(write_checkpoint(folder / "checkpoint", variant))
-    BUILDERS[target](checkpoint, BuildConfig(**settings), folder / "engine", lambda done, total: None)
+    TARGETS[target].build(checkpoint, BuildConfig(**settings), folder / "engine", lambda done, total: None)
     return checkpoint, folder / "engine"
 
 
@@ -50,7 +47,7 @@ def load_on_cpu(folder: Path) -> StreamingEngine:
     if config.target == "cpu":
         return load_engine(folder)
     model, build = config.pretrained_config, config.build_config
-    backend = CudaBackend(model, build, read_weights(folder, config, "cpu", pack=False), torch.device("cpu"))
+    backend = CudaBackend(model, build, read_weights(folder / WEIGHTS, model, torch.device("cpu"), pack=False))
     return StreamingEngine(model, build, backend)
 
 

@@ -1,4 +1,4 @@
-"""The engine directory on disk: config.json, the engine's files, the tokenizer. Written whole or not at all."""
+"""The engine directory on disk: config.json, the engine's files, the tokenizer. It is written atomically."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from trtstream.checksum import file_sha256
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.kv_cache import kv_bytes_per_session
 from trtstream.settings import FORMAT_VERSION, BuildConfig, ModelConfig
+from trtstream.targets import TARGETS
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer"
@@ -47,6 +48,34 @@ class EngineConfig:
             "toolchain": self.toolchain,
             "files": self.files,
         }
+
+
+@dataclass(frozen=True)
+class EngineMemory:
+    """Bytes that a loaded engine holds, however long its conversations get.
+
+    ``workspace`` is an estimate of what a call computes in, or None where there is none: then ``total`` is without it.
+    """
+
+    weights: int
+    kv_cache_per_session: int
+    sessions: int
+    workspace: int | None
+
+    @property
+    def kv_cache(self) -> int:
+        return self.sessions * self.kv_cache_per_session
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv_cache + (self.workspace or 0)
+
+    def sessions_in(self, memory: int) -> int:
+        """How many sessions fit into ``memory`` bytes; without a workspace that is an upper bound.
+
+        The workspace hardly grows with the number of sessions.
+        """
+        return max(memory - self.weights - (self.workspace or 0), 0) // self.kv_cache_per_session
 
 
 @contextmanager
@@ -86,12 +115,12 @@ def read_engine(folder: str | Path) -> EngineConfig:
     try:
         values = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
-        raise TrtstreamError(f"{folder} is no engine: it has no {CONFIG}; make one with `trtstream build`") from None
+        raise TrtstreamError(f"{folder} is not an engine: {_what_it_is_instead(folder)}") from None
     except (OSError, ValueError) as error:
         raise TrtstreamError(f"{path} cannot be read ({error}); rebuild the engine") from error
-    version = values.get("version") if isinstance(values, dict) else None
-    if version is None or "build_config" not in values:
-        raise TrtstreamError(f"{path} is no trtstream engine's; make one with `trtstream build`")
+    if not isinstance(values, dict) or not is_engine(folder):
+        raise TrtstreamError(f"{folder} is not an engine: {_what_it_is_instead(folder)}")
+    version = values.get("version")
     if version != FORMAT_VERSION:
         raise TrtstreamError(
             f"{folder} has engine format {version}, and this trtstream reads {FORMAT_VERSION}; rebuild the engine"
@@ -111,6 +140,38 @@ def read_engine(folder: str | Path) -> EngineConfig:
         if not (folder / name).is_file():
             raise TrtstreamError(f"{folder} lacks {name}; rebuild the engine")
     return config
+
+
+def is_engine(folder: Path) -> bool:
+    """Whether ``folder`` is an engine's, perhaps a damaged one's or of another version."""
+    try:
+        text = (folder / CONFIG).read_text(errors="replace")
+    except OSError:
+        return False
+    return all(f'"{key}"' in text for key in ("version", "build_config", "toolchain"))
+
+
+def is_model_repository(folder: Path) -> bool:
+    """Whether ``folder`` is a Triton model repository."""
+    return any(folder.glob("*/config.pbtxt"))
+
+
+def _what_it_is_instead(path: Path) -> str:
+    """What ``path``, which is not an engine, is, and what to do; the end of an error message."""
+    if is_model_repository(path):
+        engine = next(filter(is_engine, path.glob("*/1/engine")), None)
+        return "it is a Triton model repository" + ("" if engine is None else f", and its engine is {engine}")
+    if path.suffix == ".gguf" or (path / CONFIG).exists():
+        return "it is a checkpoint; make an engine of it with `trtstream build`"
+    return f"it has no {CONFIG}; make one with `trtstream build`"
+
+
+def check_runnable(folder: Path, config: EngineConfig) -> None:
+    """Raise TrtstreamError if this machine cannot run engines like this one. Quick: no file of it is read."""
+    target = TARGETS[config.target]
+    reason = target.why_not() or target.why_not_built_with(config.toolchain)
+    if reason is not None:
+        raise TrtstreamError(f"{folder} was built for target {config.target!r} and cannot run here: {reason}")
 
 
 def verify_files(folder: Path, config: EngineConfig) -> None:
@@ -133,16 +194,13 @@ def directory_bytes(folder: Path) -> int:
     return sum(os.path.getsize(path) for path in folder.rglob("*") if path.is_file())
 
 
-def memory_plan(engine: Path, config: EngineConfig) -> dict[str, int]:
-    """Bytes that a loaded engine holds, whatever the length of its conversations."""
-    per_session = kv_bytes_per_session(config.pretrained_config, config.build_config, config.target)
+def engine_memory(folder: Path, config: EngineConfig) -> EngineMemory:
+    """The memory that an engine takes, without an estimate of its workspace."""
     # A TensorRT plan holds kernels too, a few MB.
-    files = [*engine.rglob("rank*.safetensors"), *engine.glob(ENGINE)]
-    weights = sum(path.stat().st_size for path in files)
-    caches = per_session * config.build_config.max_batch_size
-    return {
-        "weights_bytes": weights,
-        "kv_cache_bytes_per_session": per_session,
-        "kv_cache_bytes": caches,
-        "total_bytes": weights + caches,
-    }
+    files = [*folder.rglob("rank*.safetensors"), *folder.glob(ENGINE)]
+    return EngineMemory(
+        weights=sum(path.stat().st_size for path in files),
+        kv_cache_per_session=kv_bytes_per_session(config.pretrained_config, config.build_config, config.target),
+        sessions=config.build_config.max_batch_size,
+        workspace=None,
+    )

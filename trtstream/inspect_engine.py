@@ -1,4 +1,4 @@
-"""``trtstream inspect``: what an engine is, and its plan of memory."""
+"""``trtstream inspect``: what an engine was built for, and the memory it takes."""
 
 from __future__ import annotations
 
@@ -8,32 +8,29 @@ from typing import Any
 
 import click
 
-from trtstream.engine_dir import TOKENIZER, memory_plan, read_engine
+from trtstream.engine_dir import TOKENIZER, EngineMemory, engine_memory, read_engine
 from trtstream.settings import BuildConfig, ModelConfig
 from trtstream.tables import print_values
 
 
 @click.command()
 @click.argument("engine", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print config.json and the plan as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print config.json and the memory as JSON.")
 def inspect(engine: Path, as_json: bool) -> None:
     """Show what ENGINE is and how much memory it takes."""
     config = read_engine(engine)
-    plan = memory_plan(engine, config)
+    memory = engine_memory(engine, config)
     if as_json:
-        click.echo(json.dumps({**config.to_dict(), "memory": plan}, indent=2))
+        click.echo(json.dumps({**config.to_dict(), "memory": _memory_bytes(memory)}, indent=2))
         return
 
     tokenizer = "with a tokenizer" if (engine / TOKENIZER).is_dir() else "without a tokenizer (input_ids only)"
-    caches = f"{megabytes(plan['kv_cache_bytes_per_session'])} a session, {megabytes(plan['kv_cache_bytes'])} in all"
     print_values(
         [
             ("engine", f"{engine} ({tokenizer})"),
             ("target", f"{config.target}, {_toolchain(config.toolchain)}"),
             *model_rows(config.pretrained_config, config.build_config),
-            ("memory: weights", megabytes(plan["weights_bytes"])),
-            ("memory: KV cache", caches),
-            ("memory: total", f"{megabytes(plan['total_bytes'])}, however long the conversations get"),
+            *memory_rows(memory),
         ]
     )
 
@@ -43,7 +40,7 @@ def megabytes(size: int) -> str:
 
 
 def model_rows(model: ModelConfig, build: BuildConfig) -> list[tuple[str, str]]:
-    """What an engine computes and for which sizes, for `print_values`."""
+    """The model that an engine computes and the sizes that it has, for `print_values`."""
     heads = f"{model.num_attention_heads} heads, {model.num_key_value_heads} KV heads of {model.head_dim}"
     position = "ALiBi" if model.rope is None else f"RoPE ({model.rope.kind}, theta {model.rope.theta:g})"
     sinks = f"{build.sink_token_length} (room for {build.max_sink_token_length})"
@@ -54,6 +51,27 @@ def model_rows(model: ModelConfig, build: BuildConfig) -> list[tuple[str, str]]:
         ("attention window", f"{build.max_attention_window} tokens: {build.ring} recent, sink tokens {sinks}"),
         ("batch", f"{build.max_batch_size} sessions, prefill chunks of {build.max_num_tokens} tokens"),
     ]
+
+
+def memory_rows(memory: EngineMemory) -> list[tuple[str, str]]:
+    """The memory that an engine takes, for `print_values`."""
+    caches = f"{megabytes(memory.kv_cache)} for {memory.sessions}"
+    workspace = "no estimate, not in the total" if memory.workspace is None else f"about {megabytes(memory.workspace)}"
+    return [
+        ("memory: weights", megabytes(memory.weights)),
+        ("memory: KV cache", f"{megabytes(memory.kv_cache_per_session)} a session, {caches}"),
+        ("memory: workspace", workspace),
+        ("memory: total", f"{megabytes(memory.total)}, however long the conversations get"),
+    ]
+
+
+def _memory_bytes(memory: EngineMemory) -> dict[str, int]:
+    return {
+        "weights_bytes": memory.weights,
+        "kv_cache_bytes_per_session": memory.kv_cache_per_session,
+        "kv_cache_bytes": memory.kv_cache,
+        "total_bytes": memory.total,
+    }
 
 
 def _toolchain(toolchain: dict[str, Any]) -> str:

@@ -9,31 +9,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from trtstream.errors import TrtstreamError
+from trtstream.targets import TARGETS
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-QUANTIZATIONS = ("none", "int8", "int4")
-
-
-@dataclass(frozen=True)
-class Target:
-    """The number formats that a target's engines have; the first dtype is its default.
-
-    ``writes_first``: a chunk is written to the cache before it attends, so that a ring needs spare slots.
-    """
-
-    dtypes: tuple[str, ...]
-    quantizations: tuple[str, ...] = ("none",)
-    writes_first: bool = False
-
-
-TARGETS = {
-    "cpu": Target(("float32", "bfloat16")),
-    "cuda": Target(("bfloat16", "float16", "float32"), QUANTIZATIONS),
-    "tensorrt": Target(("bfloat16", "float16", "float32"), QUANTIZATIONS, writes_first=True),
-    "tensorrt-rtx": Target(("bfloat16", "float16", "float32"), QUANTIZATIONS, writes_first=True),
-    "tensorrt-llm": Target(("bfloat16", "float16"), ("none", "int8")),
-}
 
 
 @dataclass(frozen=True)
@@ -109,12 +88,44 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class TensorrtLlmOptions:
+    """What the ``tensorrt-llm`` target alone has: ``tp_size * pp_size`` GPUs, a release, and requests with an end.
+
+    ``version`` is the release of TensorRT-LLM (None: the installed one, or a default); ``max_seq_len`` the tokens of a
+    request, prompt and answer (None: the checkpoint's context, or two windows).
+    """
+
+    tp_size: int = 1
+    pp_size: int = 1
+    version: str | None = None
+    max_seq_len: int | None = None
+
+    @classmethod
+    def of(cls, build: BuildConfig) -> TensorrtLlmOptions:
+        """A build's options: the defaults if it has none."""
+        return cls() if build.tensorrt_llm is None else build.tensorrt_llm
+
+    @property
+    def ranks(self) -> int:
+        """How many GPUs share the model."""
+        return self.tp_size * self.pp_size
+
+    def validate(self, max_attention_window: int) -> None:
+        """Raise TrtstreamError for values that cannot be, with prompts of up to ``max_attention_window`` tokens."""
+        _check_at_least_1(self, "tp_size", "pp_size")
+        if self.max_seq_len is not None and self.max_seq_len <= max_attention_window:
+            raise TrtstreamError(
+                f"max_seq_len is {self.max_seq_len}, which leaves no room for an answer after a prompt of "
+                f"max_attention_window {max_attention_window} tokens; raise it"
+            )
+
+
+@dataclass(frozen=True)
 class BuildConfig:
     """The sizes and number formats that an engine is built for.
 
     A session sees ``C = S + R`` tokens: its S <= ``max_sink_token_length`` sinks and a ring of
-    ``R = max_attention_window - max_sink_token_length`` recent ones. The ``tensorrt-llm`` target alone divides a model
-    among ``tp_size * pp_size`` GPUs, and builds for a release of TensorRT-LLM.
+    ``R = max_attention_window - max_sink_token_length`` recent ones. ``tensorrt_llm`` is None for other targets.
     """
 
     max_batch_size: int = 8
@@ -125,10 +136,7 @@ class BuildConfig:
     dtype: str = "float32"
     quantization: str = "none"
     sink_token: int | None = None
-    tp_size: int = 1
-    pp_size: int = 1
-    tensorrt_llm_version: str | None = None
-    max_seq_len: int | None = None
+    tensorrt_llm: TensorrtLlmOptions | None = None
 
     @property
     def ring(self) -> int:
@@ -137,11 +145,10 @@ class BuildConfig:
 
     def validate(self, target: str) -> None:
         """Raise TrtstreamError if the values cannot describe an engine for ``target``."""
-        if target not in TARGETS:
+        limits = TARGETS.get(target)
+        if limits is None:
             raise TrtstreamError(f"target is {target!r}; this trtstream knows {', '.join(TARGETS)}")
-        for name in ("max_batch_size", "max_num_tokens", "max_attention_window", "tp_size", "pp_size"):
-            if getattr(self, name) < 1:
-                raise TrtstreamError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        _check_at_least_1(self, "max_batch_size", "max_num_tokens", "max_attention_window")
         if self.sink_token_length < 0:
             raise TrtstreamError(f"sink_token_length is {self.sink_token_length}; it must be 0 or more")
         if self.max_sink_token_length < self.sink_token_length:
@@ -154,35 +161,66 @@ class BuildConfig:
                 f"max_sink_token_length is {self.max_sink_token_length} and max_attention_window "
                 f"{self.max_attention_window}: no room for recent tokens; use a larger window or fewer sinks"
             )
-        if target == "tensorrt-llm":
-            if self.max_sink_token_length != self.sink_token_length or self.sink_token is not None:
-                raise TrtstreamError(
-                    "max_sink_token_length and sink_token are not for the tensorrt-llm target, where all sessions have "
-                    "the same sinks; give sink_token_length alone"
-                )
-            if self.max_seq_len is not None and self.max_seq_len <= self.max_attention_window:
-                raise TrtstreamError(
-                    f"max_seq_len is {self.max_seq_len}, which leaves no room for an answer behind a prompt of "
-                    f"max_attention_window {self.max_attention_window} tokens; raise it"
-                )
-        elif (self.tp_size, self.pp_size, self.tensorrt_llm_version, self.max_seq_len) != (1, 1, None, None):
+        if self.dtype not in limits.dtypes:
+            raise TrtstreamError(f"dtype is {self.dtype!r}; the {target} target has {', '.join(limits.dtypes)}")
+        if self.quantization not in limits.quantizations:
             raise TrtstreamError(
-                "tp_size, pp_size, tensorrt_llm_version and max_seq_len are for the tensorrt-llm target only"
+                f"quantization is {self.quantization!r}; the {target} target has {', '.join(limits.quantizations)}"
             )
-        formats = TARGETS[target]
-        if self.dtype not in formats.dtypes:
-            raise TrtstreamError(f"dtype is {self.dtype!r}; the {target} target has {', '.join(formats.dtypes)}")
-        if self.quantization not in formats.quantizations:
+        has_own_sinks = self.max_sink_token_length != self.sink_token_length or self.sink_token is not None
+        if has_own_sinks and not limits.sinks_per_session:
             raise TrtstreamError(
-                f"quantization is {self.quantization!r}; the {target} target has {', '.join(formats.quantizations)}"
+                f"max_sink_token_length and sink_token are not for the {target} target, where all sessions have the "
+                "same sinks; give sink_token_length alone"
             )
+        if self.tensorrt_llm is not None:
+            if not limits.tensorrt_llm_options:
+                raise TrtstreamError(
+                    "tp_size, pp_size, tensorrt_llm_version and max_seq_len are for the tensorrt-llm target only"
+                )
+            self.tensorrt_llm.validate(self.max_attention_window)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BuildConfig:
-        return cls(**_known_fields(cls, values))
+        values = _known_fields(cls, values)
+        options = values.get("tensorrt_llm")
+        if options is not None:
+            options = TensorrtLlmOptions(**_known_fields(TensorrtLlmOptions, options))
+        return cls(**{**values, "tensorrt_llm": options})
+
+
+def default_window(model: ModelConfig) -> int:
+    """The W that a model gets where nobody chooses one: the default, or its context if that is shorter."""
+    return min(BuildConfig.max_attention_window, model.max_position_embeddings)
+
+
+def check_against_model(build: BuildConfig, model: ModelConfig, force: bool) -> None:
+    """Raise TrtstreamError where the sizes do not suit the model; ``force`` allows a window beyond its context."""
+    window, trained = build.max_attention_window, model.max_position_embeddings
+    if window > trained and model.rope is not None and model.rope.kind == "dynamic":
+        raise TrtstreamError(
+            f"--max-attention-window {window} is beyond the checkpoint's context of {trained}, and its dynamic RoPE "
+            f"scaling would depend on the length there; use at most {trained}"
+        )
+    if window > trained and not force:
+        raise TrtstreamError(
+            f"--max-attention-window {window} is beyond the checkpoint's trained context of {trained}; use at most "
+            f"{trained}, or --force"
+        )
+    if build.sink_token is not None:
+        if not 0 <= build.sink_token < model.vocab_size:
+            raise TrtstreamError(f"--sink-token {build.sink_token} is outside the vocabulary of {model.vocab_size}")
+        if build.sink_token_length < 1:
+            raise TrtstreamError("--sink-token needs --sink-token-length 1 or more")
+
+
+def _check_at_least_1(settings: object, *names: str) -> None:
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise TrtstreamError(f"{name} is {getattr(settings, name)}; it must be at least 1")
 
 
 def _known_fields(cls: type, values: dict[str, Any]) -> dict[str, Any]:

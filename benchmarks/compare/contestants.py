@@ -14,10 +14,10 @@ from benchmarks.baselines import WholeCacheRotation, torch_recompute, transforme
 from benchmarks.models import step_bytes
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
 from trtstream.build.cpu import build_cpu_engine
-from trtstream.engine_dir import read_engine
+from trtstream.engine_dir import WEIGHTS
 from trtstream.errors import TrtstreamError
-from trtstream.runtime.decoder import DecoderWeights, collect_weights
-from trtstream.runtime.loading import load_engine, read_weights
+from trtstream.runtime.decoder import DecoderWeights, collect_weights, read_weights
+from trtstream.runtime.loading import load_engine
 from trtstream.settings import BuildConfig, ModelConfig
 
 MEMORY_BYTES = 1 << 29  # far more than any cache holds
@@ -42,7 +42,7 @@ class Engine:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "engine"
             build_cpu_engine(checkpoint, build, folder, lambda done, total: None)
-            weights = read_weights(folder, read_engine(folder), "cpu", pack=False)
+            weights = read_weights(folder / WEIGHTS, checkpoint.model, torch.device("cpu"), pack=False)
             self.step_bytes = step_bytes(checkpoint.model, build, weights, 1)
             del weights
             self._engine = load_engine(folder)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtstream.build.command import check_against_model
-from trtstream.settings import TARGETS, BuildConfig
+from trtstream.settings import BuildConfig, check_against_model
+from trtstream.targets import TARGETS
 
 if TYPE_CHECKING:
     from trtstream.build.checkpoint import Checkpoint

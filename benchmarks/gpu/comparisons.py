@@ -35,7 +35,7 @@ def methods(bench: Bench) -> Iterator[Row]:
     weights = random_weights(model, bench.dtype, bench.device)
     recompute_by, recomputed = recompute(model, weights)
     for window in bench.sizes.main_windows:
-        engine = full_engine(model, bench.build(window, 1), weights, bench.device)
+        engine = full_engine(model, bench.build(window, 1), weights)
         rotating = WholeCacheRotation(model, weights, engine.build.sink_token_length, engine.build.ring)
         rotating.fill()
         visible = torch.arange(window, device=bench.device) % model.vocab_size
@@ -89,7 +89,7 @@ def quantization(bench: Bench) -> Iterator[Row]:
     engines, sizes = {}, {}
     for name in (bench.sizes.dtype, "int8", "int4"):
         changed = weights if name == bench.sizes.dtype else quantized(weights, name)
-        engines[name] = full_engine(bench.main, build, changed, bench.device)
+        engines[name] = full_engine(bench.main, build, changed)
         sizes[name] = step_bytes(bench.main, build, changed, 1)
     times = in_turn({name: greedy_step(engine, 1) for name, engine in engines.items()}, bench.device, bench.sizes.calls)
     unquantized = statistics.median(times[bench.sizes.dtype])

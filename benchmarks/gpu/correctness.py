@@ -221,7 +221,7 @@ def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
 def _engines(bench: Bench) -> Iterator[Row]:
     def cuda_engine(model: ModelConfig, build: BuildConfig, read: Reader) -> StreamingEngine:
         weights = weights_from(model, lambda name: read(name).to(bench.device))
-        return make_engine(model, build, weights, bench.device)
+        return make_engine(model, build, weights)
 
     return engine_checks(cuda_engine)
 
@@ -259,7 +259,7 @@ def _engine_error(model: ModelConfig, dtype: str, make: Maker) -> float:
     cpu = torch.device("cpu")
     read = random_tensors(model, getattr(torch, dtype), cpu, std=0.2)
     weights = weights_from(model, lambda name: read(name).float())
-    engines = make(model, build, read), make_engine(model, replace(build, dtype="float32"), weights, cpu)
+    engines = make(model, build, read), make_engine(model, replace(build, dtype="float32"), weights)
     generator = torch.Generator().manual_seed(1)
     lengths = (3, 31, 128)
     prompts = [torch.randint(model.vocab_size, (length,), generator=generator).tolist() for length in lengths]

@@ -15,17 +15,13 @@ from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import BuildConfig, ModelConfig
 
 
-def make_engine(
-    model: ModelConfig, build: BuildConfig, weights: DecoderWeights, device: torch.device
-) -> StreamingEngine:
-    return StreamingEngine(model, build, CudaBackend(model, build, weights, device))
+def make_engine(model: ModelConfig, build: BuildConfig, weights: DecoderWeights) -> StreamingEngine:
+    return StreamingEngine(model, build, CudaBackend(model, build, weights))
 
 
-def full_engine(
-    model: ModelConfig, build: BuildConfig, weights: DecoderWeights, device: torch.device
-) -> StreamingEngine:
+def full_engine(model: ModelConfig, build: BuildConfig, weights: DecoderWeights) -> StreamingEngine:
     """An engine whose sessions all have a full cache."""
-    return filled(make_engine(model, build, weights, device))
+    return filled(make_engine(model, build, weights))
 
 
 def filled(engine: StreamingEngine) -> StreamingEngine:

@@ -51,7 +51,7 @@ def decode(bench: Bench) -> Iterator[Row]:
             session_bytes = kv_bytes_per_session(model, bench.build(window, 1), "cuda")
             fitting = [batch for batch in bench.sizes.batches if bench.fits(batch * session_bytes)]
             if fitting:
-                engine = full_engine(model, bench.build(window, max(fitting)), weights, bench.device)
+                engine = full_engine(model, bench.build(window, max(fitting)), weights)
             for batch in bench.sizes.batches:
                 row = {"model": name, "window": window, "batch": batch}
                 if batch not in fitting:
@@ -90,7 +90,7 @@ def prefill(bench: Bench) -> Iterator[Row]:
             continue
         for window in bench.sizes.main_windows:
             for chunk in bench.sizes.chunks:
-                engine = full_engine(model, bench.build(window, 1, chunk=chunk), weights, bench.device)
+                engine = full_engine(model, bench.build(window, 1, chunk=chunk), weights)
                 prompt = prompt_of(model, chunk)
                 times = end_to_end_milliseconds(lambda e=engine, p=prompt: e.prefill(0, p), bench.device, PROMPTS)
                 yield {"model": name, "window": window, "chunk": chunk, **prefill_figures(prompt, times)}
@@ -114,7 +114,7 @@ def flatness(bench: Bench) -> Iterator[Row]:
         if weights is None:
             yield {"model": name} | does_not_fit(weight_bytes(model, bench.sizes.dtype), "weights")
             continue
-        engine = full_engine(model, bench.build(window, 2), weights, bench.device)
+        engine = full_engine(model, bench.build(window, 2), weights)
         place_session(engine, 1, FAR)
         steps = {"young": greedy_step(engine, 1), "old": greedy_step(engine, 1, first_slot=1)}
         times = in_turn(steps, bench.device, 4 * bench.sizes.calls)

@@ -101,7 +101,7 @@ def _engines(bench: Bench, model: ModelConfig, build: BuildConfig, targets: list
     """``cuda`` and the targets, with full caches. TensorRT's are built first, while the GPU's memory is free."""
     read = random_tensors(model, bench.dtype, bench.device)
     engines = {target: filled(make_tensorrt_engine(target, model, build, read)) for target in targets}
-    return {"cuda": full_engine(model, build, weights_from(model, read), bench.device), **engines}
+    return {"cuda": full_engine(model, build, weights_from(model, read)), **engines}
 
 
 def _bytes(model: ModelConfig, build: BuildConfig, targets: list[str]) -> int:

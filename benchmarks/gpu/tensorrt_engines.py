@@ -17,6 +17,7 @@ from trtstream.errors import TrtstreamError
 from trtstream.plugins.tensorrt_library import LIBRARIES, load_tensorrt
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import BuildConfig, ModelConfig
+from trtstream.targets import TARGETS
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,7 @@ def make_tensorrt_engine(target: str, model: ModelConfig, build: BuildConfig, re
 
 
 def build_engine(target: str, model: ModelConfig, build: BuildConfig, read: Reader, folder: Path) -> None:
-    from trtstream.build.command import builder
-
-    builder(target)(RandomCheckpoint(model, read), build, folder, lambda done, total: None)
+    TARGETS[target].build(RandomCheckpoint(model, read), build, folder, lambda done, total: None)
 
 
 def libraries(bench: Bench) -> Generator[Row, None, list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +13,7 @@ from trtstream.build.tensorrt.weights import staged_weights, tensorrt_weights
 from trtstream.engine_dir import ENGINE, TOKENIZER, EngineConfig, new_directory, write_config
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.cuda_device import why_no_gpu
-from trtstream.plugins.tensorrt_library import load_tensorrt, new_logger
+from trtstream.plugins.tensorrt_library import LIBRARIES, load_tensorrt, new_logger
 from trtstream.progress import Progress
 from trtstream.settings import BuildConfig
 
@@ -22,22 +21,22 @@ from trtstream.settings import BuildConfig
 def load_builder(target: str) -> ModuleType:
     """The module that builds engines for ``target``. Raises TrtstreamError if this machine cannot."""
     module = load_tensorrt(target)
-    if target == "tensorrt" and (reason := why_no_gpu()):
+    if LIBRARIES[target].needs_gpu and (reason := why_no_gpu()):
         raise TrtstreamError(
-            f"target tensorrt builds only on a GPU of the kind that will run the engine: {reason}; "
+            f"target {target} builds only on a GPU of the kind that will run the engine: {reason}; "
             "targets tensorrt-rtx and cuda build on any machine"
         )
     return module
 
 
 def build_tensorrt_engine(
-    checkpoint: Checkpoint, build: BuildConfig, output: Path, progress: Progress, target: str = "tensorrt"
+    target: str, checkpoint: Checkpoint, build: BuildConfig, output: Path, progress: Progress
 ) -> EngineConfig:
-    """Write the engine directory ``output``, whole or not at all. ``target``: ``tensorrt`` or ``tensorrt-rtx``.
+    """Write the engine directory ``output`` atomically. ``target``: ``tensorrt`` or ``tensorrt-rtx``.
 
-    ``progress`` is told of the weights, which are the first half, and then of the builder. The weights go through a
-    file in the work folder, tensor by tensor; `trtstream.build.plan` says what memory the builder takes. Raises
-    TrtstreamError, with TensorRT's reason where it is TensorRT that fails.
+    ``progress(done, total)`` is called as the weights are written, which is its first half, and as the builder works.
+    The weights go through a file in the work folder, tensor by tensor; `trtstream.build.tensorrt.memory` estimates the
+    memory that the builder takes. Raises TrtstreamError, with TensorRT's reason where it is TensorRT that fails.
     """
     trt = load_builder(target)
     weights = tensorrt_weights(checkpoint, build)
@@ -54,6 +53,3 @@ def build_tensorrt_engine(
         checkpoint.save_tokenizer(folder / TOKENIZER)
         toolchain = {"trtstream": __version__, trt.__name__: trt.__version__}
         return write_config(folder, target, checkpoint.model, build, toolchain)
-
-
-build_tensorrt_rtx_engine = partial(build_tensorrt_engine, target="tensorrt-rtx")

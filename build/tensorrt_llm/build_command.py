@@ -19,7 +19,7 @@ import click
 from trtstream.build.tensorrt_llm.releases import Release, find_release
 from trtstream.errors import TrtstreamError
 from trtstream.progress import Progress
-from trtstream.settings import BuildConfig, ModelConfig
+from trtstream.settings import BuildConfig, ModelConfig, TensorrtLlmOptions
 
 SCRIPT = "build.sh"
 CHECKPOINT = "checkpoint"
@@ -76,7 +76,7 @@ def build_engine(
             err=True,
         )
         return None
-    _run(program, version, arguments, folder, build.tp_size * build.pp_size, progress)
+    _run(program, version, arguments, folder, TensorrtLlmOptions.of(build).ranks, progress)
     return version
 
 
@@ -113,7 +113,8 @@ def max_input_len(build: BuildConfig) -> int:
 
 def max_seq_len(model: ModelConfig, build: BuildConfig) -> int:
     """The longest request in tokens, prompt and answer; by default the checkpoint's context, or twice the window."""
-    return build.max_seq_len or max(model.max_position_embeddings, 2 * build.max_attention_window)
+    asked = TensorrtLlmOptions.of(build).max_seq_len
+    return max(model.max_position_embeddings, 2 * build.max_attention_window) if asked is None else asked
 
 
 def find_trtllm_build() -> tuple[Path, str] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from trtstream.build.tensorrt_llm.releases import Release
 from trtstream.errors import TrtstreamError
-from trtstream.settings import BuildConfig, ModelConfig, RopeConfig
+from trtstream.settings import BuildConfig, ModelConfig, RopeConfig, TensorrtLlmOptions
 
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_new", "relu": "relu"}
 FALCON_NORM_EPS, FALCON_ROTARY_BASE = 1e-5, 10000.0
@@ -22,6 +22,7 @@ def checkpoint_config(
             f"the tensorrt-llm target does not support {model.architecture}; supported are {', '.join(FAMILY_FIELDS)}: "
             "use another --target"
         )
+    options = TensorrtLlmOptions.of(build)
     biased = {name.removeprefix("layers.0.") for name in tensor_names if name.endswith(".bias")}
     return {
         "architecture": model.architecture,
@@ -42,9 +43,9 @@ def checkpoint_config(
         "use_parallel_embedding": False,
         "embedding_sharding_dim": 0,
         "mapping": {
-            "world_size": build.tp_size * build.pp_size,
-            "tp_size": build.tp_size,
-            "pp_size": build.pp_size,
+            "world_size": options.ranks,
+            "tp_size": options.tp_size,
+            "pp_size": options.pp_size,
         },
         # Weights stay in floating point: every release quantizes them while it loads them, into the layout of its GPU.
         "quantization": {

@@ -12,9 +12,9 @@ from trtstream.build.checkpoint import Checkpoint
 from trtstream.build.safetensors_writer import SafetensorsWriter
 from trtstream.build.tensorrt_llm.checkpoint_config import checkpoint_config
 from trtstream.build.tensorrt_llm.releases import Release
-from trtstream.build.tensorrt_llm.sharding import check_parallel_sizes, pieces
+from trtstream.build.tensorrt_llm.sharding import pieces
 from trtstream.progress import Progress
-from trtstream.settings import BuildConfig
+from trtstream.settings import BuildConfig, TensorrtLlmOptions
 
 
 def convert_checkpoint(
@@ -26,17 +26,17 @@ def convert_checkpoint(
     peak memory is near twice the largest tensor. Raises TrtstreamError for a model that the release cannot run.
     """
     model, names = checkpoint.model, checkpoint.tensor_names()
-    check_parallel_sizes(model, build.tp_size, build.pp_size)
+    options = TensorrtLlmOptions.of(build)
+    placed = pieces(model, names, options)
     config = checkpoint_config(model, names, build, release)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    placed = pieces(model, names, build.tp_size, build.pp_size)
     dtype = getattr(torch, build.dtype)
     with ExitStack() as files:
         ranks = []
-        for rank in range(build.tp_size * build.pp_size):
-            own = [piece.name for parts in placed.values() for piece in parts if piece.rank == rank]
-            ranks.append(files.enter_context(SafetensorsWriter(folder / f"rank{rank}.safetensors", own)))
+        for rank in range(options.ranks):
+            stored = [piece.name for parts in placed.values() for piece in parts if piece.rank == rank]
+            ranks.append(files.enter_context(SafetensorsWriter(folder / f"rank{rank}.safetensors", stored)))
         for done, name in enumerate(names):
             progress(done, len(names))
             tensor = checkpoint.tensor(name).to(dtype)

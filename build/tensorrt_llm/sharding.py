@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import pad
 
 from trtstream.errors import TrtstreamError
-from trtstream.settings import ModelConfig
+from trtstream.settings import ModelConfig, TensorrtLlmOptions
 
 Cut = Callable[[torch.Tensor, int], torch.Tensor]
 """Takes a canonical tensor and the number of a shard, and returns what that shard holds of it."""
@@ -35,7 +35,7 @@ class Piece:
         return self.cut(tensor, self.shard)
 
 
-def check_parallel_sizes(model: ModelConfig, tp_size: int, pp_size: int) -> None:
+def _check_parallel_sizes(model: ModelConfig, tp_size: int, pp_size: int) -> None:
     """Raise TrtstreamError if the model cannot be divided so; upstream's loader would drop layers or fail."""
     if model.num_hidden_layers % pp_size:
         raise TrtstreamError(
@@ -51,8 +51,13 @@ def check_parallel_sizes(model: ModelConfig, tp_size: int, pp_size: int) -> None
         )
 
 
-def pieces(model: ModelConfig, tensor_names: list[str], tp_size: int, pp_size: int) -> dict[str, list[Piece]]:
-    """The pieces of each canonical tensor, in the order of ``tensor_names``."""
+def pieces(model: ModelConfig, tensor_names: list[str], options: TensorrtLlmOptions) -> dict[str, list[Piece]]:
+    """The pieces of each canonical tensor, in the order of ``tensor_names``.
+
+    Raises TrtstreamError if the model cannot be divided among the ranks of ``options``.
+    """
+    tp_size, pp_size = options.tp_size, options.pp_size
+    _check_parallel_sizes(model, tp_size, pp_size)
     layers_per_stage = model.num_hidden_layers // pp_size
     found: dict[str, list[Piece]] = defaultdict(list)
 

@@ -4,33 +4,46 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from trtstream import __version__
 from trtstream.build.checkpoint import Checkpoint
+from trtstream.build.memory import MemoryEstimate, memory_estimate, tensor_by_tensor_peak
 from trtstream.build.tensorrt_llm.build_command import CHECKPOINT, build_engine, find_trtllm_build
 from trtstream.build.tensorrt_llm.convert import convert_checkpoint
 from trtstream.build.tensorrt_llm.releases import DEFAULT, Release, find_release
+from trtstream.build.tensorrt_llm.sharding import pieces
 from trtstream.engine_dir import TOKENIZER, EngineConfig, new_directory, write_config
 from trtstream.progress import Progress
-from trtstream.settings import BuildConfig
+from trtstream.settings import BuildConfig, TensorrtLlmOptions
 
 
 def build_tensorrt_llm_engine(
     checkpoint: Checkpoint, build: BuildConfig, output: Path, progress: Progress
 ) -> EngineConfig:
-    """Write the engine directory ``output``, whole or not at all.
+    """Write the engine directory ``output`` atomically.
 
     It has ``checkpoint/``, ``tokenizer/``, ``build.sh`` and, where trtllm-build of the release is at hand, ``engine/``.
 
-    ``progress`` is told how many of how many tensors are written, then how many of how many ranks are built. See
-    `convert_checkpoint` for memory and errors.
+    ``progress(done, total)`` is called as tensors are written, then as ranks are built. See `convert_checkpoint` for
+    memory and errors.
     """
-    release = choose_release(build.tensorrt_llm_version)
+    release = choose_release(TensorrtLlmOptions.of(build).version)
     with new_directory(output) as folder:
         convert_checkpoint(checkpoint, build, release, folder / CHECKPOINT, progress)
         checkpoint.save_tokenizer(folder / TOKENIZER)
         built_by = build_engine(folder, checkpoint.model, build, release, progress)
         toolchain = {"trtstream": __version__, "tensorrt_llm": built_by or release.name}
         return write_config(folder, "tensorrt-llm", checkpoint.model, build, toolchain)
+
+
+def tensorrt_llm_memory(checkpoint: Checkpoint, build: BuildConfig) -> MemoryEstimate:
+    """See `trtstream.build.memory.estimate_memory`; the weights are those before ``trtllm-build`` quantizes them."""
+    placed = pieces(checkpoint.model, checkpoint.tensor_names(), TensorrtLlmOptions.of(build))
+    dtype = getattr(torch, build.dtype)
+    blank = {name: checkpoint.blank_tensor(name).to(dtype) for name in placed}
+    weights = sum(piece.of(blank[name]).nbytes for name, parts in placed.items() for piece in parts)
+    return memory_estimate(checkpoint, build, "tensorrt-llm", weights, tensor_by_tensor_peak(checkpoint))
 
 
 def choose_release(version: str | None) -> Release:

@@ -15,6 +15,7 @@ import click
 from trtstream.engine_dir import EngineConfig, directory_bytes, link_or_copy, read_engine
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.request_fields import INPUTS, OUTPUTS, Field
+from trtstream.targets import TARGETS
 
 TEMPLATE = Path(__file__).parents[2] / "model_repo" / "trtstream"
 DEFAULT_MODEL_NAME = "trtstream"
@@ -26,8 +27,8 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path), help="The model repository to write or add to."
 )
-@click.option("--model-name", default=DEFAULT_MODEL_NAME, show_default=True, help="The model's name in Triton.")
-def package(engine: Path, output: Path, model_name: str) -> None:
+@click.option("--model-name", help=f"The model's name in Triton.  [default: {DEFAULT_MODEL_NAME}]")
+def package(engine: Path, output: Path, model_name: str | None) -> None:
     """Put ENGINE as a model into the Triton model repository --output.
 
     The repository can be moved. A Triton that serves it needs a python3 on PATH that has trtstream (docs/service.md).
@@ -37,30 +38,29 @@ def package(engine: Path, output: Path, model_name: str) -> None:
     click.echo(f"{model}: {directory_bytes(model):,} bytes; serve it with `trtstream serve {output}`")
 
 
-def package_engine(engine: Path, output: Path, model_name: str = DEFAULT_MODEL_NAME) -> Path:
-    """Add an engine to a model repository, whole or not at all; returns the model's folder ``output/model_name``.
+def package_engine(engine: Path, output: Path, model_name: str | None = None) -> Path:
+    """Add an engine to the model repository ``output`` atomically; returns the folder that was written.
 
-    For an engine of the tensorrt-llm target, the new repository ``output`` (see `package_tensorrt_llm`). Raises
-    TrtstreamError if ``engine`` is none, or if ``output`` has that model or is something else than a repository.
+    It is the model's folder ``output/model_name``, and for an engine of the tensorrt-llm target, whose models have
+    names of their own, ``output`` itself. Raises TrtstreamError if ``engine`` is not an engine, or if ``output`` has
+    that model or is something else than a repository.
     """
+    config = read_engine(engine)
+    output, engine = output.resolve(), engine.resolve()
+    if output == engine or engine in output.parents:
+        raise TrtstreamError(f"{output} is inside the engine {engine}; choose an --output outside it")
+    model: Path = TARGETS[config.target].package(engine, config, output, model_name)
+    return model
+
+
+def package_model(engine: Path, config: EngineConfig, output: Path, model_name: str | None) -> Path:
+    """`package_engine` for what trtstream's own model runs; ``model_name`` is `DEFAULT_MODEL_NAME` where it is None."""
+    model_name = DEFAULT_MODEL_NAME if model_name is None else model_name
     if not MODEL_NAME.fullmatch(model_name):
         raise TrtstreamError(
             f"--model-name is {model_name!r}; use up to 128 letters, digits, '_', '-' and '.', beginning with a letter "
             "or a digit"
         )
-    config = read_engine(engine)
-    output, engine = output.resolve(), engine.resolve()
-    if output == engine or engine in output.parents:
-        raise TrtstreamError(f"{output} is inside the engine {engine}; choose an --output outside it")
-    if config.target == "tensorrt-llm":
-        from trtstream.deploy.tensorrt_llm.package import package_tensorrt_llm
-
-        if model_name != DEFAULT_MODEL_NAME:
-            raise TrtstreamError(
-                f"--model-name is {model_name!r}; the models of Triton's tensorrtllm backend have names of their own: "
-                "leave it out"
-            )
-        return package_tensorrt_llm(engine, config, output)
     model = output / model_name
     if output.exists() and model_name in model_names(output):
         raise TrtstreamError(f"{model} exists already; remove it or choose another --model-name")

@@ -22,7 +22,7 @@ from trtstream.deploy.serving.drain import DrainSocket
 from trtstream.deploy.serving.package import DEFAULT_MODEL_NAME, model_names, write_model
 from trtstream.deploy.serving.tritonserver import TritonProcess, find_tritonserver
 from trtstream.deploy.tensorrt_llm.launch import MODEL, find_built_engine, require_backend
-from trtstream.engine_dir import CONFIG, read_engine
+from trtstream.engine_dir import CONFIG, check_runnable, read_engine
 from trtstream.errors import TrtstreamError
 
 LOOPBACK = "127.0.0.1"
@@ -170,14 +170,7 @@ def _repository(source: Path, work: Path) -> Path:
             raise TrtstreamError(f"{source} is neither an engine nor a model repository; see `trtstream package`")
         return source.resolve()
     repository, config = work / "model_repository", read_engine(source)
-    if config.target == "tensorrt-llm":
-        raise TrtstreamError(
-            f"{source} is for Triton's tensorrtllm backend: `trtstream package` it, then serve the repository"
-        )
-    if config.target != "cpu":
-        from trtstream.runtime.loading import check_runnable  # brings torch
-
-        check_runnable(source, config)  # before Triton starts and finds out
+    check_runnable(source, config)  # before Triton starts and finds out
     write_model(repository / DEFAULT_MODEL_NAME, DEFAULT_MODEL_NAME, config, str(source.resolve()))
     return repository
 

@@ -22,12 +22,17 @@ OLD_NAMES = {"seed": "random_seed", "min_tokens": "min_length"}
 NEW_NAMES = {"seed": "seed", "min_tokens": "min_tokens"}
 
 
-def package_tensorrt_llm(engine: Path, config: EngineConfig, output: Path) -> Path:
-    """Write the model repository ``output``, whole or not at all; returns it.
+def package_tensorrt_llm(engine: Path, config: EngineConfig, output: Path, model_name: str | None) -> Path:
+    """Write the model repository ``output`` atomically; returns it.
 
-    Raises TrtstreamError if the engine has not been built yet or has no tokenizer, or if there is something at
-    ``output``.
+    Raises TrtstreamError if a ``model_name`` is given, if the engine has not been built yet or has no tokenizer, or if
+    there is something at ``output``.
     """
+    if model_name is not None:
+        raise TrtstreamError(
+            f"--model-name is {model_name!r}; the models of Triton's tensorrtllm backend have names of their own: "
+            "leave it out"
+        )
     built = built_config(engine / BUILT)
     if built is None:
         raise TrtstreamError(

@@ -197,7 +197,7 @@ def test_tensorrt_rows_stand_beside_cudas() -> None:
     bench, model = Bench(CPU, TINY), models.TINY_LLAMA
     build, read = bench.build(32, 4, chunk=8), models.random_tensors(model, torch.float32, CPU)
     compared = {
-        "cuda": engines.full_engine(model, build, models.weights_from(model, read), CPU),
+        "cuda": engines.full_engine(model, build, models.weights_from(model, read)),
         "tensorrt-rtx": engines.filled(interpreted(model, build, read)),
     }
     for part, rows in {
@@ -259,7 +259,7 @@ def differences(model: ModelConfig, other: Callable[[torch.Tensor], torch.Tensor
     """Of the engine's logits after each token, against those of ``other``, in standard deviations [length]."""
     weights = models.random_weights(model, torch.float32, CPU, std=0.2)
     build = BuildConfig(max_batch_size=1, max_attention_window=20, dtype="float32")
-    engine = engines.make_engine(model, build, weights, CPU)
+    engine = engines.make_engine(model, build, weights)
     tokens = torch.randint(model.vocab_size, (length,), generator=torch.Generator().manual_seed(0))
     expected = torch.stack([engine.decode([0], [token])[0] for token in tokens.tolist()])
     return (other(tokens) - expected).abs().amax(dim=1) / expected.std()

@@ -16,14 +16,13 @@ from tests.checkpoints import write_checkpoint
 from tests.command_line import run_in_process, run_trtstream
 from tests.engines import build_variant, load_on_cpu, reference_logits
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
-from trtstream.build.command import best_target
 from trtstream.build.cuda import build_cuda_engine
-from trtstream.engine_dir import memory_plan, read_engine
+from trtstream.engine_dir import engine_memory, read_engine
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.cuda_device import why_no_cuda
 from trtstream.plugins.quantized_weight import QuantizedWeight, dequantize
-from trtstream.plugins.tensorrt_library import why_no_tensorrt
 from trtstream.settings import BuildConfig
+from trtstream.targets import TARGETS, best_target
 
 GPL = Path("/usr/share/common-licenses/GPL-3")
 SIZES = {"max_attention_window": 24, "max_batch_size": 2}
@@ -43,10 +42,10 @@ def test_an_engine_is_its_weights(dtype: str, tmp_path: Path) -> None:
     assert set(tensors) == set(checkpoint.tensor_names())
     for name, tensor in tensors.items():
         assert torch.equal(tensor, checkpoint.tensor(name).to(getattr(torch, dtype)))
-    plan = memory_plan(engine, config)
+    memory = engine_memory(engine, config)
     values = 2 * 3 * 2 * 16 * 24  # keys and values, layers, KV heads, head_dim, window
-    assert plan["kv_cache_bytes_per_session"] == values * tensors["norm.weight"].itemsize
-    assert plan["weights_bytes"] == (engine / "rank0.safetensors").stat().st_size
+    assert memory.kv_cache_per_session == values * tensors["norm.weight"].itemsize
+    assert memory.weights == (engine / "rank0.safetensors").stat().st_size
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
@@ -116,4 +115,4 @@ def test_the_commands(tmp_path: Path) -> None:
 
 def test_auto_is_the_best_that_can_run() -> None:
     without_tensorrt = "cpu" if why_no_cuda() else "cuda"
-    assert best_target() == (without_tensorrt if why_no_tensorrt("tensorrt") else "tensorrt")
+    assert best_target() == (without_tensorrt if TARGETS["tensorrt"].why_not() else "tensorrt")

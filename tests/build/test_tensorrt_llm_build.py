@@ -16,7 +16,7 @@ import pytest
 from trtstream.build.tensorrt_llm.build_command import build_arguments, build_engine, find_trtllm_build
 from trtstream.build.tensorrt_llm.releases import RELEASES, Release, find_release
 from trtstream.errors import TrtstreamError
-from trtstream.settings import BuildConfig, ModelConfig, RopeConfig
+from trtstream.settings import BuildConfig, ModelConfig, RopeConfig, TensorrtLlmOptions
 
 OPTIONS = Path(__file__).parent / "trtllm_build_options"
 BUILD = BuildConfig(max_attention_window=512, sink_token_length=4, max_sink_token_length=4, dtype="bfloat16")
@@ -114,12 +114,13 @@ def test_every_release_has_its_options_transcribed() -> None:
 
 def test_lengths() -> None:
     release = RELEASES[-1]
-    arguments = build_arguments(MODEL, replace(BUILD, max_seq_len=100_000, max_num_tokens=8192), release)
+    long = replace(BUILD, tensorrt_llm=TensorrtLlmOptions(max_seq_len=100_000), max_num_tokens=8192)
+    arguments = build_arguments(MODEL, long, release)
     assert (arguments["--max_seq_len"], arguments["--max_num_tokens"]) == ("100000", "8192")
     whole_context = replace(BUILD, max_attention_window=2048)
     assert build_arguments(MODEL, whole_context, release)["--max_seq_len"] == "4096"
     with pytest.raises(TrtstreamError, match="max_seq_len is 512, which leaves no room for an answer"):
-        replace(BUILD, max_seq_len=512).validate("tensorrt-llm")
+        replace(BUILD, tensorrt_llm=TensorrtLlmOptions(max_seq_len=512)).validate("tensorrt-llm")
 
 
 def test_without_trtllm_build(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -135,7 +136,7 @@ def test_without_trtllm_build(folder: Path, monkeypatch: pytest.MonkeyPatch, cap
 def test_a_build(folder: Path, install, capsys: pytest.CaptureFixture) -> None:
     record = install("0.17.0.post1", ranks=2)
     told: list[tuple[int, int]] = []
-    build = replace(BUILD, tp_size=2)
+    build = replace(BUILD, tensorrt_llm=TensorrtLlmOptions(tp_size=2))
     version = build_engine(folder, MODEL, build, find_release("0.17"), lambda done, total: told.append((done, total)))
     assert version == "0.17.0.post1"
     expected = {**build_arguments(MODEL, build, find_release("0.17")), "--output_dir": "engine"}

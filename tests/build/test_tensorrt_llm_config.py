@@ -22,7 +22,8 @@ from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.tensorrt_llm.checkpoint_config import checkpoint_config
 from trtstream.build.tensorrt_llm.releases import RELEASES, find_release
 from trtstream.errors import TrtstreamError
-from trtstream.settings import TARGETS, BuildConfig
+from trtstream.settings import BuildConfig, TensorrtLlmOptions
+from trtstream.targets import TARGETS
 
 TAKEN = [variant for variant in VARIANTS if variant != "llama-rope-yarn"]
 
@@ -45,7 +46,11 @@ def test_fields(variant: str, tmp_path: Path) -> None:
             continue
         for quantization in TARGETS["tensorrt-llm"].quantizations:
             build = BuildConfig(
-                dtype="bfloat16", quantization=quantization, sink_token_length=0, max_sink_token_length=0, tp_size=2
+                dtype="bfloat16",
+                quantization=quantization,
+                sink_token_length=0,
+                max_sink_token_length=0,
+                tensorrt_llm=TensorrtLlmOptions(tp_size=2),
             )
             config = checkpoint_config(checkpoint.model, checkpoint.tensor_names(), build, find_release(name))
             expected = fields.llama if variant.startswith("llama") else fields.falcon

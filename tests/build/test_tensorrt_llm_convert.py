@@ -24,7 +24,7 @@ from trtstream.build.tensorrt_llm.releases import DEFAULT, RELEASES, find_releas
 from trtstream.engine_dir import read_engine
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.loading import load_engine
-from trtstream.settings import BuildConfig
+from trtstream.settings import BuildConfig, TensorrtLlmOptions
 
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 35, 89, 79, 32, 38, 46, 26, 43, 38, 32, 79, 50, 28, 84, 19, 71]
 TOLERANCE = 1e-4  # of the logits' standard deviation
@@ -42,6 +42,11 @@ class Source:
 
 
 Sources = Callable[[str], Source]
+
+
+def divided(build: BuildConfig, tp_size: int = 1, pp_size: int = 1) -> BuildConfig:
+    """``build`` for several GPUs."""
+    return replace(build, tensorrt_llm=TensorrtLlmOptions(tp_size, pp_size))
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +143,7 @@ def test_nothing_is_lost_and_the_logits_are_transformers(
     source: Sources, variant: str, tp_size: int, pp_size: int, tmp_path: Path
 ) -> None:
     checkpoint, expected = source(variant).checkpoint, source(variant).logits
-    build = replace(WITHOUT_SINKS, tp_size=tp_size, pp_size=pp_size)
+    build = divided(WITHOUT_SINKS, tp_size, pp_size)
     config, ranks = read_ranks(convert(checkpoint, tmp_path, build))
     assert len(ranks) == tp_size * pp_size
     assert_equal(logits(config, ranks, TOKENS), expected)
@@ -180,7 +185,7 @@ def bias_on_every_rank(ranks: list[Weights]) -> None:
     ],
 )
 def test_the_reader_sees_mistakes(source: Sources, variant: str, mutate: Any, tmp_path: Path) -> None:
-    config, ranks = read_ranks(convert(source(variant).checkpoint, tmp_path, replace(WITHOUT_SINKS, tp_size=2)))
+    config, ranks = read_ranks(convert(source(variant).checkpoint, tmp_path, divided(WITHOUT_SINKS, tp_size=2)))
     assert_equal(logits(config, ranks, TOKENS), source(variant).logits)
     mutate(ranks)
     with pytest.raises(AssertionError):
@@ -191,7 +196,7 @@ def test_the_reader_sees_mistakes(source: Sources, variant: str, mutate: Any, tm
 def test_number_formats(source: Sources, dtype: str, quantization: str, tmp_path: Path) -> None:
     """int8 weights stay in floating point here: the loader quantizes them, for the GPU that it runs on."""
     checkpoint = source("llama-gqa").checkpoint
-    build = replace(WITHOUT_SINKS, dtype=dtype, quantization=quantization, tp_size=2)
+    build = replace(WITHOUT_SINKS, dtype=dtype, quantization=quantization, tensorrt_llm=TensorrtLlmOptions(tp_size=2))
     config, ranks = read_ranks(convert(checkpoint, tmp_path, build))
     assert config["dtype"] == dtype
     assert config["quantization"]["quant_algo"] == {"none": None, "int8": "W8A16"}[quantization]
@@ -212,8 +217,18 @@ REFUSALS: dict[str, tuple[str, BuildConfig, str, str]] = {
     ),
     "llama3 with sinks": ("llama-rope-llama3", SINKS, "0.17", "shiftKCache.* give --sink-token-length 0 for a plain"),
     "Falcon with sinks": ("falcon-7b", SINKS, "1.0", "StreamingLLM is for Llama only: give --sink-token-length 0"),
-    "layers": ("llama-gqa", replace(SINKS, pp_size=3), "1.0", "--pp-size 3 does not divide the 4 layers; choose"),
-    "heads": ("llama-gqa", replace(SINKS, tp_size=3), "1.0", "--tp-size 3 does not divide the 4 attention heads"),
+    "layers": (
+        "llama-gqa",
+        divided(SINKS, pp_size=3),
+        "1.0",
+        "--pp-size 3 does not divide the 4 layers; choose",
+    ),
+    "heads": (
+        "llama-gqa",
+        divided(SINKS, tp_size=3),
+        "1.0",
+        "--tp-size 3 does not divide the 4 attention heads",
+    ),
 }
 
 
@@ -239,7 +254,7 @@ def test_refusals(source: Sources, name: str, tmp_path: Path) -> None:
 def test_sizes_that_do_not_divide(overrides: dict[str, int], message: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "source", "llama-gqa", **overrides))
     with pytest.raises(TrtstreamError, match=message):
-        convert(checkpoint, tmp_path, replace(SINKS, tp_size=4))
+        convert(checkpoint, tmp_path, divided(SINKS, tp_size=4))
 
 
 @pytest.mark.parametrize(
@@ -308,7 +323,7 @@ def test_build_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = {f"checkpoint/rank{rank}.safetensors" for rank in range(4)}
     assert {"checkpoint/config.json", "build.sh", *ranks} <= set(config.files)
     with pytest.raises(
-        TrtstreamError, match="under Triton's tensorrtllm backend only: use `trtstream package`"
+        TrtstreamError, match="cannot run here: Triton's tensorrtllm backend alone runs it: `trtstream package` it"
     ) as caught:
         load_engine(engine)
     assert "\n" not in str(caught.value)

@@ -147,7 +147,10 @@ def test_what_cannot_be_done(options: tuple[object, ...], reason: str, checkpoin
     [
         (("--method", "window"), r"an engine evaluates as streaming only; give its checkpoint"),
         (("--sweep-sinks", "0,4"), r"an engine has its own window and cannot sweep others"),
-        (("--max-attention-window", 16), r"the engine sees 4 sink tokens in a window of 28, and no other"),
+        (
+            ("--max-attention-window", 16),
+            r"the engine sees 4 sink tokens in a window of 28, and no other",
+        ),
         (("--dtype", "bfloat16"), r"--dtype is bfloat16 and .* was built for float32"),
     ],
 )

@@ -9,7 +9,8 @@ from tests.checkpoints import write_checkpoint
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.plugins.kv_cache import kv_bytes_per_session, new_cache, spare_slots
 from trtstream.plugins.window import Window
-from trtstream.settings import DTYPE_BYTES, TARGETS, BuildConfig, ModelConfig
+from trtstream.settings import DTYPE_BYTES, BuildConfig, ModelConfig
+from trtstream.targets import TARGETS
 
 CPU = torch.device("cpu")
 

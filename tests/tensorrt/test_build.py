@@ -20,15 +20,14 @@ import torch
 from tests.checkpoints import VARIANTS, write_checkpoint
 from tests.command_line import run_in_process, run_trtstream
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
-from trtstream.build.plan import plan_memory
+from trtstream.build.memory import estimate_memory
 from trtstream.build.tensorrt.builder import builder_config
-from trtstream.build.tensorrt.engine import build_tensorrt_rtx_engine
+from trtstream.build.tensorrt.engine import build_tensorrt_engine
 from trtstream.build.tensorrt.network import define_network
 from trtstream.build.tensorrt.weights import staged_weights, tensorrt_weights
-from trtstream.engine_dir import ENGINE, memory_plan, read_engine, verify_files
+from trtstream.engine_dir import ENGINE, engine_memory, read_engine, verify_files
 from trtstream.errors import TrtstreamError
-from trtstream.plugins.cuda_device import why_no_gpu
-from trtstream.plugins.tensorrt_library import why_no_tensorrt
+from trtstream.plugins.tensorrt_library import why_not_built_with
 from trtstream.settings import BuildConfig
 
 BUILD = BuildConfig(max_batch_size=2, max_num_tokens=8, max_attention_window=32, dtype="float16")
@@ -44,28 +43,32 @@ def quiet(done: int, total: int) -> None:
 def test_every_variant_builds(variant: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "checkpoint", variant, num_hidden_layers=2))
     build = replace(BUILD, dtype=DTYPES.get(variant, "float16"))
-    told: list[float] = []
-    build_tensorrt_rtx_engine(checkpoint, build, tmp_path / "engine", lambda done, total: told.append(done / total))
+    shares: list[float] = []
+
+    def progress(done: int, total: int) -> None:
+        shares.append(done / total)
+
+    build_tensorrt_engine("tensorrt-rtx", checkpoint, build, tmp_path / "engine", progress)
     config = read_engine(tmp_path / "engine")
     verify_files(tmp_path / "engine", config)
     assert (config.target, set(config.files)) == ("tensorrt-rtx", {ENGINE})
     assert config.toolchain["tensorrt_rtx"] == trt.__version__
-    assert told == sorted(told)
-    assert (told[0], told[-1]) == (0, 1)
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0, 1)
 
-    plan, built = plan_memory(checkpoint, build, "tensorrt-rtx"), memory_plan(tmp_path / "engine", config)
-    assert plan.weights < built["weights_bytes"] < plan.weights + KERNELS
-    assert plan.kv_cache_per_session == built["kv_cache_bytes_per_session"]
+    estimate, built = estimate_memory(checkpoint, build, "tensorrt-rtx"), engine_memory(tmp_path / "engine", config)
+    assert estimate.weights < built.weights < estimate.weights + KERNELS
+    assert estimate.kv_cache_per_session == built.kv_cache_per_session
 
 
-def test_quantized_plans_are_as_small_as_planned(tmp_path: Path) -> None:
+def test_quantized_plans_are_as_small_as_estimated(tmp_path: Path) -> None:
     sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 2, "num_attention_heads": 8}
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "checkpoint", "llama-gqa", **sizes))
     planned, built = {}, {}
     for quantization in ("none", "int8", "int4"):
         build = replace(BUILD, quantization=quantization)
-        build_tensorrt_rtx_engine(checkpoint, build, tmp_path / quantization, quiet)
-        planned[quantization] = plan_memory(checkpoint, build, "tensorrt-rtx").weights
+        build_tensorrt_engine("tensorrt-rtx", checkpoint, build, tmp_path / quantization, quiet)
+        planned[quantization] = estimate_memory(checkpoint, build, "tensorrt-rtx").weights
         built[quantization] = (tmp_path / quantization / ENGINE).stat().st_size
     assert planned["int8"] < 0.52 * planned["none"]
     assert planned["int4"] < 0.3 * planned["none"]
@@ -77,8 +80,9 @@ def test_quantized_plans_are_as_small_as_planned(tmp_path: Path) -> None:
 
 def test_columns_that_int4_cannot_take_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "checkpoint", "falcon-7b"))  # hidden_size 40
+    build = replace(BUILD, quantization="int4")
     with pytest.raises(TrtstreamError, match="qkv has 40 columns, and int4 takes multiples of 32; use --quantization"):
-        build_tensorrt_rtx_engine(checkpoint, replace(BUILD, quantization="int4"), tmp_path / "engine", quiet)
+        build_tensorrt_engine("tensorrt-rtx", checkpoint, build, tmp_path / "engine", quiet)
     assert os.listdir(tmp_path) == ["checkpoint"]
 
 
@@ -114,7 +118,7 @@ def test_smollm2_in_float16(smollm2_gguf: Path, tmp_path: Path) -> None:
     assert found
     config = read_engine(engine)
     assert {ENGINE, "tokenizer/tokenizer.json"} <= set(config.files)
-    planned = plan_memory(open_checkpoint(smollm2_gguf), config.build_config, "tensorrt-rtx")
+    planned = estimate_memory(open_checkpoint(smollm2_gguf), config.build_config, "tensorrt-rtx")
     size = (engine / ENGINE).stat().st_size
     assert planned.weights < size < 1.2 * planned.weights
     assert float(found[1]) * 1e6 > size
@@ -122,14 +126,15 @@ def test_smollm2_in_float16(smollm2_gguf: Path, tmp_path: Path) -> None:
     assert "Building: " in done.stderr
 
 
-def test_the_plan_foretells_the_activations(tmp_path: Path) -> None:
+def test_the_workspace_is_estimated(tmp_path: Path) -> None:
     """TensorRT-RTX's builder logs what a plan's calls compute in."""
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8}
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "checkpoint", "llama-gqa", num_hidden_layers=2, **sizes))
     build = replace(BUILD, max_num_tokens=256, max_attention_window=512)
     found = logged_activations(checkpoint, build)
-    planned = plan_memory(checkpoint, build, "tensorrt-rtx").workspace
-    assert 0.5 * planned < found < 1.2 * planned
+    estimate = estimate_memory(checkpoint, build, "tensorrt-rtx").workspace
+    assert estimate is not None
+    assert 0.5 * estimate < found < 1.2 * estimate
 
 
 def logged_activations(checkpoint: Checkpoint, build: BuildConfig) -> int:
@@ -175,7 +180,7 @@ def test_an_interrupted_build_leaves_nothing(stop: signal.Signals, tmp_path: Pat
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint", "llama-gqa", num_hidden_layers=1, vocab_size=4000)
-    planned = plan_memory(open_checkpoint(checkpoint), BUILD, "tensorrt-rtx").weights
+    planned = estimate_memory(open_checkpoint(checkpoint), BUILD, "tensorrt-rtx").weights
 
     def small_files() -> None:  # the weights fit, the plan does not
         resource.setrlimit(resource.RLIMIT_FSIZE, (planned + 50_000, planned + 50_000))
@@ -235,7 +240,7 @@ def test_a_library_that_does_not_serve_is_told(
 
 def test_damaged_engines_and_those_of_other_versions_are_refused(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "checkpoint", "llama-gqa", num_hidden_layers=1))
-    config = build_tensorrt_rtx_engine(checkpoint, BUILD, tmp_path / "engine", quiet)
+    config = build_tensorrt_engine("tensorrt-rtx", checkpoint, BUILD, tmp_path / "engine", quiet)
     plan = tmp_path / "engine" / ENGINE
     plan.write_bytes(plan.read_bytes()[:-1] + b"?")
     with pytest.raises(TrtstreamError, match=r"rank0\.engine is damaged"):
@@ -243,6 +248,7 @@ def test_damaged_engines_and_those_of_other_versions_are_refused(tmp_path: Path)
     plan.unlink()
     with pytest.raises(TrtstreamError, match=r"lacks rank0\.engine; rebuild"):
         read_engine(tmp_path / "engine")
-    if why_no_gpu() is None:
-        assert why_no_tensorrt("tensorrt-rtx", trt.__version__) is None
-        assert "runs its own engines only, and 1.0 built this one" in why_no_tensorrt("tensorrt-rtx", "1.0")
+    assert why_not_built_with("tensorrt-rtx", config.toolchain) is None
+    refusal = why_not_built_with("tensorrt-rtx", {**config.toolchain, "tensorrt_rtx": "1.0"})
+    assert refusal is not None
+    assert "runs its own engines only, and 1.0 built this one" in refusal

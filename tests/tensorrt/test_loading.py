@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     byte_tokenizer().save_pretrained(folder / "checkpoint")
     checkpoint = open_checkpoint(folder / "checkpoint")
     build = BuildConfig(max_batch_size=2, max_num_tokens=8, max_attention_window=32, dtype="float16")
-    build_tensorrt_engine(checkpoint, build, folder / "engine", lambda done, total: None, target="tensorrt-rtx")
+    build_tensorrt_engine("tensorrt-rtx", checkpoint, build, folder / "engine", lambda done, total: None)
     return folder / "engine"
 
 

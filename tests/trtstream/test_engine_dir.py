@@ -50,7 +50,7 @@ def test_it_loads_as_built(engine: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 99}, "engine format 99, and this trtstream reads 1; rebuild"),
+        ({"version": 99}, "engine format 99, and this trtstream reads 2; rebuild"),
         ({"target": "abacus"}, "target is 'abacus'; this trtstream knows cpu, "),
         ({"toolchain__instruction_sets": ["avx2", "sse9"]}, "needs a CPU with sse9; build it again on this machine"),
         ({"build_config__max_attention_window": 128}, "compiled for other sizes than config.json gives; rebuild"),
@@ -81,10 +81,14 @@ def test_missing_and_damaged_files_are_named(engine: Path) -> None:
     with pytest.raises(TrtstreamError, match=r"config\.json cannot be read"):
         load_engine(engine)
     (engine / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(TrtstreamError, match="is no trtstream engine's"):
+    with pytest.raises(
+        TrtstreamError, match="is not an engine: it is a checkpoint; make an engine of it with `trtstream build`"
+    ):
         load_engine(engine)
     (engine / "config.json").unlink()
-    with pytest.raises(TrtstreamError, match=r"no config\.json; make one with `trtstream build`"):
+    with pytest.raises(
+        TrtstreamError, match=r"is not an engine: it has no config\.json; make one with `trtstream build`"
+    ):
         load_engine(engine)
 
 

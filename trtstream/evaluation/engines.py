@@ -12,18 +12,17 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
-from trtstream.engine_dir import CONFIG, TOKENIZER, read_engine
+from trtstream.engine_dir import TOKENIZER, is_engine, read_engine
 from trtstream.errors import TrtstreamError
-from trtstream.plugins.cuda_device import why_no_cuda
 from trtstream.plugins.kv_cache import kv_bytes_per_session
 from trtstream.progress import progress_bar
-from trtstream.runtime.cpu import CpuBackend
-from trtstream.runtime.cuda import CudaBackend
+from trtstream.runtime.backend import Backend
 from trtstream.runtime.decoder import DecoderWeights, collect_weights
 from trtstream.runtime.llm import load_tokenizer
 from trtstream.runtime.loading import free_memory, load_engine
 from trtstream.runtime.streaming_engine import StreamingEngine
-from trtstream.settings import DTYPE_BYTES, TARGETS, BuildConfig, ModelConfig
+from trtstream.settings import DTYPE_BYTES, BuildConfig, ModelConfig
+from trtstream.targets import TARGETS, Target, best_target
 
 CHUNK = 256  # tokens of a prefill chunk
 
@@ -54,32 +53,31 @@ class Subject:
             dtype=self.dtype,
         )
         build.validate(self.target)
+        target = TARGETS[self.target]
+        assert target.backend is not None, "open_subject chose it for that"
         cache_bytes = kv_bytes_per_session(self.model, build, self.target)
-        _check_memory(cache_bytes, f"a KV cache of {window} tokens", self.target)
-        if self.target == "cuda":
-            device = torch.device("cuda", torch.cuda.current_device())
-            backend = CudaBackend(self.model, build, self.weights, device)
-        else:
-            backend = CpuBackend(self.model, build, self.weights, kernel=None)
+        _check_memory(cache_bytes, f"a KV cache of {window} tokens", target)
+        backend: Backend = target.backend(self.model, build, self.weights)
         return StreamingEngine(self.model, build, backend)
 
 
 def open_subject(path: Path, dtype: str | None) -> Subject:
     """Open a checkpoint or an engine directory. Raises TrtstreamError if it cannot be evaluated here."""
-    if (path / CONFIG).is_file() and "build_config" in (path / CONFIG).read_text(errors="replace"):
+    if is_engine(path):
         return _open_engine(path, dtype)
     checkpoint = open_checkpoint(path)
-    target = "cpu" if why_no_cuda() else "cuda"  # the two that run weights as they are, without an engine
-    dtype = dtype or TARGETS[target].dtypes[0]
-    if dtype not in TARGETS[target].dtypes:
-        raise TrtstreamError(f"--dtype is {dtype}; the {target} target has {', '.join(TARGETS[target].dtypes)}")
+    name = best_target(lambda target: target.backend is not None)
+    target = TARGETS[name]
+    dtype = target.dtypes[0] if dtype is None else dtype
+    if dtype not in target.dtypes:
+        raise TrtstreamError(f"--dtype is {dtype}; the {name} target has {', '.join(target.dtypes)}")
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = load_tokenizer(Path(folder)) if checkpoint.save_tokenizer(Path(folder)) else None
     weights = _read_weights(checkpoint, target, dtype)
     # Enough to tell checkpoints apart: hashing all of a large one takes minutes.
     norm = checkpoint.tensor("norm.weight").float().numpy()
     identity = hashlib.sha256(norm.tobytes()).hexdigest()
-    return Subject(checkpoint.model, _required(tokenizer, path), target, dtype, identity, weights, None)
+    return Subject(checkpoint.model, _required(tokenizer, path), name, dtype, identity, weights, None)
 
 
 def _open_engine(path: Path, dtype: str | None) -> Subject:
@@ -99,11 +97,10 @@ def _required(tokenizer: PreTrainedTokenizerBase | None, path: Path) -> PreTrain
     return tokenizer
 
 
-def _read_weights(checkpoint: Checkpoint, target: str, dtype: str) -> DecoderWeights:
+def _read_weights(checkpoint: Checkpoint, target: Target, dtype: str) -> DecoderWeights:
     shapes = [shape for recipe in checkpoint.recipes.values() for shape in recipe.sources.values()]
     _check_memory(sum(math.prod(shape) for shape in shapes) * DTYPE_BYTES[dtype], "its weights", target)
     names = checkpoint.tensor_names()
-    device = "cpu" if target == "cpu" else f"cuda:{torch.cuda.current_device()}"
     read = 0
     with progress_bar("Reading weights") as progress:
 
@@ -111,13 +108,13 @@ def _read_weights(checkpoint: Checkpoint, target: str, dtype: str) -> DecoderWei
             nonlocal read
             read += 1
             progress(min(read, len(names)), len(names))
-            return checkpoint.tensor(name).to(device, getattr(torch, dtype))
+            return checkpoint.tensor(name).to(target.device, getattr(torch, dtype))
 
-        return collect_weights(checkpoint.model, set(names), tensor, pack=target == "cpu")
+        return collect_weights(checkpoint.model, set(names), tensor, pack=target.device == "cpu")
 
 
-def _check_memory(needed: int, what: str, target: str) -> None:
-    available = free_memory(target)
+def _check_memory(needed: int, what: str, target: Target) -> None:
+    available = free_memory(target.device)
     if needed > available:
         raise TrtstreamError(
             f"the model needs {needed / 1e9:.2f} GB for {what}, and {available / 1e9:.2f} GB are free; use another "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from trtstream.build.command import check_against_model
 from trtstream.errors import TrtstreamError
 from trtstream.evaluation.engines import Subject
 from trtstream.evaluation.losses import LossLog
@@ -13,7 +12,7 @@ from trtstream.evaluation.options import Options
 from trtstream.evaluation.scoring import SEGMENT, Run, Scorer
 from trtstream.evaluation.tokens import TokenFile
 from trtstream.progress import progress_bar
-from trtstream.settings import BuildConfig
+from trtstream.settings import BuildConfig, check_against_model, default_window
 
 DEFAULTS = BuildConfig()
 
@@ -22,10 +21,9 @@ def sizes_of(options: Options, subject: Subject) -> tuple[int, int]:
     """S and W to evaluate with: those of the options, else the engine's own or the defaults."""
     sinks, window = options.sink_token_length, options.max_attention_window
     if subject.built is None:
-        context = subject.model.max_position_embeddings
         return (
             DEFAULTS.sink_token_length if sinks is None else sinks,
-            min(DEFAULTS.max_attention_window, context) if window is None else window,
+            default_window(subject.model) if window is None else window,
         )
     build = subject.built.build
     own_sinks, own_window = build.sink_token_length, build.sink_token_length + build.ring

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
+from trtstream.engine_dir import KERNEL, WEIGHTS, EngineConfig
 from trtstream.plugins.chunk_attention import chunk_attention, plan_chunk
 from trtstream.plugins.cpu_kernel import DecodeKernel
 from trtstream.plugins.decode_plan import Step, plan_step
 from trtstream.plugins.kv_cache import new_cache
 from trtstream.plugins.positions import PositionEncoding
-from trtstream.runtime.decoder import Attention, DecoderWeights, decode_layers, logits
+from trtstream.runtime.decoder import Attention, DecoderWeights, decode_layers, logits, read_weights
 from trtstream.settings import BuildConfig, ModelConfig
 
 
 class CpuBackend:
     """Runs on the CPU with torch's threads. See `trtstream.runtime.backend.Backend` for the methods.
 
-    The kernel computes decode steps; what only prefills and scores needs none.
+    The kernel computes decode steps. Without one they are chunks of one token: slower, and nothing has to be compiled.
     """
 
     spare_slots = 0
 
     def __init__(
-        self, model: ModelConfig, build: BuildConfig, weights: DecoderWeights, kernel: DecodeKernel | None
+        self, model: ModelConfig, build: BuildConfig, weights: DecoderWeights, kernel: DecodeKernel | None = None
     ) -> None:
         self._model = model
         self._weights = weights
@@ -34,10 +36,13 @@ class CpuBackend:
         self._cache = new_cache(model, build, "cpu", torch.device("cpu")).zero_()
 
     def decode(self, steps: Sequence[Step], tokens: Sequence[int]) -> torch.Tensor:
+        kernel = self._kernel
+        if kernel is None:
+            return torch.cat([self.prefill(step, [token], 1) for step, token in zip(steps, tokens, strict=True)])
         plan = plan_step(self._positions, steps)
 
         def attention(layer: int, qkv: torch.Tensor) -> torch.Tensor:
-            return self._kernel(qkv, self._cache[:, layer], plan)
+            return kernel(qkv, self._cache[:, layer], plan)
 
         return self._logits(self._hidden(tokens, attention))
 
@@ -58,3 +63,10 @@ class CpuBackend:
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return logits(hidden, self._weights, self._model).float()
+
+
+def load(folder: Path, config: EngineConfig) -> CpuBackend:
+    """See `trtstream.targets.Target`."""
+    model, build = config.pretrained_config, config.build_config
+    kernel = DecodeKernel(folder / KERNEL, model, build)
+    return CpuBackend(model, build, read_weights(folder / WEIGHTS, model, torch.device("cpu"), pack=True), kernel)

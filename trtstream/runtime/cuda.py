@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from trtstream.engine_dir import WEIGHTS, EngineConfig
 from trtstream.plugins import cuda_ops
 from trtstream.plugins.decode_plan import Row, Step, step_rotation
 from trtstream.plugins.kv_cache import new_cache
 from trtstream.plugins.positions import PositionEncoding
 from trtstream.plugins.window import Window
-from trtstream.progress import Progress
+from trtstream.progress import Progress, progress_bar
 from trtstream.runtime.batch_steps import batch_steps, host_tensor
-from trtstream.runtime.decoder import DecoderWeights, decode_layers, logits
+from trtstream.runtime.decoder import DecoderWeights, decode_layers, logits, read_weights
 from trtstream.settings import BuildConfig, ModelConfig
 
 PADDING = Row(slot=-1, write=0, num_sinks=0, ring_count=0, newest=0, cache_position=0)
@@ -62,13 +64,12 @@ class CudaBackend:
         model: ModelConfig,
         build: BuildConfig,
         weights: DecoderWeights,
-        device: torch.device,
         progress: Progress = lambda done, total: None,
     ) -> None:
-        """``weights`` lie on ``device`` in the engine's dtype; ``progress`` is told of the captured graphs."""
+        """``weights`` lie on the device in the engine's dtype; ``progress(done, total)`` counts captured graphs."""
         self._model = model
         self._weights = weights
-        self._device = device
+        self._device = device = weights.embedding.device
         self._positions = PositionEncoding.of(model).to(device)
         self._max_sinks = build.max_sink_token_length
         self._cache = new_cache(model, build, "cuda", device)
@@ -123,3 +124,12 @@ def _padding(size: int) -> list[int]:
 def _bind(step: DecodeStep, size: int, inputs: torch.Tensor) -> Callable[[], torch.Tensor]:
     """``step`` on the inputs that `_padding` lays out."""
     return partial(step, inputs[:size], inputs[size : 7 * size].view(size, 6), inputs[7 * size :].view(size, 2))
+
+
+def load(folder: Path, config: EngineConfig) -> CudaBackend:
+    """See `trtstream.targets.Target`."""
+    model, build = config.pretrained_config, config.build_config
+    device = torch.device("cuda", torch.cuda.current_device())
+    weights = read_weights(folder / WEIGHTS, model, device, pack=False)
+    with progress_bar("Capturing CUDA graphs") as progress:
+        return CudaBackend(model, build, weights, progress)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +92,14 @@ def collect_weights(
     ]
     lm_head = "embedding" if model.tie_word_embeddings else "lm_head"
     return DecoderWeights(read("embedding.weight"), layers, norm("norm"), projection(lm_head))
+
+
+def read_weights(path: Path, model: ModelConfig, device: torch.device, *, pack: bool) -> DecoderWeights:
+    """The weights in an engine's file, on ``device``; for ``pack`` see `collect_weights`."""
+    from safetensors import safe_open  # here, because all else of the decoder needs torch alone
+
+    with safe_open(path, framework="pt", device=str(device)) as file:
+        return collect_weights(model, set(file.keys()), file.get_tensor, pack=pack)
 
 
 def pack_weight(weight: torch.Tensor) -> torch.Tensor:

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from trtstream.engine_dir import ENGINE, EngineConfig
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.tensorrt_io import DECODE, LOGITS, PROFILES, updated
-from trtstream.plugins.tensorrt_library import new_logger
-from trtstream.runtime.tensorrt import Call
+from trtstream.plugins.tensorrt_library import load_tensorrt, new_logger
+from trtstream.progress import progress_bar
+from trtstream.runtime.tensorrt import Call, TensorrtBackend
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -108,3 +110,11 @@ class TensorrtExecutor:
         if result is None or result is False:
             raise TrtstreamError(f"{self._path}: TensorRT cannot {what}: {self._logger.last_error}")
         return result
+
+
+def load(folder: Path, config: EngineConfig) -> TensorrtBackend:
+    """See `trtstream.targets.Target`."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    executor = TensorrtExecutor(load_tensorrt(config.target), folder / ENGINE, device)
+    with progress_bar("Capturing CUDA graphs") as progress:
+        return TensorrtBackend(config.pretrained_config, config.build_config, config.target, executor, progress)

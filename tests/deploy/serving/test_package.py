@@ -92,7 +92,7 @@ def test_other_folders_are_left_alone(engine: Path, tmp_path: Path) -> None:
 
 
 def test_only_engines_are_packaged(engine: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrtstreamError, match="is no engine"):
+    with pytest.raises(TrtstreamError, match="is not an engine"):
         package_engine(tmp_path, tmp_path / "repository")
     own = shutil.copytree(engine, tmp_path / "engine")
     with pytest.raises(TrtstreamError, match="inside the engine"):

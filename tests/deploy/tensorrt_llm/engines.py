@@ -11,7 +11,7 @@ from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.cpu import build_cpu_engine
 from trtstream.build.tensorrt_llm.target import build_tensorrt_llm_engine
 from trtstream.deploy.serving.package import package_engine
-from trtstream.settings import BuildConfig
+from trtstream.settings import BuildConfig, TensorrtLlmOptions
 
 WINDOW = 64
 CPU_ENGINE_BEHIND_UPSTREAMS_NAMES = '''
@@ -96,8 +96,7 @@ def write_engine(folder: Path, checkpoint: Path, version: str, *, world_size: in
         max_batch_size=4,
         max_attention_window=WINDOW,
         dtype="bfloat16",
-        tp_size=world_size,
-        tensorrt_llm_version=version,
+        tensorrt_llm=TensorrtLlmOptions(tp_size=world_size, version=version),
     )
     build_tensorrt_llm_engine(open_checkpoint(checkpoint), build, folder, lambda done, total: None)
     if built:

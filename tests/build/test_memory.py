@@ -1,8 +1,9 @@
-"""``trtstream build --dry-run``: the plan of memory, held against engines that are then built."""
+"""``trtstream build --dry-run``: its estimates of memory, held against engines that are then built."""
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,10 @@ import pytest
 from tests.checkpoints import write_checkpoint
 from tests.command_line import run_in_process
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
-from trtstream.build.command import builder
-from trtstream.build.plan import plan_memory
-from trtstream.engine_dir import memory_plan
-from trtstream.plugins.tensorrt_library import LIBRARIES
-from trtstream.settings import TARGETS, BuildConfig
+from trtstream.build.memory import estimate_memory
+from trtstream.engine_dir import engine_memory
+from trtstream.settings import BuildConfig
+from trtstream.targets import TARGETS
 
 BUILD = BuildConfig(max_batch_size=3, max_num_tokens=8, max_attention_window=24)
 HEADER = 100_000  # bytes of a safetensors file that are no weights, at most
@@ -42,17 +42,17 @@ def checkpoint(folder: Path) -> Checkpoint:
         ("tensorrt-llm", "float16", "none"),
     ],
 )
-def test_the_plan_is_what_the_engine_takes(
+def test_the_estimate_is_what_the_engine_takes(
     target: str, dtype: str, quantization: str, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     build = replace(BUILD, dtype=dtype, quantization=quantization)
-    plan = plan_memory(checkpoint, build, target)
-    config = builder(target)(checkpoint, build, tmp_path / "engine", lambda done, total: None)
-    built = memory_plan(tmp_path / "engine", config)
-    assert built["weights_bytes"] - HEADER < plan.weights < built["weights_bytes"]
-    assert plan.weights > built["weights_bytes"] / 3
-    assert plan.kv_cache_per_session == built["kv_cache_bytes_per_session"]
-    assert plan.total == plan.weights + 3 * plan.kv_cache_per_session
+    estimate = estimate_memory(checkpoint, build, target)
+    config = TARGETS[target].build(checkpoint, build, tmp_path / "engine", lambda done, total: None)
+    built = engine_memory(tmp_path / "engine", config)
+    assert built.weights - HEADER < estimate.weights < built.weights
+    assert estimate.weights > built.weights / 3
+    assert estimate.kv_cache_per_session == built.kv_cache_per_session
+    assert estimate.total == estimate.weights + 3 * estimate.kv_cache_per_session
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -66,8 +66,13 @@ def test_a_dry_run_needs_nothing_and_writes_nothing(
     shown = dict(cells(line) for line in done.stdout.splitlines() if "│" in line)
     assert shown["target"] == target
     assert shown["memory: build"].startswith("about ")
-    assert shown["memory: workspace"].startswith("about " if target in LIBRARIES else "no estimate")
-    assert int(shown["sessions in 0.01 GB"]) >= 0
+    sessions = shown["sessions in 0.01 GB"]
+    if TARGETS[target].library is None:
+        assert shown["memory: workspace"] == "no estimate, not in the total"
+        assert re.fullmatch(r"at most \d+, without room for the workspace", sessions)
+    else:
+        assert shown["memory: workspace"].startswith("about ")
+        assert int(sessions) >= 0
     assert os.listdir(tmp_path) == []
     assert sorted(os.listdir(folder)) == before
 
@@ -78,11 +83,11 @@ def cells(line: str) -> tuple[str, str]:
 
 
 def test_as_many_sessions_fit_as_the_total_says(checkpoint: Checkpoint) -> None:
-    plan = plan_memory(checkpoint, replace(BUILD, dtype="float16"), "tensorrt-rtx")
-    assert plan.workspace is not None
-    assert plan.sessions_in(plan.total) == 3
-    assert plan.sessions_in(plan.total - 1) == 2
-    assert plan.sessions_in(plan.weights) == 0
+    memory = estimate_memory(checkpoint, replace(BUILD, dtype="float16"), "tensorrt-rtx")
+    assert memory.workspace is not None
+    assert memory.sessions_in(memory.total) == 3
+    assert memory.sessions_in(memory.total - 1) == 2
+    assert memory.sessions_in(memory.weights) == 0
 
 
 def test_a_build_says_where_to_write(folder: Path) -> None:
