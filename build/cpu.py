@@ -19,7 +19,7 @@ from trtstream.settings import BuildConfig
 def build_cpu_engine(checkpoint: Checkpoint, build: BuildConfig, output: Path, progress: Progress) -> EngineConfig:
     """Write the engine directory ``output`` atomically.
 
-    ``progress(done, total)`` is called as tensors are written. Peak memory is a few times the largest tensor.
+    ``progress`` counts the checkpoint's tensors. Peak memory is a few times the largest tensor.
     """
     with new_directory(output) as folder:
         compile_kernel(checkpoint.model, build, folder / KERNEL)

@@ -20,7 +20,7 @@ from trtstream.settings import BuildConfig
 def build_cuda_engine(checkpoint: Checkpoint, build: BuildConfig, output: Path, progress: Progress) -> EngineConfig:
     """Write the engine directory ``output`` atomically.
 
-    ``progress(done, total)`` is called as tensors are written. Peak memory is a few times the largest tensor.
+    ``progress`` counts the checkpoint's tensors. Peak memory is a few times the largest tensor.
     """
     weights = cuda_weights(checkpoint, build)
     with new_directory(output) as folder:

@@ -72,11 +72,13 @@ def new_logger(trt: ModuleType) -> trt.ILogger:
     TensorRT gives the reason of a None or False in no other way.
     """
 
-    class Logger(trt.ILogger):
+    base: Any = trt.ILogger
+
+    class Logger(base):
         last_error = "it does not say why"
 
-        def log(self, severity: trt.ILogger.Severity, message: str) -> None:
-            # A builder that needs no GPU looks for one all the same and reports, as an error, that there is no driver.
+        def log(self, severity: Any, message: str) -> None:
+            # A builder that needs no GPU looks for one anyway and reports, as an error, that there is no driver.
             if severity <= trt.ILogger.Severity.ERROR and "cudaError 35" not in message:
                 self.last_error = " ".join(message.split())
 

@@ -29,8 +29,8 @@ ENGINE = "rank0.engine"
 class EngineConfig:
     """An engine's config.json.
 
-    ``toolchain`` says what built it and what it needs (for ``cpu``: the versions of trtstream and torch, and the CPU's
-    instruction sets); ``files`` maps each file's path to its SHA-256.
+    ``toolchain`` names the software that built it and its needs (for ``cpu``: the versions of trtstream and torch, and
+    the CPU's instruction sets); ``files`` maps each file's path to its SHA-256.
     """
 
     target: str
@@ -54,7 +54,7 @@ class EngineConfig:
 class EngineMemory:
     """Bytes that a loaded engine holds, however long its conversations get.
 
-    ``workspace`` is an estimate of what a call computes in, or None where there is none: then ``total`` is without it.
+    ``workspace`` is an estimate of the memory that a call computes in, or None: then ``total`` does not include it.
     """
 
     weights: int
@@ -80,7 +80,7 @@ class EngineMemory:
 
 @contextmanager
 def new_directory(output: Path) -> Iterator[Path]:
-    """A temporary folder beside ``output`` that becomes it when the block ends well, and is removed otherwise."""
+    """A temporary folder next to ``output`` that becomes it if the block succeeds, and is removed if it fails."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise TrtstreamError(f"{output} exists already; remove it or choose another --output")
     try:
@@ -157,7 +157,7 @@ def is_model_repository(folder: Path) -> bool:
 
 
 def _what_it_is_instead(path: Path) -> str:
-    """What ``path``, which is not an engine, is, and what to do; the end of an error message."""
+    """The end of an error message: the kind of thing that ``path`` is, as it is not an engine, and what to do."""
     if is_model_repository(path):
         engine = next(filter(is_engine, path.glob("*/1/engine")), None)
         return "it is a Triton model repository" + ("" if engine is None else f", and its engine is {engine}")
@@ -184,7 +184,7 @@ def verify_files(folder: Path, config: EngineConfig) -> None:
 def link_or_copy(source: str, target: str) -> None:
     """A copy function for `shutil.copytree` that takes no space where the file system has hard links."""
     try:
-        os.link(os.path.realpath(source), target)  # what a symbolic link points to, not the link
+        os.link(os.path.realpath(source), target)  # the target of a symbolic link, not the link
     except OSError:
         shutil.copyfile(source, target)
 

@@ -1,4 +1,4 @@
-"""``trtstream inspect``: what an engine was built for, and the memory it takes."""
+"""``trtstream inspect``: an engine's model, sizes and memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trtstream.tables import print_values
 @click.argument("engine", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print config.json and the memory as JSON.")
 def inspect(engine: Path, as_json: bool) -> None:
-    """Show what ENGINE is and how much memory it takes."""
+    """Show the model, the sizes and the memory of ENGINE."""
     config = read_engine(engine)
     memory = engine_memory(engine, config)
     if as_json:

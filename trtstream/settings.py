@@ -1,6 +1,6 @@
-"""What a model is and how its engine is built: the two dataclasses that every room shares.
+"""A model's config and the settings of its engine: the dataclasses that every room shares.
 
-Both are stored in an engine's ``config.json``, so their field names are the keys that users see there.
+They are stored in an engine's ``config.json``, so their field names are the keys that users see there.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TensorrtLlmOptions:
-    """What the ``tensorrt-llm`` target alone has: ``tp_size * pp_size`` GPUs, a release, and requests with an end.
+    """Options of the ``tensorrt-llm`` target: ``tp_size * pp_size`` GPUs, a release, and the length of requests.
 
     ``version`` is the release of TensorRT-LLM (None: the installed one, or a default); ``max_seq_len`` the tokens of a
     request, prompt and answer (None: the checkpoint's context, or two windows).
@@ -111,7 +111,7 @@ class TensorrtLlmOptions:
         return self.tp_size * self.pp_size
 
     def validate(self, max_attention_window: int) -> None:
-        """Raise TrtstreamError for values that cannot be, with prompts of up to ``max_attention_window`` tokens."""
+        """Raise TrtstreamError for impossible values, with prompts of up to ``max_attention_window`` tokens."""
         _check_at_least_1(self, "tp_size", "pp_size")
         if self.max_seq_len is not None and self.max_seq_len <= max_attention_window:
             raise TrtstreamError(
@@ -193,7 +193,7 @@ class BuildConfig:
 
 
 def default_window(model: ModelConfig) -> int:
-    """The W that a model gets where nobody chooses one: the default, or its context if that is shorter."""
+    """The default W for a model: 1,024 tokens, or its context if that is shorter."""
     return min(BuildConfig.max_attention_window, model.max_position_embeddings)
 
 

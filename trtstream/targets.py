@@ -30,13 +30,13 @@ class TensorrtLibrary:
 
 @dataclass(frozen=True)
 class Target:
-    """What one target's engines are, and what builds, runs and packages them.
+    """One target: the formats of its engines, and the functions that build, run and package them.
 
     Number formats and sizes:
 
     * ``dtypes``, of which the first is the default, and ``quantizations``.
     * ``writes_first``: a chunk is written to the cache before it attends, so that a ring needs spare slots.
-    * ``sinks_per_session``: each session may have its own number of sinks, and a learned sink token.
+    * ``sinks_per_session``: sessions may differ in their number of sinks, and have a learned sink token.
     * ``tensorrt_llm_options``: engines have `trtstream.settings.TensorrtLlmOptions`.
     * ``automatic``: ``--target auto`` may choose it.
     * ``library``: the Python library that a TensorRT target builds and runs with.
@@ -109,7 +109,7 @@ def _tensorrt(name: str, library: TensorrtLibrary, *, automatic: bool) -> Target
 
 MODEL = lazy("trtstream.deploy.serving.package:package_model")
 
-# From what runs anywhere to what needs the most: ``auto`` takes the last automatic target that this machine runs.
+# From the target that runs anywhere to those that need the most: ``auto`` takes the last one that this machine runs.
 TARGETS = {
     "cpu": Target(
         dtypes=("float32", "bfloat16"),

@@ -73,7 +73,7 @@ def compare(
     from trtstream.machine import machine
 
     window, sinks = max_attention_window, sink_token_length
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = len(os.sched_getaffinity(0)) if threads is None else threads
     plan = Plan(window, rounds)
     source = open_checkpoint(checkpoint)
     ours = our_entries(checkpoint, source, window, sinks)

@@ -1,14 +1,15 @@
 """Streaming attention on TensorRT's layers. Its inputs and their numbers: `trtstream.plugins.tensorrt_io`.
 
-Keys are stored rotated at their own t, and one fused attention takes the query rotated at t over the whole cache. What
-that leaves out goes into its additive mask: which slots a query sees, ALiBi's bias, and for rotary models a sink's
+Keys are stored rotated at their own t, and one fused attention takes the query rotated at t over the whole cache. The
+rest goes into its additive mask: which slots a query sees, ALiBi's bias, and for rotary models a sink's
 distance, which stops growing at C - 1. Its score is the fused product's, ``q(t) . k``, and the correction
 ``(q(p(t)) - q(t)) . k``: a product with S_max keys only. While t < C, where p(t) = t, it is exactly zero. So no key is
 ever rotated again, no score is computed twice, and decode and prefill are one network.
 
 The mask has the dtype of the query, to which bias and correction, computed in float32, are rounded. That error is of
-the order of what rounded queries and keys do to scores: with SmolLM2, 160 tokens and C = 32, evaluated on the CPU in
-bfloat16, the logits' error is 2.3 % of their deviation before C and 2.2 % after (the cuda target's definition: 2.1 %).
+the order of the one that rounded queries and keys cause in scores: with SmolLM2, 160 tokens and C = 32, evaluated on
+the CPU in bfloat16, the logits' error is 2.3 % of their deviation before C and 2.2 % after (the cuda target's
+definition: 2.1 %).
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from trtstream.plugins.kv_cache import cache_slots
 from trtstream.plugins.positions import PositionEncoding
 from trtstream.settings import BuildConfig, ModelConfig
 
-# Finite, so that a row that sees nothing (its session sits this step out) has no NaN; float16 holds it.
+# Finite, so that a row that sees nothing (its session is idle in this step) has no NaN; float16 holds it.
 MASKED = -30000.0
 
 
 @dataclass(frozen=True)
 class CallPlan:
-    """What every layer needs to know of a call: computed once, used L times."""
+    """Inputs that all layers share in a call: computed once, used L times."""
 
     model: ModelConfig
     write_slots: Tensor  # [B] int32
@@ -77,13 +78,13 @@ def plan_call(
 def _visible(
     layers: Layers, inputs: dict[str, Tensor], model: ModelConfig, build: BuildConfig, target: str
 ) -> tuple[Tensor, Tensor]:
-    """Which slots each token sees (bool), and how far from it they stand (int32): both [B, 1, T, C]."""
+    """The slots that each token sees (bool), and their distances from it (int32): both [B, 1, T, C]."""
     sinks, newest, stored = inputs[io.ROWS].reshape(0, 3, 1, 1).unbind(1)  # [B, 1, 1]
     p, later = inputs[io.QUERIES].reshape(0, 0, 2, 1).unbind(2)  # [B, T, 1]
     slots, max_sinks = cache_slots(model, build, target), build.max_sink_token_length
     ring_slots = slots - max_sinks - 1
 
-    # The last slot is nobody's: as ring slot -M it is older than anything stored.
+    # The last slot is the scratch slot: as ring slot -M it is older than any token in the cache.
     ring_slot = layers.constant(torch.tensor([*range(ring_slots), -ring_slots], dtype=torch.int32).view(1, 1, -1))
     behind = newest - ring_slot
     age = (behind < 0).where(behind + ring_slots, behind)
@@ -109,7 +110,7 @@ def streaming_attention(
     heads, kv_heads, head_dim = model.num_attention_heads, model.num_key_value_heads, model.head_dim
     q, k, v = qkv.reshape_to(plan.split_sizes).transpose(0, 2, 1, 3).split((heads, kv_heads, kv_heads), axis=1)
     q = q.cast(torch.float32)
-    if plan.key is None:
+    if plan.key is None or plan.query is None:
         query = q * head_dim**-0.5
     else:
         query, k = q.rotate(plan.query), k.cast(torch.float32).rotate(plan.key).cast(dtype)

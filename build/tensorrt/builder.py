@@ -1,4 +1,4 @@
-"""Runs TensorRT's builder: its options and profiles, its progress, its plan on disk, and Ctrl-C while it works."""
+"""Runs TensorRT's builder: its options and profiles, its progress, its plan on disk, and how Ctrl-C stops it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import ModuleType
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.tensorrt_io import PROFILES, input_shapes, largest_call
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 LONGEST_PHASE = "Computing profile costs"
-"""Of the phases that the builder reports, the one that takes most of the time; its steps run over the profiles."""
+"""The phase of the builder that takes most of the time; its steps run over the profiles."""
 
 
 def builder_config(
@@ -52,7 +52,7 @@ def write_plan(
 ) -> None:
     """Build the network and write its plan to ``path`` as it comes.
 
-    The builder works on a thread of its own, so that Ctrl-C and SIGTERM are heard here; they end it at its next step.
+    The builder works on a thread of its own, so that this one gets Ctrl-C and SIGTERM; they end it at its next step.
     Raises TrtstreamError with TensorRT's reason if it cannot build the network, OSError if the plan cannot be written.
     """
     monitor = _new_monitor(trt)
@@ -76,7 +76,9 @@ def write_plan(
 
 
 def _new_monitor(trt: ModuleType) -> trt.IProgressMonitor:
-    class Monitor(trt.IProgressMonitor):
+    base: Any = trt.IProgressMonitor
+
+    class Monitor(base):
         """``done`` of ``steps`` of the longest phase. ``stopped``, once true, ends the build."""
 
         done, steps, stopped = 0, 1, False
@@ -97,7 +99,9 @@ def _new_monitor(trt: ModuleType) -> trt.IProgressMonitor:
 
 
 def _new_writer(trt: ModuleType, file: IO[bytes]) -> trt.IStreamWriter:
-    class Writer(trt.IStreamWriter):
+    base: Any = trt.IStreamWriter
+
+    class Writer(base):
         """Keeps a disk's ``error``: no exception may pass through TensorRT."""
 
         error: OSError | None = None

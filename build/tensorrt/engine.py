@@ -1,4 +1,4 @@
-"""The ``tensorrt`` and ``tensorrt-rtx`` targets: a plan that holds weights and kernels, from our own network."""
+"""The ``tensorrt`` and ``tensorrt-rtx`` targets: a plan with weights and kernels, built from our network."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def build_tensorrt_engine(
 ) -> EngineConfig:
     """Write the engine directory ``output`` atomically. ``target``: ``tensorrt`` or ``tensorrt-rtx``.
 
-    ``progress(done, total)`` is called as the weights are written, which is its first half, and as the builder works.
-    The weights go through a file in the work folder, tensor by tensor; `trtstream.build.tensorrt.memory` estimates the
-    memory that the builder takes. Raises TrtstreamError, with TensorRT's reason where it is TensorRT that fails.
+    ``progress`` counts the weights that are written, its first half, and then the builder's steps. The weights go
+    through a file in the work folder, tensor by tensor; `trtstream.build.tensorrt.memory` estimates the memory that the
+    builder takes. Raises TrtstreamError, with TensorRT's reason where TensorRT fails.
     """
     trt = load_builder(target)
     weights = tensorrt_weights(checkpoint, build)
@@ -49,7 +49,7 @@ def build_tensorrt_engine(
         write_plan(
             trt, builder, network, config, folder / ENGINE, lambda done, total: progress(total + done, 2 * total)
         )
-        del memory  # what the network's constants point to had to live until here
+        del memory  # the network's constants point to it
         checkpoint.save_tokenizer(folder / TOKENIZER)
         toolchain = {"trtstream": __version__, trt.__name__: trt.__version__}
         return write_config(folder, target, checkpoint.model, build, toolchain)

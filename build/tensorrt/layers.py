@@ -1,6 +1,6 @@
 """TensorRT's layers, written as arithmetic on tensors of a network that is being defined.
 
-Networks are strongly typed: nothing is cast unless asked for, and what meets in a layer has one dtype and one rank.
+Networks are strongly typed: nothing is cast unless asked for, and the inputs of a layer have one dtype and one rank.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Rotation = tuple["Tensor", "Tensor"]
 class Layers:
     """Adds layers to a network definition.
 
-    ``memory`` is what its constants point to: it must live until the engine is built.
+    ``memory`` holds the tensors that its constants point to: they must live until the engine is built.
     """
 
     def __init__(self, trt: ModuleType, network: trt.INetworkDefinition) -> None:
@@ -42,7 +42,7 @@ class Layers:
 
     @contextmanager
     def named(self, scope: str) -> Iterator[None]:
-        """Name the layers that are added meanwhile after what they compute, for profilers and error messages."""
+        """Name the layers that are added in the block, for profilers and error messages."""
         outer, self._scope = self._scope, scope
         yield
         self._scope = outer
@@ -50,9 +50,9 @@ class Layers:
     def add(
         self, kind: str, *arguments: object, inputs: Mapping[int, Tensor] = MappingProxyType({}), **properties: Any
     ) -> Tensor:
-        """The output of a new layer: ``add_{kind}`` of INetworkDefinition, and what is set on the layer after it.
+        """The output of a new layer: ``add_{kind}`` of INetworkDefinition, with ``properties`` set on the layer.
 
-        Raises TrtstreamError, with what the network's logger has as its ``last_error``, if TensorRT refuses it.
+        Raises TrtstreamError, with the ``last_error`` of the network's logger, if TensorRT refuses it.
         """
         layer = getattr(self.network, f"add_{kind}")(*map(_value, arguments))
         if layer is None:
@@ -74,7 +74,7 @@ class Layers:
         return TrtstreamError(f"TensorRT refuses the {kind} layer of {self._scope}: {reason}")
 
     def input(self, name: str, dtype: torch.dtype, shape: Sequence[int], dimensions: Sequence[str]) -> Tensor:
-        """An input of the network; of its first sizes, those that vary (-1) have the names ``dimensions``."""
+        """An input of the network; ``dimensions`` names its first sizes where they vary (-1)."""
         value = self.network.add_input(name, self.dtypes[dtype], shape)
         for axis, dimension in enumerate(dimensions):
             if shape[axis] == -1:
@@ -114,9 +114,9 @@ class Layers:
 
         q [B, heads, T, D], k and v [B, kv_heads, C, D], mask [B, heads, T, C]: all in one dtype.
         """
-        # Decomposable: where there is no fused kernel (float32, a head_dim below 16) it takes others. Where there is
-        # one, plans are the same without.
-        properties = {"mask": mask, "decomposable": True}
+        # Decomposable: without a fused kernel (float32, a head_dim below 16) it takes others. With one, plans are the
+        # same either way.
+        properties: dict[str, Any] = {"mask": mask, "decomposable": True}
         softmax = self.trt.AttentionNormalizationOp.SOFTMAX
         if hasattr(self.network, "add_attention_v2"):
             return self.add("attention_v2", q, k, v, softmax, self.trt.CausalMaskKind.NONE, **properties)
@@ -131,7 +131,7 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """-1 stands for what varies."""
+        """The sizes; -1 where they vary."""
         return tuple(self.value.shape)
 
     @property
@@ -172,7 +172,7 @@ class Tensor:
         return self.layers.add("activation", self, getattr(self.layers.trt.ActivationType, kind))
 
     def mean(self, axis: int) -> Tensor:
-        """Over one axis, which stays with size 1."""
+        """Over one axis, which is kept with size 1."""
         return self.layers.add("reduce", self, self.layers.trt.ReduceOperation.AVG, 1 << axis, True)
 
     def layer_norm(self, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -180,7 +180,7 @@ class Tensor:
         return self.layers.add("normalization_v2", self, weight, bias, 1 << 1, epsilon=eps)
 
     def where(self, yes: Tensor, no: Tensor) -> Tensor:
-        """This tensor is the condition."""
+        """``yes`` where this tensor is true, else ``no``."""
         return self.layers.add("select", self, yes, no)
 
     def cast(self, dtype: torch.dtype) -> Tensor:
@@ -215,7 +215,7 @@ class Tensor:
         return [self.gather(self.layers.constant(index), axis) for index in indices]
 
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
-        """``length`` indices of an axis from ``start`` on."""
+        """``length`` indices of an axis, from ``start``."""
         return self.layers.add("slice", self, (start,), (length,), (1,), axes=(axis,))
 
     def split(self, sizes: Sequence[int], axis: int) -> list[Tensor]:
@@ -223,7 +223,7 @@ class Tensor:
         return [self.narrow(axis, start, size) for start, size in zip(starts, sizes, strict=True)]
 
     def pad(self, axis: int, length: int) -> Tensor:
-        """Zeros behind, up to ``length``."""
+        """Zeros at the end of ``axis``, up to ``length``."""
         fill = self.layers.trt.SampleMode.FILL
         return self.layers.add("slice", self, (0,), (length,), (1,), axes=(axis,), mode=fill)
 

@@ -19,8 +19,8 @@ def tensorrt_memory(target: str, checkpoint: Checkpoint, build: BuildConfig) -> 
 def workspace_bytes(model: ModelConfig, build: BuildConfig, target: str) -> int:
     """An estimate for an engine's largest call: T tokens of one session, or one of each of B sessions.
 
-    What grows are the masks [rows, heads, C] of attention, of which three live at once (what is visible, a layer's own
-    correction and their sum; ALiBi has no correction), the widest activations [rows, columns], twice, and the logits
+    It grows with attention's masks [rows, heads, C], of which three live at once (visibility, a layer's correction and
+    their sum; ALiBi has no correction), with the widest activations [rows, columns], twice, and with the logits
     [rows, vocab] in float32. TensorRT-RTX's builder reports 0.6 to 1 times this for small models with windows of 512 to
     1024 and chunks of 256 to 512 tokens, of which 8 MiB are fixed.
     """
@@ -34,7 +34,7 @@ def builder_peak(model: ModelConfig, weights: int) -> int:
     """An estimate of the peak memory of a build of ``weights`` bytes, mapped files included.
 
     TensorRT's builder takes 0.4 GB, three times the weights, of which one is a mapped file that the kernel may drop,
-    and 25 MB a layer. That is within a fifth of what TensorRT-RTX 1.7 took for SmolLM2 (30 layers; 6 and 12 of them) in
+    and 25 MB a layer. TensorRT-RTX 1.7 took within a fifth of that for SmolLM2 (30 layers; 6 and 12 of them) in
     float16, float32, int8 and int4, and for four layers as large as a 1B model's.
     """
     return int(4e8 + 3 * weights + 2.5e7 * model.num_hidden_layers)

@@ -52,8 +52,8 @@ def define_network(
     with layers.named("embedding"):
         embedding = layers.constant(weights["embedding.weight"])
         x = embedding.gather(inputs[io.TOKENS].reshape(-1), axis=0)
-    for layer, names in enumerate(io.cache_names(model)):
-        x = decoder.layer(x, layer, plan, tuple(inputs[name] for name in names))
+    for layer, (keys, values) in enumerate(io.cache_names(model)):
+        x = decoder.layer(x, layer, plan, (inputs[keys], inputs[values]))
     with layers.named("logits"):
         x = decoder.normalize(x.gather(inputs[io.LOGITS_ROWS], axis=0), "norm")
         x = x.matmul_transposed(embedding) if model.tie_word_embeddings else decoder.linear(x, "lm_head")
@@ -101,7 +101,8 @@ class Decoder:
     def linear(self, x: Tensor, name: str) -> Tensor:
         """x [N, in] -> [N, out]."""
         with self.layers.named(name):
-            weight, scales, bias = (self.weights.get(f"{name}.{part}") for part in ("weight", "scales", "bias"))
+            weight = self.weights[f"{name}.weight"]
+            scales, bias = self.weights.get(f"{name}.scales"), self.weights.get(f"{name}.bias")
             stored = self.layers.constant(weight) if scales is None else self.layers.dequantized(weight, scales)
             out = x.matmul_transposed(stored)
             return out if bias is None else out + self.layers.constant(bias[None])

@@ -1,4 +1,4 @@
-"""Weight-only quantization in the formats of TensorRT's dequantize layer, which has scales but no zeros.
+"""Weight-only quantization in the formats of TensorRT's dequantize layer, which has scales and no zeros.
 
 ``int8``: one scale for each row. ``int4``: one for each group of 32 columns in a row, two columns in a byte.
 """
@@ -33,7 +33,7 @@ def dequantize(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def _round(weight: torch.Tensor, largest: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Integers of at most ``largest`` (int8) and what to multiply them with, one scale over the last dimension."""
+    """Integers of at most ``largest`` (int8) and their scales, one over the last dimension."""
     weight = weight.float()
     scales = (weight.abs().amax(dim=-1) / largest).clamp(min=torch.finfo(dtype).tiny).to(dtype)
     values = (weight / scales.float()[..., None]).round().clamp(-largest, largest)

@@ -1,4 +1,4 @@
-"""The weights of a TensorRT engine, on disk where the builder reads them: page cache, and not memory of ours."""
+"""The weights of a TensorRT engine, in a file that is mapped into memory while the builder reads it."""
 
 from __future__ import annotations
 
@@ -37,6 +37,6 @@ def staged_weights(weights: EngineWeights, folder: Path, progress: Progress) -> 
     path = folder / "weights.safetensors"
     weights.write(path, progress)
     with safe_open(path, framework="pt") as file:
-        mapped = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        mapped = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     path.unlink()
     return mapped

@@ -46,8 +46,8 @@ def build_engine(
 ) -> str | None:
     """Write ``folder/build.sh``, and run its command if this machine has trtllm-build of that release.
 
-    ``folder`` holds ``checkpoint/`` in ``release``'s format; the engine goes to ``folder/engine``. ``progress`` is told
-    how many of how many ranks are built; trtllm-build's own output goes to stderr. Returns the version that built it,
+    ``folder`` holds ``checkpoint/`` in ``release``'s format; the engine goes to ``folder/engine``. ``progress`` counts
+    ranks; trtllm-build's output goes to stderr. Returns the version that built it,
     or None if that is left to the user. Raises TrtstreamError if the build fails.
     """
     arguments = build_arguments(model, build, release)
@@ -93,7 +93,7 @@ def build_arguments(model: ModelConfig, build: BuildConfig, release: Release) ->
         arguments["--max_output_len"] = str(seq_len - input_len)
     else:
         arguments["--max_seq_len"] = str(seq_len)
-    # A prompt goes through in one piece, beside one token of each other request: chunks need paged context FMHA.
+    # A prompt goes through in one piece, together with one token of each other request: chunks need paged context FMHA.
     arguments["--max_num_tokens"] = str(max(build.max_num_tokens, input_len + build.max_batch_size))
     arguments |= {
         "--gpt_attention_plugin": build.dtype,
@@ -143,7 +143,7 @@ def _pairs(arguments: dict[str, str], output: str) -> list[tuple[str, str]]:
 
 
 def _run(program: Path, version: str, arguments: dict[str, str], folder: Path, ranks: int, progress: Progress) -> None:
-    """Run trtllm-build in ``folder``. Whatever ends this function ends it and its workers."""
+    """Run trtllm-build in ``folder``. However this function ends, trtllm-build and its workers end with it."""
     command = [str(program), *(part for pair in _pairs(arguments, ENGINE) for part in pair)]
     libc = ctypes.CDLL(None)
     process = subprocess.Popen(
@@ -155,11 +155,12 @@ def _run(program: Path, version: str, arguments: dict[str, str], folder: Path, r
         text=True,
         errors="replace",
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        start_new_session=True,  # a group of its own, to be killed as one
+        start_new_session=True,  # a process group, to be killed as one
         preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
     )
     tail: deque[str] = deque(maxlen=TAIL_LINES)
     try:
+        assert process.stdout is not None  # it is a pipe
         progress(0, ranks)
         for line in process.stdout:
             tail.append(line.rstrip())
@@ -184,6 +185,6 @@ def _built_ranks(folder: Path) -> list[Path]:
 
 
 def _last_error(lines: deque[str]) -> str:
-    said = [line for line in lines if line.strip()]
-    errors = [line for line in said if ERROR_LINE.search(line)]
-    return (errors or said or ["it said nothing"])[-1].strip()
+    printed = [line for line in lines if line.strip()]
+    errors = [line for line in printed if ERROR_LINE.search(line)]
+    return (errors or printed or ["it printed nothing"])[-1].strip()

@@ -1,11 +1,12 @@
-"""What each TensorRT-LLM release takes: the facts that conversion and build rest on, one `Release` a line of releases.
+"""The facts about TensorRT-LLM's releases that conversion and build rest on, one `Release` for a line of releases.
 
-Read from upstream's own code, https://github.com/NVIDIA/TensorRT-LLM, at the commit that each release names.
+Read from upstream's code, https://github.com/NVIDIA/TensorRT-LLM, at the commit that each release names.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from trtstream.errors import TrtstreamError
@@ -13,10 +14,10 @@ from trtstream.errors import TrtstreamError
 
 @dataclass(frozen=True)
 class Release:
-    """A TensorRT-LLM release, standing for all from it up to the next one listed.
+    """A TensorRT-LLM release, and all others up to the next one listed.
 
-    ``version`` is (major, minor); ``commit`` is upstream's at which the facts were read, the release's own or the
-    nearest that could be had; ``rope_kinds`` are the `trtstream.settings.RopeConfig` kinds that its Llama computes as
+    ``version`` is (major, minor); ``commit`` is the one of upstream where the facts were read, the release's or
+    the nearest one available; ``rope_kinds`` are the `trtstream.settings.RopeConfig` kinds that its Llama computes as
     transformers does; ``falcon_rotary_base`` says whether its Falcon has a RoPE base other than 10000; ``fixed_fields``
     are in the config of every checkpoint, ``llama_fields`` in a Llama's; ``container`` is a Triton image that has it.
     """
@@ -25,8 +26,8 @@ class Release:
     commit: str
     rope_kinds: tuple[str, ...]
     falcon_rotary_base: bool
-    fixed_fields: dict[str, object]
-    llama_fields: dict[str, object]
+    fixed_fields: Mapping[str, object]
+    llama_fields: Mapping[str, object]
     container: str
 
     @property
@@ -88,7 +89,7 @@ def find_release(version: str) -> Release:
     """
     match = re.match(r"v?(\d+)\.(\d+)(?=$|[.+\-a-z])", version.strip())
     if not match:
-        raise TrtstreamError(f"TensorRT-LLM version {version!r} is no version; expected one such as 0.17 or 1.0.0")
+        raise TrtstreamError(f"TensorRT-LLM version {version!r} is not a version; expected one such as 0.17 or 1.0.0")
     found = int(match[1]), int(match[2])
     if found >= FIRST_WITHOUT_SINKS:
         raise TrtstreamError(

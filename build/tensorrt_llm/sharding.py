@@ -1,4 +1,4 @@
-"""Which rank of a tensor- and pipeline-parallel engine holds what of each canonical tensor, under which name.
+"""The parts of each canonical tensor that the ranks of a tensor- and pipeline-parallel engine hold, and their names.
 
 Rank ``stage * tp_size + shard`` runs one shard of one pipeline stage. Names and cuts are those that upstream's layers
 load (tensorrt_llm/models/{llama,falcon}/model.py, layers/{attention,mlp,linear}.py); they are the same in all releases
@@ -19,7 +19,7 @@ from trtstream.errors import TrtstreamError
 from trtstream.settings import ModelConfig, TensorrtLlmOptions
 
 Cut = Callable[[torch.Tensor, int], torch.Tensor]
-"""Takes a canonical tensor and the number of a shard, and returns what that shard holds of it."""
+"""Takes a canonical tensor and the number of a shard, and returns the part that the shard holds."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Piece:
 
 
 def _check_parallel_sizes(model: ModelConfig, tp_size: int, pp_size: int) -> None:
-    """Raise TrtstreamError if the model cannot be divided so; upstream's loader would drop layers or fail."""
+    """Raise TrtstreamError for sizes that do not divide the model; upstream's loader would drop layers or fail."""
     if model.num_hidden_layers % pp_size:
         raise TrtstreamError(
             f"--pp-size {pp_size} does not divide the {model.num_hidden_layers} layers; choose one that does"
@@ -86,7 +86,7 @@ def _layer_modules(model: ModelConfig, module: str, kind: str, tp_size: int) -> 
     rows = _rows(tp_size)
     columns = _columns(tp_size) if kind == "weight" else _bias_after_sum(model)
     parallel = model.residual == "parallel"
-    return {
+    modules: dict[str, dict[str, Cut]] = {
         "attention_norm": {"input_layernorm": _whole},
         "mlp_norm": {"mlp_layernorm" if parallel else "post_layernorm": _whole},
         "qkv": {"attention.qkv": _heads(model, tp_size)},
@@ -98,7 +98,8 @@ def _layer_modules(model: ModelConfig, module: str, kind: str, tp_size: int) -> 
         },
         "up": {"mlp.fc": rows},
         "down": {"mlp.proj": columns},
-    }[module]
+    }
+    return modules[module]
 
 
 def _whole(tensor: torch.Tensor, shard: int) -> torch.Tensor:
@@ -135,7 +136,7 @@ def _heads(model: ModelConfig, tp_size: int) -> Cut:
         q, k, v = tensor.unflatten(0, (-1, model.head_dim)).split(head_counts)
         kv_shards = min(tp_size, kv_heads)
         kv_shard = shard * kv_shards // tp_size
-        own = q.chunk(tp_size)[shard], k.chunk(kv_shards)[kv_shard], v.chunk(kv_shards)[kv_shard]
-        return torch.cat(own).flatten(0, 1)
+        parts = q.chunk(tp_size)[shard], k.chunk(kv_shards)[kv_shard], v.chunk(kv_shards)[kv_shard]
+        return torch.cat(parts).flatten(0, 1)
 
     return cut

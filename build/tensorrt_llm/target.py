@@ -25,8 +25,8 @@ def build_tensorrt_llm_engine(
 
     It has ``checkpoint/``, ``tokenizer/``, ``build.sh`` and, where trtllm-build of the release is at hand, ``engine/``.
 
-    ``progress(done, total)`` is called as tensors are written, then as ranks are built. See `convert_checkpoint` for
-    memory and errors.
+    ``progress`` counts the checkpoint's tensors, then ranks that are built. See `convert_checkpoint` for memory and
+    errors.
     """
     release = choose_release(TensorrtLlmOptions.of(build).version)
     with new_directory(output) as folder:

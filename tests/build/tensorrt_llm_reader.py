@@ -47,8 +47,8 @@ def logits(config: dict[str, Any], ranks: list[Weights], tokens: list[int]) -> t
     for stage in stages:
         for i in range(config["num_hidden_layers"] // pp_size):
             prefix = f"transformer.layers.{i}."
-            own = [{k.removeprefix(prefix): v for k, v in rank.items() if k.startswith(prefix)} for rank in stage]
-            hidden = layer(config, own, hidden)
+            stored = [{k.removeprefix(prefix): v for k, v in rank.items() if k.startswith(prefix)} for rank in stage]
+            hidden = layer(config, stored, hidden)
     last = [
         norm(config, rank, "transformer.ln_f", x, LAYER_NORM_EPS) for rank, x in zip(stages[-1], hidden, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""The cuda target's engine directory, built without a GPU: dtypes, quantizations, and what is refused."""
+"""The cuda target's engine directory, built without a GPU: dtypes, quantizations, and refusals."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class RoundedCheckpoint:
 
 
 def test_smollm2_in_four_bits_keeps_its_perplexity(smollm2_gguf: Path, tmp_path: Path) -> None:
-    """21.1092 unquantized, 33.3 with groups of 64: the checkpoint's own groups of four bits have 32."""
+    """21.1092 unquantized, 33.3 with groups of 64: the checkpoint's groups of four bits have 32."""
     settings = BuildConfig(max_batch_size=1, max_attention_window=128, dtype="float32", quantization="int4")
     build_cuda_engine(open_checkpoint(smollm2_gguf), settings, tmp_path / "e", lambda *_: None)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "e" / "tokenizer")

@@ -18,7 +18,7 @@ from trtstream.settings import BuildConfig
 from trtstream.targets import TARGETS
 
 BUILD = BuildConfig(max_batch_size=3, max_num_tokens=8, max_attention_window=24)
-HEADER = 100_000  # bytes of a safetensors file that are no weights, at most
+HEADER = 100_000  # bytes of a safetensors file besides its weights, at most
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What `build_engine` gives to trtllm-build, and how it runs it. The trtllm-build here is a script of these tests."""
+"""The options that `build_engine` gives to trtllm-build, and how it runs it: here a script of these tests."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.name)
 @pytest.mark.parametrize("sinks", [0, 4])
 def test_arguments_against_the_releases_own_options(release: Release, sinks: int) -> None:
-    """No unknown option, and none missing: what a release has no default for, and what StreamingLLM needs."""
+    """No unknown option, and none missing that has no default in a release or that StreamingLLM needs."""
     known = {f"--{name}" for name in json.loads((OPTIONS / f"{release.name}.json").read_text())["trtllm_build"]}
     arguments = build_arguments(MODEL, replace(BUILD, sink_token_length=sinks), release)
     assert not set(arguments) - known
@@ -135,14 +135,14 @@ def test_without_trtllm_build(folder: Path, monkeypatch: pytest.MonkeyPatch, cap
 
 def test_a_build(folder: Path, install, capsys: pytest.CaptureFixture) -> None:
     record = install("0.17.0.post1", ranks=2)
-    told: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     build = replace(BUILD, tensorrt_llm=TensorrtLlmOptions(tp_size=2))
-    version = build_engine(folder, MODEL, build, find_release("0.17"), lambda done, total: told.append((done, total)))
+    version = build_engine(folder, MODEL, build, find_release("0.17"), lambda done, total: calls.append((done, total)))
     assert version == "0.17.0.post1"
     expected = {**build_arguments(MODEL, build, find_release("0.17")), "--output_dir": "engine"}
     assert json.loads(record.read_text()) == expected
-    assert told[0] == (0, 2)
-    assert told[-1] == (2, 2)
+    assert calls[0] == (0, 2)
+    assert calls[-1] == (2, 2)
     assert "[TRT-LLM] [I] building rank 1\n" in capsys.readouterr().err
     assert sorted(path.name for path in (folder / "engine").iterdir()) == [
         "config.json",
@@ -211,7 +211,7 @@ def test_a_version_that_cannot_be_told(tmp_path: Path, install) -> None:
 def test_an_interrupt_ends_the_build_and_its_workers(
     tmp_path: Path, folder: Path, install, number: signal.Signals
 ) -> None:
-    """trtllm-build hangs with a worker of its own; both are gone afterwards, and so is what was written."""
+    """trtllm-build hangs, and so does its worker; both are gone afterwards, and so are the files."""
     pids = tmp_path / "pids"
     install(
         "1.0.0",

@@ -299,7 +299,7 @@ def test_releases(version: str, release: str) -> None:
         ("0.9.0", "0.9.0 is too old.* use a release from 0.10 to 1.0"),
         ("1.1.0rc0", "no attention sinks .*; use --target tensorrt or cuda, or a release from 0.10 to 1.0"),
         ("1.3", "has no attention sinks"),
-        ("newest", "'newest' is no version; expected one such as 0.17"),
+        ("newest", "'newest' is not a version; expected one such as 0.17"),
     ],
 )
 def test_releases_that_do_not_serve(version: str, message: str) -> None:

@@ -11,7 +11,10 @@ import torch
 from transformers import AutoTokenizer
 
 from tests.engines import build_variant, random_tokens
+from trtstream.engine_dir import WEIGHTS
 from trtstream.errors import TrtstreamError
+from trtstream.runtime.cpu import CpuBackend
+from trtstream.runtime.decoder import read_weights
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.streaming_engine import StreamingEngine
 
@@ -94,6 +97,18 @@ def test_a_batch_equals_each_session_alone(engine: StreamingEngine) -> None:
         engine.prefill(slot, fed[slot][:first])
     together = [engine.decode([2, 0, 1], [fed[2][50 + i], fed[0][1 + i], fed[1][25 + i]])[[1, 2, 0]] for i in range(10)]
     assert (torch.stack(together, dim=1) - torch.stack(alone)).abs().max() < 1e-4
+
+
+def test_without_a_kernel_decode_steps_are_chunks(engine: StreamingEngine, folder: Path) -> None:
+    weights = read_weights(folder / WEIGHTS, engine.model, torch.device("cpu"), pack=True)
+    slower = StreamingEngine(engine.model, engine.build, CpuBackend(engine.model, engine.build, weights))
+    for both in (engine, slower):
+        both.prefill(0, random_tokens(5))
+        both.prefill(1, random_tokens(40))
+    for step in range(50):
+        tokens = random_tokens(2, seed=step)
+        expected = engine.decode([0, 1], tokens)
+        assert (slower.decode([0, 1], tokens) - expected).abs().max() < 1e-4 * expected.std()
 
 
 @pytest.mark.parametrize("bad", [[128], [-1], [0, 500], []])

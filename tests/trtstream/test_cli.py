@@ -49,6 +49,7 @@ def test_every_command_has_help(command: str) -> None:
         ),
         (["--sink-token-length", -1], "sink_token_length is -1; it must be 0 or more"),
         (["--max-batch-size", 0], "max_batch_size is 0; it must be at least 1"),
+        (["--max-attention-window", 0], "max_attention_window is 0; it must be at least 1"),
         (["--sink-token", 128], "--sink-token 128 is outside the vocabulary of 128"),
         (["--sink-token", 1, "--sink-token-length", 0], "--sink-token needs --sink-token-length 1 or more"),
     ],
@@ -117,3 +118,26 @@ def test_inspect_as_json(checkpoint: Path, tmp_path: Path) -> None:
     assert shown["build_config"]["max_attention_window"] == 64
     # 2 (keys, values) x 3 layers x 2 KV heads x 64 slots x 16 dimensions x 2 bytes
     assert shown["memory"]["kv_cache_bytes_per_session"] == 2 * 3 * 2 * 64 * 16 * 2
+
+
+def test_a_path_of_another_kind_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    engine, repository = tmp_path / "engine", tmp_path / "repository"
+    assert run_in_process("build", checkpoint, "--output", engine).returncode == 0
+    assert run_in_process("package", engine, "--output", repository).returncode == 0
+    gguf = tmp_path / "model.gguf"
+    gguf.touch()
+    packaged = repository / "trtstream" / "1" / "engine"
+    a_checkpoint = "is not an engine: it is a checkpoint; make an engine of it with `trtstream build`"
+    expected = {
+        ("build", engine): "is an engine, built already; give the checkpoint that it was built from",
+        ("build", repository): "is a Triton model repository; give a checkpoint, or `trtstream serve` it",
+        ("inspect", repository): f"is not an engine: it is a Triton model repository, and its engine is {packaged}",
+        ("inspect", checkpoint): a_checkpoint,
+        ("inspect", gguf): a_checkpoint,
+        ("inspect", tmp_path): "is not an engine: it has no config.json; make one with `trtstream build`",
+    }
+    for (command, path), message in expected.items():
+        output = ["--output", tmp_path / "new"] if command == "build" else []
+        refused = run_in_process(command, path, *output)
+        assert (refused.returncode, refused.stderr) == (1, f"trtstream: {path} {message}\n")
+    assert not (tmp_path / "new").exists()

@@ -1,4 +1,4 @@
-"""What an engine directory refuses to load, and that an interrupted build leaves nothing that loads."""
+"""Engine directories that are refused, and builds that are interrupted and leave nothing that loads."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ def test_it_loads_as_built(engine: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"version": 1}, "engine format 1, and this trtstream reads 2; rebuild"),
         ({"version": 99}, "engine format 99, and this trtstream reads 2; rebuild"),
         ({"target": "abacus"}, "target is 'abacus'; this trtstream knows cpu, "),
         ({"toolchain__instruction_sets": ["avx2", "sse9"]}, "needs a CPU with sse9; build it again on this machine"),

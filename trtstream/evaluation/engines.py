@@ -113,10 +113,10 @@ def _read_weights(checkpoint: Checkpoint, target: Target, dtype: str) -> Decoder
         return collect_weights(checkpoint.model, set(names), tensor, pack=target.device == "cpu")
 
 
-def _check_memory(needed: int, what: str, target: Target) -> None:
+def _check_memory(needed: int, purpose: str, target: Target) -> None:
     available = free_memory(target.device)
     if needed > available:
         raise TrtstreamError(
-            f"the model needs {needed / 1e9:.2f} GB for {what}, and {available / 1e9:.2f} GB are free; use another "
+            f"the model needs {needed / 1e9:.2f} GB for {purpose}, and {available / 1e9:.2f} GB are free; use another "
             "--dtype, fewer tokens or a larger machine"
         )
