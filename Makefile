@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Processes that share the tests; each computes in one thread.
 WORKERS ?= 2
 
-.PHONY: help install quickstart test lint style imports types clean
+.PHONY: help install quickstart check fast-tests test test-all lint style imports types clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
@@ -24,8 +24,17 @@ $(VENV)/installed: pyproject.toml setup.cfg constraints.txt
 quickstart: install ## SmolLM2-135M: fetch, build, package, serve, smoke, bench, a conversation
 	$(BIN)/trtstream quickstart
 
-test: install lint
-	$(BIN)/python -m pytest -n $(WORKERS)
+check: install ## lint and the tests that need neither servers nor large models, at the same time: while you work
+	@$(MAKE) --no-print-directory --jobs=4 --output-sync style imports types fast-tests
+
+fast-tests: install
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not (slow or triton or smollm2 or builder or process or variants)"
+
+test: install lint ## lint and all tests but the slow ones
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" --durations=25
+
+test-all: test ## the slow tests too, as CI does
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow --durations=25
 
 lint: install ## style, direction of imports, and types
 	@$(MAKE) --no-print-directory --jobs=3 --output-sync style

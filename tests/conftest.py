@@ -12,6 +12,8 @@ import pytest
 from xdist.remote import Producer
 
 from tests import compiler
+from tests.checkpoints import VARIANTS
+from tests.processor_time import pytest_runtest_call  # noqa: F401
 from tests.workers import ByModule
 from trtstream.samples.smollm2 import fetch_smollm2
 
@@ -41,6 +43,16 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(folder.cleanup)
         os.environ[SHARED_FOLDER] = folder.name
         compiler.install(Path(folder.name))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Set the marks that can be seen from outside; see [tool.pytest.ini_options] in pyproject.toml."""
+    others = set(VARIANTS) - {"llama-gqa", "falcon-rw"}
+    for item in items:
+        if {"smollm2_gguf", "smollm2_engine"} & set(item.fixturenames):
+            item.add_marker(pytest.mark.smollm2)
+        if any(variant in item.name for variant in others):
+            item.add_marker(pytest.mark.variants)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -17,10 +18,11 @@ class ByModule(LoadScopeScheduling):
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        module = nodeid.partition("::")[0]
-        return "servers" if starts_servers(module) else module
+        return group(nodeid.partition("::")[0])
 
 
 @cache
-def starts_servers(module: str) -> bool:
-    return "pytest.mark.triton" in (ROOT / module).read_text()
+def group(module: str) -> str:
+    """The group that a module's marks put it into, or the module itself."""
+    marks = re.search(r"pytest\.mark\.(?:xdist_group\(\"(\w+)\"|triton)", (ROOT / module).read_text())
+    return (marks[1] or "triton") if marks else module

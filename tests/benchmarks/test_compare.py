@@ -17,6 +17,8 @@ from benchmarks.compare import findings, gguf_formats
 from benchmarks.compare.peer import Peer
 from tests.checkpoints import write_checkpoint
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parent.parent.parent
 WINDOW = 32
 

@@ -61,6 +61,7 @@ def parts_of(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())["parts"]
 
 
+@pytest.mark.process
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_it_says_what_is_missing() -> None:
     done = subprocess.run([sys.executable, "-m", "benchmarks.gpu"], cwd=ROOT, capture_output=True, text=True)
@@ -145,6 +146,7 @@ def python_with_torch_alone(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
+@pytest.mark.process
 def test_sources_alone_are_enough(tmp_path: Path) -> None:
     """A bare checkout, in an environment without trtstream and any package but torch, called from elsewhere."""
     ignored = shutil.ignore_patterns("__pycache__", "results")
@@ -167,6 +169,7 @@ def test_sources_alone_are_enough(tmp_path: Path) -> None:
     assert "trtstream[tensorrt-rtx]" in neither["note"]
 
 
+@pytest.mark.builder
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_tensorrt_builds_here_and_needs_a_gpu_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "results.json"

@@ -99,6 +99,7 @@ def test_columns_that_int4_cannot_take_are_refused_before_anything_is_written(tm
     assert not (tmp_path / "engine").exists()
 
 
+@pytest.mark.process
 def test_the_commands(tmp_path: Path) -> None:
     """build needs no GPU, inspect shows the target, and serve refuses at once where the engine cannot run."""
     checkpoint, engine = write_checkpoint(tmp_path / "checkpoint", "llama-gqa"), tmp_path / "engine"

@@ -17,6 +17,8 @@ from tests.checkpoints import write_checkpoint
 from tests.hub_server import Hub, Repository, serve
 from tests.runtime.clients import BOS, EOS, byte_tokenizer
 
+pytestmark = pytest.mark.process
+
 MAIN, OLD = "a" * 40, "b" * 40
 SMALL = ["chat_template.jinja", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
 FETCH = """

@@ -307,6 +307,7 @@ def test_releases_that_do_not_serve(version: str, message: str) -> None:
         find_release(version)
 
 
+@pytest.mark.process
 def test_build_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # no trtllm-build
     folder, engine = write_checkpoint(tmp_path / "source", "llama-gqa", **SIZES), tmp_path / "engine"

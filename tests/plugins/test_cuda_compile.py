@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SHARED_MEMORY_LIMIT = {80: 166_912, 90: 232_448, 120: 101_376}  # bytes a block
 

@@ -107,6 +107,7 @@ for kernel, stored in ((int8_kernel, {"values": "*i8", "scales": "*fp32"}),
 """
 
 
+@pytest.mark.process
 def test_they_compile_for_every_generation() -> None:
     """For Ampere, Hopper and Blackwell, without a GPU, within the shared memory that the least of them has."""
     result = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, timeout=300)

@@ -30,6 +30,8 @@ from trtstream.errors import TrtstreamError
 from trtstream.plugins.tensorrt_library import why_not_built_with
 from trtstream.settings import BuildConfig
 
+pytestmark = pytest.mark.builder
+
 BUILD = BuildConfig(max_batch_size=2, max_num_tokens=8, max_attention_window=32, dtype="float16")
 KERNELS = 12_000_000  # bytes of a small plan that are no weights, at most
 DTYPES = {"llama-gqa": "bfloat16", "falcon-7b": "bfloat16", "llama-mqa": "float32"}
@@ -106,6 +108,7 @@ def anonymous_memory() -> int:
     return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) * 1024
 
 
+@pytest.mark.slow
 def test_smollm2_in_float16(smollm2_gguf: Path, tmp_path: Path) -> None:
     engine = tmp_path / "engine"
     done = run_trtstream("build", smollm2_gguf, "--output", engine, "--target", "tensorrt-rtx", "--dtype", "float16")

@@ -19,6 +19,8 @@ from trtstream.plugins.kv_cache import kv_bytes_per_session
 from trtstream.runtime.loading import check_memory, load_engine
 from trtstream.settings import BuildConfig
 
+pytestmark = pytest.mark.builder
+
 no_gpu = pytest.mark.skipif(why_no_gpu() is None, reason="this machine has a GPU")
 
 

@@ -163,6 +163,7 @@ def test_quantized_projections(variant: str, quantization: str, tmp_path: Path) 
     assert (expected - plain).abs().max() > TOLERANCE * expected.std()
 
 
+@pytest.mark.builder
 @pytest.mark.parametrize(
     ("variant", "overrides"), [("llama-gqa", {"head_dim": 64}), ("falcon-rw", {"num_attention_heads": 8})]
 )

@@ -63,6 +63,7 @@ def test_build_refuses(options: list[object], message: str, checkpoint: Path, tm
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.process
 def test_a_window_beyond_the_trained_context_needs_force(tmp_path: Path) -> None:
     short = write_checkpoint(tmp_path / "checkpoint", "llama-gqa", max_position_embeddings=64)
     refused = run_in_process("build", short, "--output", tmp_path / "engine", "--max-attention-window", 100)
@@ -91,6 +92,7 @@ def test_without_a_compiler_the_build_says_so(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.process
 def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands in for a full disk: the same write fails in the same way."""
     command = f"ulimit -f 80; exec {sys.executable} -m trtstream build {checkpoint} --output {tmp_path}/engine"

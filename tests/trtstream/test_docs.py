@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -37,6 +39,8 @@ def outputs_of(page: str, folder: Path, cache: Path) -> list[str]:
     return outputs
 
 
+@pytest.mark.slow
+@pytest.mark.triton
 def test_the_readme_runs(smollm2_gguf: Path, tmp_path: Path) -> None:
     assert [language for language, _ in blocks("README.md")] == ["bash", "python"]
     outputs = outputs_of("README.md", tmp_path, smollm2_gguf.parent)
@@ -46,6 +50,7 @@ def test_the_readme_runs(smollm2_gguf: Path, tmp_path: Path) -> None:
     assert outputs[1].startswith("The capital of France is Paris.\nParis is famous for")
 
 
+@pytest.mark.process
 def test_the_tensorrt_page_runs(smollm2_gguf: Path, tmp_path: Path) -> None:
     (output,) = outputs_of("docs/tensorrt.md", tmp_path, smollm2_gguf.parent)
     assert "sessions in 24 GB" in output

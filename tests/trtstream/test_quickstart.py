@@ -15,6 +15,7 @@ from trtstream.errors import TrtstreamError
 
 
 @pytest.mark.slow
+@pytest.mark.triton
 def test_quickstart_serves_until_it_is_stopped(smollm2_gguf: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "trtstream", "quickstart", "--keep-running"]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # as a user has it
