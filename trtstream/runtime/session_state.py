@@ -1,10 +1,23 @@
-"""The state of one session outside an engine."""
+"""The state of one session outside an engine, and the file that it is saved in."""
 
 from __future__ import annotations
 
+import json
+import os
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+
+from trtstream.checksum import file_sha256
+from trtstream.errors import TrtstreamError
+
+FORMAT_VERSION = "1"
+VERSION = "trtstream_session"  # key of the format version in a file's metadata
+CHECKSUM_BYTES = 32
 
 
 @dataclass
@@ -21,3 +34,91 @@ class SessionState:
     position: int
     token_ids: list[int]
     kv_cache: torch.Tensor | None = None
+
+    def save(self, path: Path, engine: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> None:
+        """Write the session to ``path`` atomically, as a safetensors file that only its owner can read.
+
+        ``engine`` identifies the engine that the cache belongs to: `load` refuses the file for any other. ``metadata``
+        travels with the session. Both are JSON values. Raises TrtstreamError if the file cannot be written.
+        """
+        from safetensors import SafetensorError  # not above: benchmarks run where torch is the only package
+        from safetensors.torch import save_file
+
+        session = {
+            "sink_token_length": self.sink_token_length,
+            "position": self.position,
+            "engine": dict(engine),
+            "metadata": dict(metadata or {}),
+        }
+        header = {VERSION: FORMAT_VERSION, "session": json.dumps(session)}
+        tensors = {"token_ids": torch.tensor(self.token_ids, dtype=torch.int32)}
+        if self.kv_cache is not None:
+            tensors["kv_cache"] = self.kv_cache.contiguous()
+        # safetensors puts the smallest dtype last, so the checksum ends the file and covers everything before it.
+        tensors["sha256"] = torch.zeros(CHECKSUM_BYTES, dtype=torch.uint8)
+        work = None
+        try:
+            descriptor, work = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+            os.close(descriptor)
+            save_file(tensors, work, metadata=header)
+            checksum = _checksum(Path(work))
+            with open(work, "r+b") as file:
+                file.seek(-CHECKSUM_BYTES, os.SEEK_END)
+                file.write(checksum)
+            os.replace(work, path)
+        except (SafetensorError, OSError) as error:
+            raise TrtstreamError(f"{path} cannot be written ({error})") from error
+        finally:
+            if work is not None:
+                Path(work).unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path, engine: Mapping[str, Any]) -> tuple[SessionState, dict[str, Any]]:
+        """Read the file that `save` wrote; returns the session and its metadata.
+
+        Raises TrtstreamError, which names the file, if it cannot be read, is not a saved session or a damaged one, has
+        another format version, or was saved with another ``engine``.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                _check_version(path, header.get(VERSION))
+                with path.open("rb") as raw:
+                    raw.seek(-CHECKSUM_BYTES, os.SEEK_END)
+                    checksum = raw.read()
+                if checksum != _checksum(path):
+                    raise TrtstreamError(f"{path} is damaged (its SHA-256 does not match its contents); remove it")
+                session = json.loads(header["session"])
+                # Cloned, because safetensors' tensors are memory maps of the file.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                token_ids, cache = tensors["token_ids"].tolist(), tensors.get("kv_cache")
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise TrtstreamError(f"{path} cannot be read as a saved session ({error}); remove it") from error
+        _check_engine(path, session["engine"], json.loads(json.dumps(dict(engine))))
+        return cls(session["sink_token_length"], session["position"], token_ids, cache), session["metadata"]
+
+
+def _checksum(path: Path) -> bytes:
+    """The SHA-256 of everything in the file before its checksum."""
+    return bytes.fromhex(file_sha256(path, path.stat().st_size - CHECKSUM_BYTES))
+
+
+def _check_version(path: Path, version: str | None) -> None:
+    if version is None:
+        raise TrtstreamError(f"{path} is not a saved session; remove it, or choose another file")
+    if version != FORMAT_VERSION:
+        raise TrtstreamError(
+            f"{path} has session format {version}, and this trtstream reads {FORMAT_VERSION}; remove it, or use the "
+            "trtstream that saved it"
+        )
+
+
+def _check_engine(path: Path, saved: dict[str, Any], expected: dict[str, Any]) -> None:
+    for name in sorted({*saved, *expected}):
+        if saved.get(name) != expected.get(name):
+            raise TrtstreamError(
+                f"{path} was saved by another engine: its {name} is {saved.get(name)!r}, and this engine's is "
+                f"{expected.get(name)!r}; use that engine, or remove the file"
+            )
