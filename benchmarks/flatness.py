@@ -24,7 +24,7 @@ from trtstream.runtime.streaming_engine import StreamingEngine
 
 
 def feed(engine: StreamingEngine, total: int, samples: int) -> list[dict[str, float]]:
-    """Feed ``total`` random tokens to slot 0 in equal parts; position, resident bytes and ms per token after each."""
+    """Feed ``total`` random tokens to lane 0 in equal parts; position, resident bytes and ms per token after each."""
     generator = torch.Generator().manual_seed(0)
     history = []
     for _ in range(samples):
@@ -44,13 +44,13 @@ def feed(engine: StreamingEngine, total: int, samples: int) -> list[dict[str, fl
 
 
 def step_in_turn(engine: StreamingEngine, steps: int) -> dict[str, float]:
-    """Median milliseconds of a decode step of the old session (slot 0) and of a young one (slot 1), A B A B."""
+    """Median milliseconds of a decode step of the old session (lane 0) and of a young one (lane 1), A B A B."""
     engine.prefill(1, list(range(2 * engine.build.max_attention_window)))
     times: dict[int, list[float]] = {0: [], 1: []}
     for _ in range(steps):
-        for slot, taken in times.items():
+        for lane, taken in times.items():
             started = time.perf_counter()
-            engine.decode([slot], [7])
+            engine.decode([lane], [7])
             taken.append((time.perf_counter() - started) * 1e3)
     old, young = (statistics.median(taken) for taken in times.values())
     return {"steps": steps, "old_ms": old, "young_ms": young, "old_to_young": old / young}

@@ -1,6 +1,6 @@
-"""Streaming attention of a chunk of tokens (prefill, scoring) in torch: what that many single steps would give.
+"""Streaming attention of a chunk of tokens (prefill, scoring) in torch: equivalent to a step for each token.
 
-The chunk attends to the old cache and to itself, and is written afterwards, so the ring needs no spare slots. The query
+The chunk attends to the old cache and to itself and is written afterwards, so the ring needs no spare slots. The query
 is rotated twice, to t for ring keys and to p(t) for sinks; no stored key is ever rotated again.
 """
 
@@ -16,19 +16,18 @@ from trtstream.plugins.window import Window
 
 @dataclass(frozen=True)
 class ChunkPlan:
-    """What every layer needs to know of a chunk of T tokens: computed once, used L times.
+    """The inputs that all layers share for a chunk of T tokens.
 
-    Keys stand in the order: sinks (old, then the chunk's own), old ring, rest of the chunk.
+    The order of keys is: sinks (old, then the chunk's), old ring, rest of the chunk.
     """
 
     old_sinks: int
     new_sinks: int
     old_ring: slice
-    rotation_at_t: Rotation | None
-    rotation_at_p: Rotation | None
+    rotations: tuple[Rotation, Rotation] | None  # at t and at p(t), each [T, head_dim / 2]; None with ALiBi
     bias: torch.Tensor  # [1 or heads, T, keys] float32, -inf where a query does not see a key
     kept: torch.Tensor  # chunk-relative indices of the tokens that stay in the cache
-    kept_slots: torch.Tensor  # and where
+    kept_slots: torch.Tensor  # their slots
 
 
 def plan_chunk(window: Window, positions: PositionEncoding, first: int, length: int, ring_first: int) -> ChunkPlan:
@@ -52,13 +51,12 @@ def plan_chunk(window: Window, positions: PositionEncoding, first: int, length: 
         distance = torch.where(is_sink, p.unsqueeze(1), query) - keys
         bias = -positions.slopes[:, None, None] * distance
     kept = window.kept(first, first + length)
-    rotary = positions.frequencies is not None
+    at_t, at_p = positions.rotation(t), positions.rotation(p)
     return ChunkPlan(
         old_sinks=old_sinks,
         new_sinks=new_sinks,
         old_ring=slice(window.max_sinks, window.max_sinks + len(ring_slots)),
-        rotation_at_t=positions.rotation(t) if rotary else None,
-        rotation_at_p=positions.rotation(p) if rotary else None,
+        rotations=None if at_t is None or at_p is None else (at_t, at_p),
         bias=bias.masked_fill(~visible, -torch.inf),
         kept=kept - first,
         kept_slots=window.slots(kept),
@@ -69,7 +67,7 @@ def _used_ring_slots(window: Window, first: int, ring_first: int) -> int:
     """How many ring slots, from the first on, may hold a token before the chunk."""
     if first <= ring_first:
         return 0
-    # A session that was rebuilt from its ids begins anywhere in the ring, so its tokens wrap before they fill it.
+    # A session rebuilt from its ids may begin anywhere in the ring, so its tokens wrap before they fill it.
     return window.ring if ring_first > window.sinks else min(first - window.sinks, window.ring)
 
 
@@ -83,9 +81,10 @@ def chunk_attention(qkv: torch.Tensor, cache: torch.Tensor, plan: ChunkPlan, num
     qkv = qkv.view(len(qkv), -1, head_dim).transpose(0, 1)  # [heads + 2 * kv_heads, T, head_dim]
     q, k, v = qkv.split((num_heads, kv_heads, kv_heads))
     q_at_t = q_at_p = q.float()
-    if plan.rotation_at_t is not None:
-        q_at_t, q_at_p = rotate(q_at_t, *plan.rotation_at_t), rotate(q_at_p, *plan.rotation_at_p)
-        k = rotate(k.float(), *plan.rotation_at_t).to(k.dtype)
+    if plan.rotations is not None:
+        at_t, at_p = plan.rotations
+        q_at_t, q_at_p = rotate(q_at_t, *at_t), rotate(q_at_p, *at_p)
+        k = rotate(k.float(), *at_t).to(k.dtype)
     chunk = torch.stack((k, v))  # [2, kv_heads, T, head_dim]
 
     old_sinks, new_sinks = cache[:, :, : plan.old_sinks], chunk[:, :, : plan.new_sinks]
@@ -93,10 +92,10 @@ def chunk_attention(qkv: torch.Tensor, cache: torch.Tensor, plan: ChunkPlan, num
     keys, values = torch.cat((old_sinks, new_sinks, *recent), dim=2).float()
     num_sinks = plan.old_sinks + plan.new_sinks
 
-    def grouped(query: torch.Tensor) -> torch.Tensor:  # the queries of one key-value head side by side, scaled
+    def grouped(query: torch.Tensor) -> torch.Tensor:  # scaled, the queries of a key-value head next to each other
         return (query * head_dim**-0.5).reshape(kv_heads, -1, head_dim)
 
-    # The few columns of sinks are computed twice: cheaper than joining two products of different queries.
+    # The few sink columns are computed twice: cheaper than joining two products of different queries.
     scores = grouped(q_at_t) @ keys.transpose(1, 2)
     scores[:, :, :num_sinks] = grouped(q_at_p) @ keys[:, :num_sinks].transpose(1, 2)
     weights = scores.view(num_heads, q.shape[1], -1).add_(plan.bias).softmax(dim=-1)

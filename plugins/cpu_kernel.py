@@ -24,12 +24,12 @@ LINK_FLAGS = ["-shared", "-fopenmp"]
 def compiler() -> str:
     """The C++ compiler: $CXX or g++."""
     name = os.environ.get("CXX", "g++")
-    found = shutil.which(name)
-    if found is None:
+    path = shutil.which(name)
+    if path is None:
         raise TrtstreamError(
             f"the cpu target compiles its attention kernel and found no {name}; install g++ or set CXX"
         )
-    return found
+    return path
 
 
 def compile_kernel(model: ModelConfig, build: BuildConfig, output: Path) -> None:
@@ -47,7 +47,7 @@ def _geometry(model: ModelConfig, build: BuildConfig) -> dict[str, int]:
         "HEAD_DIM": model.head_dim,
         "NUM_HEADS": model.num_attention_heads,
         "NUM_KV_HEADS": model.num_key_value_heads,
-        "WINDOW": build.max_attention_window,
+        "WIDTH": build.max_attention_window,
         "MAX_SINKS": build.max_sink_token_length,
         "BFLOAT16": int(build.dtype == "bfloat16"),
     }
@@ -91,7 +91,7 @@ class DecodeKernel:
     def __call__(self, qkv: torch.Tensor, cache: torch.Tensor, plan: StepPlan) -> torch.Tensor:
         """Rotate, write and attend for one token of each session of the plan.
 
-        qkv [batch, (heads + 2 * kv_heads) * head_dim] as projected; ``cache`` [sessions, 2, kv_heads, window, head_dim]
+        qkv [batch, (heads + 2 * kv_heads) * head_dim] as projected; ``cache`` [sessions, 2, kv_heads, W, head_dim]
         may be a view strided in its first dimension and is changed in place. Returns [batch, heads * head_dim].
         """
         _, _, kv_heads, _, head_dim = cache.shape

@@ -1,10 +1,10 @@
-"""Streaming attention of one decode step on a GPU, in the Triton language (plugins/reference.py says what it computes).
+"""Streaming attention of one decode step on a GPU, in the Triton language (plugins/reference.py defines it).
 
 One program attends from the queries of one key-value head of one session to its share of the cache: it rotates the
 queries twice, to t for ring keys and to p(t) for sinks, so that no stored key is ever rotated again, and reads each
 visible key and value once. Where sessions times heads are too few to fill the GPU, the cache is split over several
 programs and their softmax sums are merged by a second kernel, as flash-decoding does. The new token never passes
-through the cache on its way to its own query: one program writes it, and none reads its slot.
+through the cache on its way to its own query: one program writes it, and no program reads its slot.
 
 No GPU has run it yet: it is tested in the Triton language's interpreter and compiled for sm_80, sm_90 and sm_120.
 """
@@ -29,20 +29,20 @@ from trtstream.plugins.cuda_tiles import (
 @triton.jit
 def decode_kernel(
     qkv,  # [B, (HEADS + 2 * KV_HEADS) * HEAD_DIM]
-    cache,  # [sessions, 2, KV_HEADS, WINDOW, HEAD_DIM], sessions ``session_stride`` elements apart
+    cache,  # [sessions, 2, KV_HEADS, WIDTH, HEAD_DIM], sessions ``session_stride`` elements apart
     rows,  # [B, 6] int64
     rotation,  # [B, 4, HEAD_DIM / 2] float32, or None
     slopes,  # [HEADS] float32, or None
     out,  # [B, HEADS, HEAD_DIM], where there is one split
-    peaks,  # [B, HEADS, splits] float32, else
-    totals,  # likewise
-    partials,  # [B, HEADS, splits, HEAD_DIM] float32, likewise
+    peaks,  # [B, HEADS, splits] float32, where there are several
+    totals,  # the same
+    partials,  # [B, HEADS, splits, HEAD_DIM] float32, where there are several
     session_stride,
     scale,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    WINDOW: tl.constexpr,
+    WIDTH: tl.constexpr,
     MAX_SINKS: tl.constexpr,
     SPLIT: tl.constexpr,
     GROUP_BLOCK: tl.constexpr,
@@ -52,20 +52,20 @@ def decode_kernel(
     GROUP: tl.constexpr = HEADS // KV_HEADS
     GROUP_TILES: tl.constexpr = (GROUP + GROUP_BLOCK - 1) // GROUP_BLOCK
     HALF: tl.constexpr = HEAD_DIM // 2
-    RING: tl.constexpr = WINDOW - MAX_SINKS
+    RING: tl.constexpr = WIDTH - MAX_SINKS
     batch = tl.program_id(0)
     kv_head = tl.program_id(1) // GROUP_TILES
     group_tile = tl.program_id(1) % GROUP_TILES
     split, splits = tl.program_id(2), tl.num_programs(2)
 
     row = rows + batch * 6
-    slot = tl.load(row)
+    lane = tl.load(row)
     write = tl.load(row + 1).to(tl.int32)
     num_sinks = tl.load(row + 2).to(tl.int32)
     ring_count = tl.load(row + 3).to(tl.int32)
     newest = tl.load(row + 4).to(tl.int32)
     cache_position = tl.load(row + 5).to(tl.int32)
-    is_session = slot >= 0
+    is_session = lane >= 0
 
     half = tl.arange(0, HALF_BLOCK)
     in_half = half < HALF
@@ -91,8 +91,8 @@ def decode_kernel(
     sink_first, sink_second = sink_first.to(dtype), sink_second.to(dtype)
     key_first, key_second = key_first.to(dtype), key_second.to(dtype)
 
-    keys = cache + slot * session_stride + kv_head * WINDOW * HEAD_DIM
-    values = keys + KV_HEADS * WINDOW * HEAD_DIM
+    keys = cache + lane * session_stride + kv_head * WIDTH * HEAD_DIM
+    values = keys + KV_HEADS * WIDTH * HEAD_DIM
     has_token = is_session & (split == 0)
     writes = has_token & (group_tile == 0)
     tl.store(keys + write * HEAD_DIM + half, key_first, mask=in_half & writes)
@@ -100,15 +100,15 @@ def decode_kernel(
     tl.store(values + write * HEAD_DIM + dim, value, mask=in_dim & writes)
 
     # The softmax begins with the new token alone, at distance 0, in the first split, and empty in the others.
-    own = first.to(tl.float32) * key_first.to(tl.float32) + second.to(tl.float32) * key_second.to(tl.float32)
-    peak = tl.where(has_token, tl.sum(own, axis=1) * scale, LOWEST)
+    products = first.to(tl.float32) * key_first.to(tl.float32) + second.to(tl.float32) * key_second.to(tl.float32)
+    peak = tl.where(has_token, tl.sum(products, axis=1) * scale, LOWEST)
     total = tl.where(has_token, 1.0, tl.zeros([GROUP_BLOCK], tl.float32))
     acc = tl.where(has_token, value.to(tl.float32), tl.zeros([GROUP_BLOCK, 2 * HALF_BLOCK], tl.float32))
     if slopes is not None:
         slope = tl.load(slopes + head, mask=in_group, other=0.0) * LOG2E
 
-    # Slots from here on hold nothing visible: a young session costs what it holds.
-    used = tl.where(ring_count > newest + 1, WINDOW, MAX_SINKS + newest + 1)
+    # Slots from here on hold nothing visible: a young session's cost grows with what it holds.
+    used = tl.where(ring_count > newest + 1, WIDTH, MAX_SINKS + newest + 1)
     used = tl.where(ring_count == 0, num_sinks, used)
     used = tl.where(is_session, used, 0)
     for begin in range(split * BLOCK, used, splits * BLOCK):
@@ -116,7 +116,7 @@ def decode_kernel(
         is_sink = slots < num_sinks
         age = newest - (slots - MAX_SINKS)
         age = tl.where(age < 0, age + RING, age)
-        in_ring = (slots >= MAX_SINKS) & (slots < WINDOW) & (age < ring_count)
+        in_ring = (slots >= MAX_SINKS) & (slots < WIDTH) & (age < ring_count)
         visible = (is_sink | in_ring) & (slots != write)
 
         place = slots * HEAD_DIM
@@ -139,8 +139,8 @@ def decode_kernel(
         index = index * splits + split
         tl.store(peaks + index, peak, mask=in_group)
         tl.store(totals + index, total, mask=in_group)
-        found = in_group & (total > 0)
-        tl.store(partials + index[:, None] * HEAD_DIM + dim, acc, mask=found[:, None] & in_dim)
+        saw_keys = in_group & (total > 0)
+        tl.store(partials + index[:, None] * HEAD_DIM + dim, acc, mask=saw_keys[:, None] & in_dim)
     else:
         result = acc / tl.where(total > 0, total, 1.0)[:, None]
         tl.store(out + index[:, None] * HEAD_DIM + dim, result.to(dtype), mask=in_group[:, None] & in_dim)
@@ -149,7 +149,7 @@ def decode_kernel(
 @triton.jit
 def merge_kernel(
     peaks,  # [B * heads, SPLITS] float32
-    totals,  # likewise
+    totals,  # the same
     partials,  # [B * heads, SPLITS, HEAD_DIM] float32, written where the total is above 0
     out,  # [B * heads, HEAD_DIM]
     HEAD_DIM: tl.constexpr,
@@ -162,8 +162,8 @@ def merge_kernel(
     in_dim = dim < HEAD_DIM
     peak, total = tl.load(peaks + index), tl.load(totals + index)
     weight = tl.exp2(peak - tl.max(peak, axis=0))
-    found = (total > 0)[:, None] & in_dim
-    acc = tl.load(partials + index[:, None] * HEAD_DIM + dim, mask=found, other=0.0)
+    written = (total > 0)[:, None] & in_dim
+    acc = tl.load(partials + index[:, None] * HEAD_DIM + dim, mask=written, other=0.0)
     acc = tl.sum(weight[:, None] * acc, axis=0)
     total = tl.sum(weight * total, axis=0)
     result = acc / tl.where(total > 0, total, 1.0)
@@ -171,12 +171,12 @@ def merge_kernel(
 
 
 def decode_constants(
-    heads: int, kv_heads: int, head_dim: int, window: int, max_sinks: int, dtype: torch.dtype
+    heads: int, kv_heads: int, head_dim: int, width: int, max_sinks: int, dtype: torch.dtype
 ) -> dict[str, int]:
-    """What `decode_kernel` is compiled for, but whether the cache is split: sizes, tiles, warps and pipeline stages.
+    """`decode_kernel`'s constants except SPLIT: sizes, tiles, warps and pipeline stages. ``width`` is W.
 
-    A program takes all queries of a key-value head, up to 128, so that keys are read once; a dot product has 16 at
-    least. float32 has no tensor cores here and keeps its tiles in registers: small ones.
+    A program takes all queries of a key-value head, up to 128, so that keys are read once; a dot product takes at least
+    16. float32 uses no tensor cores here and keeps its tiles in registers, so they are small.
     """
     exact = dtype == torch.float32
     group_block = min(max(16, triton.next_power_of_2(heads // kv_heads)), 16 if exact else 128)
@@ -184,7 +184,7 @@ def decode_constants(
         "HEADS": heads,
         "KV_HEADS": kv_heads,
         "HEAD_DIM": head_dim,
-        "WINDOW": window,
+        "WIDTH": width,
         "MAX_SINKS": max_sinks,
         "GROUP_BLOCK": group_block,
         "HALF_BLOCK": half_block(head_dim),
@@ -206,16 +206,16 @@ def launch_decode(
 ) -> torch.Tensor:
     """`cuda_ops.decode_attention` by the kernels.
 
-    ``splits`` (a power of two), by default what fills the GPU, depends on no session's state: a CUDA graph replays it.
-    ``tiles`` overrides `decode_constants`.
+    ``splits`` is a power of two. Its default fills the GPU and depends on no session's state, because a CUDA graph
+    replays it. ``tiles`` overrides `decode_constants`.
     """
     batch = len(qkv)
-    _, _, kv_heads, window, head_dim = cache.shape
+    _, _, kv_heads, width, head_dim = cache.shape
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
-    constants = decode_constants(heads, kv_heads, head_dim, window, max_sinks, qkv.dtype) | tiles
+    constants = decode_constants(heads, kv_heads, head_dim, width, max_sinks, qkv.dtype) | tiles
     programs = kv_heads * triton.cdiv(heads // kv_heads, constants["GROUP_BLOCK"])
     if splits is None:
-        splits = num_splits(batch * programs, triton.cdiv(window, constants["BLOCK"]), _multiprocessors(qkv.device))
+        splits = num_splits(batch * programs, triton.cdiv(width, constants["BLOCK"]), _multiprocessors(qkv.device))
     out = qkv.new_empty(batch, heads * head_dim)
     peaks = totals = partials = None
     if splits > 1:
@@ -235,7 +235,7 @@ def launch_decode(
 
 
 def num_splits(programs: int, tiles: int, multiprocessors: int) -> int:
-    """Into how many parts (a power of two) to split the cache: two programs a multiprocessor, each with some tile."""
+    """How many parts (a power of two) to split the cache into: two programs a multiprocessor, a tile or more each."""
     wanted = min(triton.cdiv(2 * multiprocessors, programs), tiles)
     return 1 << (wanted.bit_length() - 1)
 

@@ -1,4 +1,4 @@
-"""Whether this machine has a GPU for us and can run the ``cuda`` target, and if not, why."""
+"""Whether this machine has a usable GPU and can run the ``cuda`` target, and if not, why."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 
 import torch
 
-LEAST_CAPABILITY = (8, 0)  # Ampere: bfloat16, and what the Triton language compiles for
+LEAST_CAPABILITY = (8, 0)  # Ampere: the first with bfloat16, and the oldest that the Triton language compiles for
 
 
 def why_no_cuda() -> str | None:
-    """Why the cuda target cannot run here, and the mend; None if it can."""
+    """Why the cuda target cannot run here, and how to fix it; None if it can."""
     return why_no_gpu() or _why_no_triton()
 
 
 def why_no_gpu() -> str | None:
-    """Why torch cannot compute on a GPU here, and the mend; None if it can."""
+    """Why torch cannot compute on a GPU here, and how to fix it; None if it can."""
     if torch.version.cuda is None:
         return (
             f"torch {torch.__version__} is not built for CUDA; install PyPI's "
@@ -30,13 +30,13 @@ def why_no_gpu() -> str | None:
     except (RuntimeError, AssertionError) as error:
         return f"torch finds no GPU it can use: {str(error).splitlines()[0]}"
     if capability < LEAST_CAPABILITY:
-        found, least = (".".join(map(str, version)) for version in (capability, LEAST_CAPABILITY))
-        return f"{name} has compute capability {found}, and at least {least} is needed (Ampere or newer)"
+        actual, least = (".".join(map(str, version)) for version in (capability, LEAST_CAPABILITY))
+        return f"{name} has compute capability {actual}, and at least {least} is needed (Ampere or newer)"
     return None
 
 
 def _why_no_triton() -> str | None:
-    """What keeps the Triton language from compiling kernels; it compiles what launches them as C, too."""
+    """Why the Triton language cannot compile kernels; their launchers are compiled as C."""
     try:
         import triton  # noqa: F401
     except ImportError as error:

@@ -2,7 +2,7 @@
 
 Importing this module registers ``torch.ops.trtstream.decode_attention`` and ``torch.ops.trtstream.chunk_attention``.
 On CUDA tensors they launch the kernels of cuda_decode.py and cuda_prefill.py. On CPU tensors they compute the
-definition in torch, so that everything above them runs without a GPU, or, under ``TRITON_INTERPRET=1``, run the same
+definition in torch, so that everything above them runs without a GPU; under ``TRITON_INTERPRET=1`` they run the same
 kernels in the Triton language's interpreter. No GPU has run them yet.
 """
 
@@ -35,7 +35,7 @@ def decode_attention(
 
     qkv [B, (heads + 2 * kv_heads) * head_dim] as projected; ``cache`` [sessions, 2, kv_heads, W, head_dim] in qkv's
     dtype, which may be a view strided in its first dimension, is changed in place. ``rows`` [B, 6] (int64) are
-    `decode_plan.Row`s of distinct sessions; one whose slot is -1 is padding: it writes nothing and gives zeros.
+    `decode_plan.Row`s of distinct sessions; one whose lane is -1 is padding: it writes nothing and gives zeros.
     ``rotation`` [B, 4, head_dim / 2] (float32) is `decode_plan.step_rotation`'s, or None; then ``slopes`` [heads]
     (float32) are ALiBi's, divided by sqrt(head_dim). Returns [B, heads * head_dim].
     """
@@ -63,10 +63,10 @@ def chunk_attention(
     sinks: int,
     max_sinks: int,
 ) -> torch.Tensor:
-    """What T single steps would give, for the tokens [first, first + T) of one session.
+    """Attend and write for the tokens [first, first + T) of one session: equivalent to T single steps.
 
     qkv [T, (heads + 2 * kv_heads) * head_dim] as projected; ``cache`` [2, kv_heads, W, head_dim], the session's, in
-    qkv's dtype, is changed in place; its ring begins with token ``ring_first`` (>= S). ``rotation``
+    qkv's dtype, is changed in place; the ring begins with token ``ring_first`` (>= S). ``rotation``
     [T, 4, head_dim / 2] and ``slopes`` [heads] are as in `decode_attention`. Returns [T, heads * head_dim].
     """
     _check_contiguous(qkv=qkv, rotation=rotation, cache=cache)
@@ -78,17 +78,13 @@ def chunk_attention(
     plan = chunk.plan_chunk(window, PositionEncoding(slopes=slopes), first, len(qkv), ring_first)
     if rotation is not None:
         cos_t, sin_t, cos_p, sin_p = rotation.unbind(1)
-        plan = replace(plan, rotation_at_t=(cos_t, sin_t), rotation_at_p=(cos_p, sin_p))
+        plan = replace(plan, rotations=((cos_t, sin_t), (cos_p, sin_p)))
     return chunk.chunk_attention(qkv, cache, plan, _num_heads(qkv, cache))
 
 
 @decode_attention.register_fake
-def _(qkv, cache, rows, rotation, slopes, max_sinks):
-    return qkv.new_empty(len(qkv), _num_heads(qkv, cache) * cache.shape[-1])
-
-
 @chunk_attention.register_fake
-def _(qkv, cache, rotation, slopes, first, ring_first, sinks, max_sinks):
+def _(qkv: torch.Tensor, cache: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
     return qkv.new_empty(len(qkv), _num_heads(qkv, cache) * cache.shape[-1])
 
 
@@ -97,7 +93,7 @@ def _runs_kernels(qkv: torch.Tensor) -> bool:
 
 
 def _check_contiguous(**tensors: torch.Tensor | None) -> None:
-    """The kernels compute addresses from sizes; raise ValueError rather than read somewhere else."""
+    """Raise ValueError for a tensor that is not: the kernels compute addresses from sizes."""
     for name, tensor in tensors.items():
         if tensor is not None and not tensor.is_contiguous():
             raise ValueError(f"{name} is not contiguous: shape {tuple(tensor.shape)}, strides {tensor.stride()}")
@@ -116,7 +112,7 @@ def _decode_attention(
     slopes: torch.Tensor | None,
     max_sinks: int,
 ) -> torch.Tensor:
-    """The definition: over all slots of a session at once, with what is not visible masked."""
+    """The definition: over all slots of a session at once, with invisible ones masked."""
     _, _, kv_heads, width, head_dim = cache.shape
     heads, ring = _num_heads(qkv, cache), width - max_sinks
     q, k, v = qkv.view(len(qkv), -1, head_dim).split((heads, kv_heads, kv_heads), dim=1)
@@ -145,7 +141,7 @@ def _decode_attention(
         scores = scores - slopes[:, None] * torch.where(is_sink, cache_position - slots, age).unsqueeze(1)
     weights = scores.masked_fill(~visible.unsqueeze(1), -torch.inf).softmax(dim=-1)
     weights = weights.masked_fill(~visible.unsqueeze(1), 0.0)
-    # What was never written may be NaN, and 0 * NaN is one.
+    # A slot that was never written may hold a NaN, and 0 * NaN is one.
     values = values.masked_fill(~visible[:, None, :, None], 0.0)
     out = torch.einsum("bhw,bhwd->bhd", weights, values).flatten(1).to(qkv.dtype)
     return out.masked_fill(~real.unsqueeze(1), 0.0)

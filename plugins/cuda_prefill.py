@@ -1,4 +1,4 @@
-"""Streaming attention of a chunk of tokens on a GPU, in the Triton language: what that many single steps would give.
+"""Streaming attention of a chunk of tokens on a GPU, in the Triton language: equivalent to a step for each token.
 
 One program attends from a tile of the chunk's queries, of one head, to three runs of keys in turn, with one running
 softmax: the sinks (queries rotated to p(t)), the old ring and the chunk itself (queries rotated to t). Keys are counted
@@ -59,7 +59,7 @@ def rotate_keys_kernel(
 def write_kernel(
     keys,  # the chunk's, rotated: [T, KV_HEADS, HEAD_DIM], tokens ``key_stride`` elements apart
     values,  # [T, KV_HEADS, HEAD_DIM], tokens ``value_stride`` elements apart
-    cache,  # [2, KV_HEADS, WINDOW, HEAD_DIM]
+    cache,  # [2, KV_HEADS, WIDTH, HEAD_DIM]
     key_stride,
     value_stride,
     begin,
@@ -68,7 +68,7 @@ def write_kernel(
     ring_begin,
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    WINDOW: tl.constexpr,
+    WIDTH: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -77,12 +77,12 @@ def write_kernel(
     token = (begin + step).to(tl.int64)
     dim = tl.arange(0, DIM_BLOCK)
     mask = (token < end) & (dim < HEAD_DIM)
-    place = slot + step
-    place = tl.where(place < WINDOW, place, place - WINDOW + ring_begin)
-    target = cache + (kv_head * WINDOW + place) * HEAD_DIM + dim
+    target_slot = slot + step
+    target_slot = tl.where(target_slot < WIDTH, target_slot, target_slot - WIDTH + ring_begin)
+    target = cache + (kv_head * WIDTH + target_slot) * HEAD_DIM + dim
     offset = kv_head * HEAD_DIM + dim
     tl.store(target, tl.load(keys + token * key_stride + offset, mask=mask), mask=mask)
-    target += KV_HEADS * WINDOW * HEAD_DIM
+    target += KV_HEADS * WIDTH * HEAD_DIM
     tl.store(target, tl.load(values + token * value_stride + offset, mask=mask), mask=mask)
 
 
@@ -91,9 +91,9 @@ def attend(
     first, second, keys, values, exists, visible, distance, slope, scale, peak, total, acc,
     HEAD_DIM: tl.constexpr, HALF_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Take a tile of keys into the softmax.
+    """Add a tile of keys to the softmax.
 
-    ``keys`` and ``values`` [keys] point to vectors, and ``exists`` [keys] says where there is one; ``visible`` and
+    ``keys`` and ``values`` [keys] point to vectors that exist where ``exists`` [keys] is true; ``visible`` and
     ``distance`` are [queries, keys]; ``slope`` is None without ALiBi.
     """
     half = tl.arange(0, HALF_BLOCK)
@@ -113,7 +113,7 @@ def prefill_kernel(
     qkv,  # [T, (HEADS + 2 * KV_HEADS) * HEAD_DIM]
     chunk_keys,  # rotated: [T, KV_HEADS, HEAD_DIM], tokens ``key_stride`` elements apart
     chunk_values,  # [T, KV_HEADS, HEAD_DIM], tokens ``value_stride`` elements apart
-    cache,  # [2, KV_HEADS, WINDOW, HEAD_DIM]: the chunk's sinks are in it, its ring tokens are not
+    cache,  # [2, KV_HEADS, WIDTH, HEAD_DIM]: the chunk's sinks are in it, its ring tokens are not
     rotation,  # [T, 4, HEAD_DIM / 2] float32, or None
     slopes,  # [HEADS] float32, or None
     out,  # [T, HEADS, HEAD_DIM]
@@ -129,14 +129,14 @@ def prefill_kernel(
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    WINDOW: tl.constexpr,
+    WIDTH: tl.constexpr,
     MAX_SINKS: tl.constexpr,
     HALF_BLOCK: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     HALF: tl.constexpr = HEAD_DIM // 2
-    RING: tl.constexpr = WINDOW - MAX_SINKS
+    RING: tl.constexpr = WIDTH - MAX_SINKS
     begin = tl.program_id(0) * BLOCK_T
     end = tl.minimum(begin + BLOCK_T, length)
     head = tl.program_id(1)
@@ -167,8 +167,8 @@ def prefill_kernel(
     peak = tl.full([BLOCK_T], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_T], tl.float32)
     acc = tl.zeros([BLOCK_T, 2 * HALF_BLOCK], tl.float32)
-    keys = cache + kv_head * WINDOW * HEAD_DIM
-    values = keys + KV_HEADS * WINDOW * HEAD_DIM
+    keys = cache + kv_head * WIDTH * HEAD_DIM
+    values = keys + KV_HEADS * WIDTH * HEAD_DIM
 
     num_sinks = tl.minimum(sinks, cache_position + end)
     for tile in range(0, num_sinks, BLOCK):
@@ -197,21 +197,21 @@ def prefill_kernel(
             (key <= query) & (query - key < RING), query - key, slope, scale, peak, total, acc, HEAD_DIM, HALF_BLOCK,
         )  # fmt: skip
 
-    # A query always sees itself; rows after the chunk's end see what they like and are not stored.
+    # A query always sees itself; rows after the chunk's end may hold anything and are not stored.
     place = (query.to(tl.int64) * HEADS + head) * HEAD_DIM + dim
     tl.store(out + place, (acc / total[:, None]).to(dtype), mask=in_chunk & (dim < HEAD_DIM))
 
 
 def prefill_constants(
-    heads: int, kv_heads: int, head_dim: int, window: int, max_sinks: int, dtype: torch.dtype
+    heads: int, kv_heads: int, head_dim: int, width: int, max_sinks: int, dtype: torch.dtype
 ) -> dict[str, int]:
-    """What `prefill_kernel` is compiled for: sizes, tiles, warps and pipeline stages."""
+    """`prefill_kernel`'s constants: sizes, tiles, warps and pipeline stages. ``width`` is W."""
     exact = dtype == torch.float32
     return {
         "HEADS": heads,
         "KV_HEADS": kv_heads,
         "HEAD_DIM": head_dim,
-        "WINDOW": window,
+        "WIDTH": width,
         "MAX_SINKS": max_sinks,
         "HALF_BLOCK": half_block(head_dim),
         "BLOCK_T": 32 if exact else 128,
@@ -243,12 +243,12 @@ def launch_prefill(
     _, keys, values = qkv.split([n * head_dim for n in (heads, kv_heads, kv_heads)], dim=1)
 
     def write(begin: int, end: int) -> None:
-        """Write the chunk's tokens [begin, end), which are sinks or at most a ring full."""
+        """Write the chunk's tokens [begin, end): sinks, or ring tokens that fill the ring at most once."""
         if begin < end:
             write_kernel[triton.cdiv(end - begin, block), kv_heads](
                 keys, values, cache, keys.stride(0), values.stride(0),
                 begin, end, window.slot(first + begin), max_sinks,
-                KV_HEADS=kv_heads, HEAD_DIM=head_dim, WINDOW=width, DIM_BLOCK=2 * half, BLOCK=block,
+                KV_HEADS=kv_heads, HEAD_DIM=head_dim, WIDTH=width, DIM_BLOCK=2 * half, BLOCK=block,
             )  # fmt: skip
 
     with torch.cuda.device_of(qkv):

@@ -62,10 +62,10 @@ def int4_kernel(
             x = tl.load(
                 x_pointer + tokens[:, None] * num_columns + group * GROUP + column, mask=is_token[:, None], other=0.0
             )
-            at = rows.to(tl.int64) * (num_columns // GROUP) + group
-            scales = tl.load(scales_pointer + at, mask=is_row, other=0.0).to(tl.float32)
-            zeros = tl.load(zeros_pointer + at, mask=is_row, other=0.0).to(tl.float32)
-            # With values in [-8, 7] little cancels between the products and the zeros.
+            index = rows.to(tl.int64) * (num_columns // GROUP) + group
+            scales = tl.load(scales_pointer + index, mask=is_row, other=0.0).to(tl.float32)
+            zeros = tl.load(zeros_pointer + index, mask=is_row, other=0.0).to(tl.float32)
+            # With values in [-8, 7], products and zeros cancel little.
             values = (((packed >> (4 * side)) & 15).to(tl.int8) - 8).to(x.dtype)
             products = tl.dot(x, tl.trans(values), input_precision="ieee")
             total += products * scales + tl.sum(x.to(tl.float32), 1)[:, None] * (zeros + 8 * scales)
@@ -79,7 +79,7 @@ def int4_kernel(
 def launch_quantized_linear(
     x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
 ) -> torch.Tensor:
-    """See `trtstream.plugins.quantized_linear.quantized_linear`."""
+    """`quantized_linear.quantized_linear` by the kernels."""
     x = x.contiguous()
     out = x.new_empty(len(x), len(values))
     block_tokens = max(16, triton.next_power_of_2(len(x)))  # 16: the least that tensor cores take

@@ -1,4 +1,4 @@
-"""What the decode and the prefill kernel do alike with a tile of queries and a tile of keys, in the Triton language.
+"""Operations on a tile of queries and a tile of keys that the decode and the prefill kernel share, in Triton.
 
 A head's vectors are held as two halves wherever they are rotated, as rotation pairs dimension i with i + head_dim / 2:
 two small tiles need no shuffling, and a half may be any number of dimensions, padded with zeros to a power of two.
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
-# Below every score, and finite: a tile without visible keys leaves a softmax as it was, and makes no NaN.
+# Below every score, and finite: a tile without visible keys leaves a softmax unchanged and makes no NaN.
 LOWEST = tl.constexpr(-1e30)
 
 
@@ -22,7 +22,7 @@ def load_halves(vectors, half, mask, HALF: tl.constexpr):
 
 @triton.jit
 def rotate(first, second, cos, sin):
-    """Both halves turned, in float32."""
+    """Both halves rotated, in float32."""
     first, second = first.to(tl.float32), second.to(tl.float32)
     return first * cos - second * sin, second * cos + first * sin
 
@@ -36,10 +36,10 @@ def dot_halves(first, second, key_first, key_second):
 
 @triton.jit
 def accumulate(scores, values, peak, total, acc):
-    """Online softmax: take a tile of base-2 scores [queries, keys] and values [keys, dim] in.
+    """Online softmax: add a tile of base-2 scores [queries, keys] and values [keys, dim].
 
-    Per query, ``peak`` is the highest score so far, ``total`` the sum of 2 ** (score - peak), ``acc`` [queries, dim]
-    the values so weighted, all float32.
+    Per query, ``peak`` is the highest score so far, ``total`` the sum of the weights 2 ** (score - peak), and ``acc``
+    [queries, dim] the weighted sum of values, all float32.
     """
     new_peak = tl.maximum(peak, tl.max(scores, axis=1))
     shrink = tl.exp2(peak - new_peak)
@@ -50,5 +50,5 @@ def accumulate(scores, values, peak, total, acc):
 
 
 def half_block(head_dim: int) -> int:
-    """The width of a tile that holds half a head; a dot product has 16 at least."""
+    """The width of a tile that holds half a head; a dot product takes at least 16."""
     return max(16, triton.next_power_of_2(head_dim // 2))

@@ -1,11 +1,11 @@
-// Streaming attention of one decode step on the CPU (see plugins/reference.py for what it computes).
+// Streaming attention of one decode step on the CPU (plugins/reference.py defines it).
 //
 // One call rotates the new token's query and key, writes its key and value into the ring, and attends: every visible
 // key and value is read once, in place. The query is rotated twice, to t for the ring and to p(t) for the sinks, so
 // that no stored key is ever rotated again. The cache is split into blocks that threads work on independently and whose
 // softmax sums are merged at the end, as flash-decoding does, so that one session can use every core.
 //
-// Compiled for one model with -DHEAD_DIM, -DNUM_HEADS, -DNUM_KV_HEADS, -DWINDOW (slots per session), -DMAX_SINKS and
+// Compiled for one model with -DHEAD_DIM, -DNUM_HEADS, -DNUM_KV_HEADS, -DWIDTH (slots per session), -DMAX_SINKS and
 // -DBFLOAT16 (0 or 1), and with -fopenmp. There is no PyTorch in it: tensors arrive as pointers.
 
 #include <algorithm>
@@ -18,9 +18,9 @@ namespace {
 
 constexpr int64_t kHalf = HEAD_DIM / 2;
 constexpr int64_t kGroup = NUM_HEADS / NUM_KV_HEADS;
-constexpr int64_t kRing = WINDOW - MAX_SINKS;
+constexpr int64_t kRing = WIDTH - MAX_SINKS;
 constexpr int64_t kBlock = 256;  // cache slots per work item
-constexpr int64_t kBlocks = (WINDOW + kBlock - 1) / kBlock;
+constexpr int64_t kBlocks = (WIDTH + kBlock - 1) / kBlock;
 
 #if BFLOAT16
 using scalar = uint16_t;
@@ -42,9 +42,9 @@ inline float load(scalar x) { return x; }
 inline scalar store(float value) { return value; }
 #endif
 
-// Where one session stands at this step. Mirrors Row in plugins/decode_plan.py.
+// One session at this step. Mirrors Row in plugins/decode_plan.py.
 struct Row {
-  int64_t slot;            // the session's place in the batch
+  int64_t lane;            // the session's place in the batch
   int64_t write;           // cache slot of the new token
   int64_t num_sinks;       // visible sinks, in slots [0, num_sinks)
   int64_t ring_count;      // visible ring tokens, the new one included
@@ -57,7 +57,7 @@ struct Partial {
   float max, sum, value[HEAD_DIM];
 };
 
-// What one step needs besides the cache, allocated by the caller: `scratch_bytes` tells how much.
+// Working memory of one session at one step, allocated by the caller: `scratch_bytes` bytes.
 struct Scratch {
   float query_at_t[NUM_HEADS][HEAD_DIM];
   float query_at_p[NUM_HEADS][HEAD_DIM];
@@ -83,7 +83,7 @@ int visible_runs(const Row& row, int64_t block_begin, int64_t block_end, Run* ru
   const Run all[3] = {
       {0, row.num_sinks, true},
       {MAX_SINKS + std::max<int64_t>(oldest, 0), MAX_SINKS + row.newest + 1, false},
-      {MAX_SINKS + oldest + kRing, WINDOW, false},  // empty unless wrapped
+      {MAX_SINKS + oldest + kRing, WIDTH, false},  // empty unless wrapped
   };
   int count = 0;
   for (const Run& run : all) {
@@ -96,7 +96,7 @@ int visible_runs(const Row& row, int64_t block_begin, int64_t block_end, Run* ru
 // Attend from one group of query heads to one block of its key-value head's cache.
 void attend_block(const Row& row, const scalar* keys, const scalar* values, const Scratch& scratch, int64_t kv_head,
                   int64_t block, const float* slopes, Partial (*partial)[kBlocks]) {
-  const int64_t block_begin = block * kBlock, block_end = std::min<int64_t>(block_begin + kBlock, WINDOW);
+  const int64_t block_begin = block * kBlock, block_end = std::min<int64_t>(block_begin + kBlock, WIDTH);
   const float scale = 1.0f / std::sqrt(float(HEAD_DIM));
   Run runs[3];
   const int num_runs = visible_runs(row, block_begin, block_end, runs);
@@ -165,21 +165,21 @@ void merge_blocks(const Partial* partial, scalar* out) {
 
 }  // namespace
 
-// What the kernel was compiled for, so that it is never called with another model's tensors.
-extern "C" const int64_t kernel_geometry[] = {HEAD_DIM, NUM_HEADS, NUM_KV_HEADS, WINDOW, MAX_SINKS, BFLOAT16};
+// The sizes that the kernel was compiled for, so that it is never called with another model's tensors.
+extern "C" const int64_t kernel_geometry[] = {HEAD_DIM, NUM_HEADS, NUM_KV_HEADS, WIDTH, MAX_SINKS, BFLOAT16};
 
 extern "C" int64_t scratch_bytes() { return sizeof(Scratch); }
 
 // qkv [batch, (NUM_HEADS + 2 NUM_KV_HEADS) HEAD_DIM]: projected, not rotated.
 // rotation [batch, 4, HEAD_DIM / 2]: cos and sin at t, cos and sin at p(t); null for ALiBi.
 // slopes [NUM_HEADS]: ALiBi's, divided by sqrt(HEAD_DIM); null for RoPE.
-// cache: this layer's keys and values of session 0, [2, NUM_KV_HEADS, WINDOW, HEAD_DIM]; the next session's are
+// cache: this layer's keys and values of session 0, [2, NUM_KV_HEADS, WIDTH, HEAD_DIM]; the next session's are
 //     `session_stride` elements further.
 // out [batch, NUM_HEADS HEAD_DIM].
 extern "C" void decode_attention(const scalar* qkv, const float* rotation, const float* slopes, scalar* cache,
                                  int64_t session_stride, const Row* rows, int64_t batch, Scratch* scratch, scalar* out) {
   constexpr int64_t kQkv = (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM;
-  constexpr int64_t kHeadCache = int64_t(WINDOW) * HEAD_DIM, kValues = NUM_KV_HEADS * kHeadCache;
+  constexpr int64_t kHeadCache = int64_t(WIDTH) * HEAD_DIM, kValues = NUM_KV_HEADS * kHeadCache;
 #pragma omp parallel
   {
 #pragma omp for collapse(2) schedule(static)
@@ -197,7 +197,7 @@ extern "C" void decode_attention(const scalar* qkv, const float* rotation, const
           }
           continue;
         }
-        scalar* key = cache + rows[b].slot * session_stride + (head - NUM_HEADS) * kHeadCache + rows[b].write * HEAD_DIM;
+        scalar* key = cache + rows[b].lane * session_stride + (head - NUM_HEADS) * kHeadCache + rows[b].write * HEAD_DIM;
         if (rotation) {
           float rotated[HEAD_DIM];
           rotate(x, angle, angle + kHalf, rotated);
@@ -213,7 +213,7 @@ extern "C" void decode_attention(const scalar* qkv, const float* rotation, const
     for (int64_t b = 0; b < batch; ++b)
       for (int64_t kv_head = 0; kv_head < NUM_KV_HEADS; ++kv_head)
         for (int64_t block = 0; block < kBlocks; ++block) {
-          const scalar* keys = cache + rows[b].slot * session_stride + kv_head * kHeadCache;
+          const scalar* keys = cache + rows[b].lane * session_stride + kv_head * kHeadCache;
           attend_block(rows[b], keys, keys + kValues, scratch[b], kv_head, block, slopes, scratch[b].partial);
         }
 #pragma omp for collapse(2) schedule(static)

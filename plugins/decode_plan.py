@@ -1,4 +1,4 @@
-"""What a kernel needs to know of one decode step, for every target that decodes with a kernel of ours."""
+"""The inputs of the attention kernels for one decode step, the same for every target that uses our kernels."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from trtstream.plugins.window import Window
 
 
 class Row(NamedTuple):
-    """Where one session stands at a decode step. The kernels read its fields by their order."""
+    """One session at a decode step. The kernels read its fields by their order."""
 
-    slot: int
-    write: int
-    num_sinks: int
-    ring_count: int
-    newest: int
-    cache_position: int
+    lane: int  # the session's place in the batch
+    write: int  # slot of the new token
+    num_sinks: int  # visible sinks, in slots [0, num_sinks)
+    ring_count: int  # visible ring tokens, the new one included
+    newest: int  # ring index of the newest of them
+    cache_position: int  # p(t)
 
 
 @dataclass(frozen=True)
 class Step:
-    """The next token of one session: number t, in a ring that begins with token ``ring_first`` (>= S)."""
+    """The next token of the session in ``lane``: number t, in a ring that begins with token ``ring_first`` (>= S)."""
 
-    slot: int
+    lane: int
     window: Window
     t: int
     ring_first: int
 
     def row(self) -> Row:
-        """The token is written first and attended to after."""
+        """The kernel's row: it writes the token first and then attends to it."""
         window, t = self.window, self.t
         return Row(
-            slot=self.slot,
+            lane=self.lane,
             write=window.slot(t),
             num_sinks=min(window.sinks, t + 1),
             ring_count=min(window.ring, max(t + 1 - self.ring_first, 0)),
@@ -47,23 +47,24 @@ class Step:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What every layer needs to know of one decode step of several sessions: computed once, used L times."""
+    """The inputs that all layers share for one decode step of several sessions."""
 
     rows: torch.Tensor  # [batch, 6] int64
-    rotation: torch.Tensor | None  # [batch, 4, head_dim / 2] float32: cos and sin at t, then at p(t)
-    slopes: torch.Tensor | None  # [heads] float32
+    rotation: torch.Tensor | None  # [batch, 4, head_dim / 2] float32: cos and sin at t, then at p(t); None with ALiBi
+    slopes: torch.Tensor | None  # [heads] float32; None with RoPE
 
 
 def plan_step(positions: PositionEncoding, steps: Sequence[Step]) -> StepPlan:
     """Plan one token for each of several sessions."""
     at = torch.tensor([[step.t, step.window.cache_position(step.t)] for step in steps])
-    rotation = step_rotation(positions, at) if positions.slopes is None else None
-    return StepPlan(torch.tensor([step.row() for step in steps]), rotation, positions.slopes)
+    rows = torch.tensor([step.row() for step in steps])
+    return StepPlan(rows, step_rotation(positions, at), positions.slopes)
 
 
-def step_rotation(positions: PositionEncoding, at: torch.Tensor) -> torch.Tensor:
+def step_rotation(positions: PositionEncoding, at: torch.Tensor) -> torch.Tensor | None:
     """cos t, sin t, cos p(t), sin p(t) [N, 4, head_dim / 2] (float32) of N tokens' t and p(t) ``at`` [N, 2] (int64).
 
-    On any device that holds both ``at`` and the frequencies: a CUDA graph replays it.
+    None with ALiBi. ``at`` and the frequencies may be on any device; a CUDA graph can replay it.
     """
-    return torch.stack(positions.rotation(at), dim=2).flatten(1, 2)
+    rotation = positions.rotation(at)
+    return None if rotation is None else torch.stack(rotation, dim=2).flatten(1, 2)

@@ -1,4 +1,4 @@
-"""Where tokens stand: rotary frequencies, rotations in float64, and ALiBi slopes.
+"""Position encodings: rotary frequencies, rotations in float64, and ALiBi slopes.
 
 A conversation's positions reach millions, where float32 cannot hold an angle (at t = 4,000,000 it is off by 0.2 rad),
 so angles are float64 until their cosine is taken.
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from trtstream.errors import TrtstreamError
 from trtstream.settings import ModelConfig, RopeConfig
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
@@ -25,7 +26,7 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[torch.Tensor, 
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
     frequencies = rope.theta**-exponents
     if rope.kind == "linear":
-        return frequencies / rope.factor, 1.0
+        return frequencies / _required(rope, "factor"), 1.0
     if rope.kind == "llama3":
         return _llama3(frequencies, rope), 1.0
     if rope.kind == "yarn":
@@ -33,16 +34,25 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[torch.Tensor, 
     return frequencies, 1.0
 
 
+def _required(rope: RopeConfig, field: str) -> float:
+    """A number that scalings of this kind need. Raises TrtstreamError if it is None."""
+    value = getattr(rope, field)
+    if value is None:
+        raise TrtstreamError(f"the model's config has rope scaling {rope.kind!r} without {field}; add it")
+    return value
+
+
 def _llama3(frequencies: torch.Tensor, rope: RopeConfig) -> torch.Tensor:
-    turns = rope.original_max_position_embeddings * frequencies / (2 * math.pi)
-    smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-    smooth = smooth.clamp(0, 1)
-    return frequencies * (smooth + (1 - smooth) / rope.factor)
+    low, high = _required(rope, "low_freq_factor"), _required(rope, "high_freq_factor")
+    turns = _required(rope, "original_max_position_embeddings") * frequencies / (2 * math.pi)
+    smooth = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (smooth + (1 - smooth) / _required(rope, "factor"))
 
 
 def _yarn(frequencies: torch.Tensor, rope: RopeConfig, head_dim: int) -> tuple[torch.Tensor, float]:
+    factor, context = _required(rope, "factor"), _required(rope, "original_max_position_embeddings")
+
     def dimension_that_turns(times: float) -> float:
-        context = rope.original_max_position_embeddings
         return head_dim * math.log(context / (times * 2 * math.pi)) / (2 * math.log(rope.theta))
 
     low = dimension_that_turns(rope.beta_fast or 32)
@@ -53,12 +63,12 @@ def _yarn(frequencies: torch.Tensor, rope: RopeConfig, head_dim: int) -> tuple[t
     if low == high:
         high += 0.001
     ramp = ((torch.arange(head_dim // 2, dtype=torch.float64) - low) / (high - low)).clamp(0, 1)
-    return frequencies * (1 - ramp + ramp / rope.factor), _yarn_attention_factor(rope)
+    return frequencies * (1 - ramp + ramp / factor), _yarn_attention_factor(rope, factor)
 
 
-def _yarn_attention_factor(rope: RopeConfig) -> float:
+def _yarn_attention_factor(rope: RopeConfig, factor: float) -> float:
     def mscale(weight: float) -> float:
-        return 1.0 if rope.factor <= 1 else 0.1 * weight * math.log(rope.factor) + 1.0
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
     if rope.attention_factor is not None:
         return rope.attention_factor
@@ -93,9 +103,9 @@ def alibi_slopes(num_heads: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class PositionEncoding:
-    """How a model tells positions: rotary ``frequencies`` [head_dim / 2] and ``scale``, or ALiBi ``slopes`` [heads].
+    """A model's position encoding: rotary ``frequencies`` [head_dim / 2] and ``scale``, or ALiBi ``slopes`` [heads].
 
-    ``slopes`` are divided by sqrt(head_dim): what a scaled score loses per token of distance.
+    ``slopes`` are divided by sqrt(head_dim): the loss of a scaled score per token of distance.
     """
 
     frequencies: torch.Tensor | None = None
@@ -113,7 +123,9 @@ class PositionEncoding:
         frequencies, slopes = (None if x is None else x.to(device) for x in (self.frequencies, self.slopes))
         return PositionEncoding(frequencies, self.scale, slopes)
 
-    def rotation(self, positions: torch.Tensor) -> Rotation:
-        """cos and sin (float32) [..., head_dim / 2] at integer positions [...]."""
+    def rotation(self, positions: torch.Tensor) -> Rotation | None:
+        """cos and sin (float32) [..., head_dim / 2] at integer positions [...]; None with ALiBi."""
+        if self.frequencies is None:
+            return None
         cos, sin = rotation(positions, self.frequencies, self.scale)
         return cos.float(), sin.float()

@@ -32,5 +32,5 @@ def quantized_linear(
 
 
 @quantized_linear.register_fake
-def _(x, values, scales, zeros):
+def _(x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None) -> torch.Tensor:
     return x.new_empty(len(x), len(values))

@@ -18,10 +18,10 @@ GROUP = 32
 
 
 class QuantizedWeight(NamedTuple):
-    """A weight [out, in], which is about ``values * scales + zeros``.
+    """A weight [out, in], approximately ``values * scales + zeros``.
 
     ``int8``: ``values`` int8 [out, in], ``scales`` float32 [out, 1], ``zeros`` None. ``int4``: ``values`` uint8
-    [out, in / 2], of two groups next to each other the first in the low bits and the second in the high bits;
+    [out, in / 2]: of two adjacent groups the first is in the low bits and the second in the high bits;
     ``scales`` and ``zeros`` [out, in / GROUP], in the engine's dtype.
     """
 
@@ -33,7 +33,7 @@ class QuantizedWeight(NamedTuple):
 def quantize(weight: torch.Tensor, quantization: str, dtype: torch.dtype) -> QuantizedWeight:
     """Round a weight [out, in] to ``int8`` or ``int4`` for an engine of ``dtype``.
 
-    The error is at most half a scale, and for int4 the rounding of scale and zero to ``dtype`` on top.
+    The error is at most half a scale, and for int4 the rounding of scale and zero to ``dtype`` in addition.
     """
     return _quantize_int8(weight.float()) if quantization == "int8" else _quantize_int4(weight.float(), dtype)
 
@@ -53,7 +53,7 @@ def _quantize_int4(weight: torch.Tensor, dtype: torch.dtype) -> QuantizedWeight:
 
 
 def dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> torch.Tensor:
-    """The weight [out, in] that is computed with."""
+    """The weight [out, in] in ``dtype``."""
     if weight.zeros is None:
         return weight.values.to(dtype).mul_(weight.scales.to(dtype))
     packed = weight.values.unflatten(1, (-1, GROUP))
@@ -62,7 +62,7 @@ def dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> torch.Tensor:
 
 
 def check_columns(name: str, columns: int, quantization: str) -> None:
-    """Raise TrtstreamError if a weight with so many columns has no such format."""
+    """Raise TrtstreamError if ``quantization`` has no format for a weight of ``columns`` columns."""
     if quantization == "int4" and columns % (2 * GROUP):
         raise TrtstreamError(
             f"the weight of {name} has {columns} columns, and int4 takes multiples of {2 * GROUP}; "

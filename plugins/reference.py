@@ -1,9 +1,9 @@
 """The definition of streaming attention, in plain torch, over a whole session at once.
 
-Tokens t = 0, 1, 2, ... A session keeps its first S tokens (attention sinks) for ever and a ring of the R most recent
-others, so the query at t sees C = S + R tokens at most. Positions are those inside the cache: the query stands at
-p(t) = min(t, C - 1), sink j at j, ring token i at p(t) - (t - i). A ring token's distance is therefore the true one,
-t - i; a sink's is p(t) - j and stops growing. Efficient Streaming Language Models with Attention Sinks (Xiao et al.,
+Tokens t = 0, 1, 2, ... A session always keeps its first S tokens (attention sinks), and a ring of the R most recent
+others, so the query at t sees at most C = S + R tokens. Positions are those inside the cache: p(t) = min(t, C - 1) for
+the query, j for sink j, p(t) - (t - i) for ring token i. A ring token's distance is therefore the true one, t - i; a
+sink's is p(t) - j and stops growing. Efficient Streaming Language Models with Attention Sinks (Xiao et al.,
 arXiv:2309.17453), section 3.2.
 
 Every other implementation is tested against this one.
@@ -23,7 +23,7 @@ def visible(t: torch.Tensor, sinks: int, ring: int) -> torch.Tensor:
 
 
 def cache_position(t: torch.Tensor, sinks: int, ring: int) -> torch.Tensor:
-    """p(t), where the query stands inside the cache."""
+    """p(t), the query's position inside the cache."""
     return t.clamp(max=sinks + ring - 1)
 
 
@@ -37,7 +37,7 @@ def streaming_attention(
     rotation_scale: float = 1.0,
     t: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attention of every token of a session to what it sees.
+    """Attention of every token of a session to the tokens that it sees.
 
     q [T, heads, head_dim] and k, v [T, kv_heads, head_dim] as projected, not rotated, in any float dtype;
     ``frequencies`` [head_dim / 2] (float64) rotate them, and None means ALiBi. ``t`` [T] numbers the tokens, by default

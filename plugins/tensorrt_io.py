@@ -1,8 +1,8 @@
-"""What a TensorRT network of ours takes and gives: the contract between the build, which defines it, and the runtime.
+"""Inputs and outputs of our TensorRT networks: the contract between the build, which defines them, and the runtime.
 
-One call feeds T tokens to each of B sessions (decode: T = 1; prefill: B = 1) and gives the logits of some of them. It
-writes their keys and values to the caches first and attends after, so a ring has T - 1 spare slots or more, and one
-contiguous write must do: `chunk_lengths` says where a chunk has to be cut.
+One call feeds T tokens to each of B sessions (decode: T = 1; prefill: B = 1) and returns the logits of some of them. It
+writes their keys and values to the caches first and attends afterwards, so a ring has at least T - 1 spare slots. It
+writes to contiguous slots: `chunk_lengths` says where a chunk has to be cut.
 
 Inputs, with C the slots of `trtstream.plugins.kv_cache.cache_slots` and D = head_dim:
 
@@ -12,12 +12,12 @@ Inputs, with C the slots of `trtstream.plugins.kv_cache.cache_slots` and D = hea
   how many ring slots then hold one of its tokens.
 * ``queries`` int32 [B, T, 2]: p(t), where the token stands inside the cache; how many tokens of this call follow it.
 * ``rotation`` float32 [B, T, 4, D / 2], absent with ALiBi: cos t, sin t, cos p(t), sin p(t). It comes from outside
-  because its angles need float64, which TensorRT has not.
-* ``logits_rows`` int32 [N]: of the B * T tokens those whose logits leave.
+  because its angles need float64, which TensorRT does not have.
+* ``logits_rows`` int32 [N]: the rows, of B * T tokens, whose logits are returned.
 * ``keys.i`` and ``values.i`` [B, kv_heads, C, D] in the engine's dtype, for each layer i: the sessions' caches.
 
 Outputs: ``logits`` float32 [N, vocab]; ``keys.i.updated`` and ``values.i.updated``, which must be bound to the memory
-of ``keys.i`` and ``values.i``. The last slot of a cache is where sessions write that sit a decode step out.
+of ``keys.i`` and ``values.i``. Sessions that take no part in a decode step write to the last slot of their cache.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def updated(cache: str) -> str:
 def input_shapes(
     model: ModelConfig, build: BuildConfig, target: str, batch: int, tokens: int, num_logits: int
 ) -> dict[str, tuple[int, ...]]:
-    """The shape of each input of a call by its name; -1 stands for what varies."""
+    """The shape of each input of a call by its name; sizes of -1 vary."""
     caches = (batch, model.num_key_value_heads, cache_slots(model, build, target), model.head_dim)
     rotation = {} if model.rope is None else {ROTATION: (batch, tokens, 4, model.head_dim // 2)}
     return {
@@ -81,9 +81,9 @@ def largest_call(build: BuildConfig, profile: str) -> tuple[int, int, int]:
 
 
 def chunk_lengths(window: Window, first: int, num_tokens: int) -> list[int]:
-    """How many of the tokens ``first``, ``first + 1``, ... each call takes, for their slots to be contiguous.
+    """How many of the tokens ``first``, ``first + 1``, ... each call takes, so that their slots are contiguous.
 
-    A call ends where the ring wraps, and at the last sink where there is room for more of them behind it.
+    A call ends where the ring wraps, and after the last sink where the cache has room for more sinks.
     """
     lengths = []
     while num_tokens > 0:

@@ -1,6 +1,6 @@
 """TensorRT's Python libraries, one for each TensorRT target: their import, their errors, and why they may not run here.
 
-The API of the two is the same.
+Both have the same API.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def load_tensorrt(target: str) -> ModuleType:
 
 
 def why_no_tensorrt(target: str) -> str | None:
-    """Why engines of a TensorRT target cannot run here, and the fix; None if they can."""
+    """Why engines of a TensorRT target cannot run here, and how to fix it; None if they can."""
     if reason := why_no_gpu():
         return reason
     try:
@@ -55,7 +55,7 @@ def why_no_tensorrt(target: str) -> str | None:
 
 
 def why_not_built_with(target: str, toolchain: Mapping[str, Any]) -> str | None:
-    """Why the installed library cannot run an engine with this toolchain, and the fix; None if it can."""
+    """Why the installed library cannot run an engine with this toolchain, and how to fix it; None if it can."""
     module = load_tensorrt(target)
     built_with = toolchain.get(module.__name__)
     if built_with in (None, module.__version__):
@@ -66,20 +66,20 @@ def why_not_built_with(target: str, toolchain: Mapping[str, Any]) -> str | None:
     )
 
 
-def new_logger(trt: ModuleType) -> trt.ILogger:
-    """A logger that prints nothing and keeps, as ``last_error``, TensorRT's word on its last failure, in one line.
+def new_logger(module: ModuleType) -> trt.ILogger:
+    """A logger that prints nothing and keeps TensorRT's last error message, as one line, in ``last_error``.
 
-    TensorRT gives the reason of a None or False in no other way.
+    TensorRT gives the reason for a None or False nowhere else.
     """
 
-    base: Any = trt.ILogger
+    base: Any = module.ILogger
 
     class Logger(base):
         last_error = "it does not say why"
 
         def log(self, severity: Any, message: str) -> None:
-            # A builder that needs no GPU looks for one anyway and reports, as an error, that there is no driver.
-            if severity <= trt.ILogger.Severity.ERROR and "cudaError 35" not in message:
+            # A builder that needs no GPU still looks for one, and reports a missing driver as an error.
+            if severity <= module.ILogger.Severity.ERROR and "cudaError 35" not in message:
                 self.last_error = " ".join(message.split())
 
     return Logger()

@@ -11,8 +11,8 @@ import torch
 class Window:
     """The cache of one session: S sinks in slots [0, S_max), and M ring slots from S_max on, for R recent tokens.
 
-    Token i lives in slot i if i < S, else in ``S_max + (i - S) mod M``. Nothing is ever moved. M is R and ``spare``
-    slots more, whose tokens no query sees any longer: room for a chunk that is written before it attends.
+    Token i lives in slot i if i < S, else in ``S_max + (i - S) mod M``. Nothing is ever moved. M is R plus ``spare``
+    slots, whose tokens no query sees any longer: room for a chunk that is written before it attends.
     """
 
     sinks: int
@@ -27,11 +27,11 @@ class Window:
 
     @property
     def capacity(self) -> int:
-        """C, how many tokens a query sees at most."""
+        """C, the most tokens that a query sees."""
         return self.sinks + self.ring
 
     def cache_position(self, t: int) -> int:
-        """p(t), where the query of token t stands inside the cache."""
+        """p(t), the position inside the cache of token t's query."""
         return min(t, self.capacity - 1)
 
     def slot(self, t: int) -> int:

@@ -1,4 +1,4 @@
-"""Modules with a mistake put in, for tests that must see it."""
+"""Modules with one mistake, which tests must see."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import ModuleType
 
 
 def load_mutant(module: ModuleType, right: str, wrong: str, folder: Path) -> ModuleType:
-    """``module`` with ``right`` replaced in its source; ``folder`` holds that."""
+    """``module`` with ``right`` replaced by ``wrong`` in its source, which is written into ``folder``."""
     source = Path(module.__file__).read_text()
     assert right in source, f"{right!r} is not in {module.__name__} any more"
     path = folder / "mutant.py"

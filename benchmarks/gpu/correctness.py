@@ -110,15 +110,15 @@ def _kernels_of(name: str, layout: Layout, max_window: int, dtype: str, device: 
     cache = torch.full(shape, 30.0, dtype=getattr(torch, dtype), device=device)[:, 1]
     positions = layout.positions().to(device)
     found = []
-    for slot, session in enumerate(batch):
+    for lane, session in enumerate(batch):
         session.qkv = torch.randn(len(session.t), width, generator=generator).to(device, cache.dtype)
-        found.append(_feed(session, slot, cache, positions))
+        found.append(_feed(session, lane, cache, positions))
     for number in range(STEPS):
         last = number == STEPS - 1  # each session alone; before, all together
-        together = [[slot] for slot in range(len(batch))] if last else [list(range(len(batch)))]
-        for slots in together:
-            for slot, output in _step(batch, slots, number, cache, positions):
-                found[slot].append(output[None])
+        together = [[lane] for lane in range(len(batch))] if last else [list(range(len(batch)))]
+        for lanes in together:
+            for lane, output in _step(batch, lanes, number, cache, positions):
+                found[lane].append(output[None])
 
     worst: dict[str, tuple[float, str]] = {"chunk_attention": (0.0, ""), "decode_attention": (0.0, "")}
     least_if_shorter = dict.fromkeys(worst, math.inf)
@@ -140,7 +140,7 @@ def _kernels_of(name: str, layout: Layout, max_window: int, dtype: str, device: 
         yield row
 
 
-def _feed(session: Session, slot: int, cache: torch.Tensor, positions: PositionEncoding) -> list[torch.Tensor]:
+def _feed(session: Session, lane: int, cache: torch.Tensor, positions: PositionEncoding) -> list[torch.Tensor]:
     """All but the last tokens in chunks that begin inside the sinks, cross the wrap, and end before the gap in t."""
     window, end = session.window, len(session.t) - STEPS
     sinks = min(window.sinks, end)
@@ -158,7 +158,7 @@ def _feed(session: Session, slot: int, cache: torch.Tensor, positions: PositionE
         outputs.append(
             torch.ops.trtstream.chunk_attention(
                 chunk,
-                cache[slot],
+                cache[lane],
                 rotation,
                 positions.slopes,
                 int(t[0]),
@@ -171,18 +171,18 @@ def _feed(session: Session, slot: int, cache: torch.Tensor, positions: PositionE
 
 
 def _step(
-    batch: list[Session], slots: list[int], number: int, cache: torch.Tensor, positions: PositionEncoding
+    batch: list[Session], lanes: list[int], number: int, cache: torch.Tensor, positions: PositionEncoding
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """The next tokens of the sessions in ``slots``: each slot's output. Several have padding rows between and after."""
+    """The next tokens of the sessions in ``lanes``: each lane's output. Several have padding rows between and after."""
     rows, at, qkv = [], [], []
-    for slot in slots:
-        session = batch[slot]
+    for lane in lanes:
+        session = batch[lane]
         index = len(session.t) - STEPS + number
         t = int(session.t[index])
-        rows.append(Step(slot, session.window, t, session.ring_first).row())
+        rows.append(Step(lane, session.window, t, session.ring_first).row())
         at.append((t, session.window.cache_position(t)))
         qkv.append(session.qkv[index])
-        if len(slots) > 1:
+        if len(lanes) > 1:
             rows.append(PADDING)
             at.append((0, 0))
             qkv.append(torch.full_like(qkv[-1], torch.nan))
@@ -191,8 +191,8 @@ def _step(
         torch.stack(qkv), cache, torch.tensor(rows, device=cache.device), rotation, positions.slopes, MAX_SINKS
     )
     for row, output in zip(rows, outputs, strict=True):
-        if row.slot >= 0:
-            yield row.slot, output
+        if row.lane >= 0:
+            yield row.lane, output
         elif output.any():
             raise CheckFailed("decode_attention: the output of a padding row is not zero")
 
@@ -267,9 +267,9 @@ def _engine_error(model: ModelConfig, dtype: str, make: Maker) -> float:
     logits = []
     for engine in engines:
         outputs = []
-        for slot, prompt in enumerate(prompts):
-            engine.reset(slot, 2 * slot)
-            outputs.append(engine.prefill(slot, prompt).cpu()[None])
+        for lane, prompt in enumerate(prompts):
+            engine.reset(lane, 2 * lane)
+            outputs.append(engine.prefill(lane, prompt).cpu()[None])
         for step in tokens:  # a batch of three runs in a graph of four
             outputs.append(engine.decode([2, 0, 1], step).cpu())
         logits.append(torch.cat(outputs))

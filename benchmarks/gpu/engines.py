@@ -26,25 +26,25 @@ def full_engine(model: ModelConfig, build: BuildConfig, weights: DecoderWeights)
 
 def filled(engine: StreamingEngine) -> StreamingEngine:
     """The engine, with a full cache of random keys and values in all its sessions, wrapped, at t = 2 W."""
-    for slot in range(engine.build.max_batch_size):
-        place_session(engine, slot, 2 * engine.build.max_attention_window)
+    for lane in range(engine.build.max_batch_size):
+        place_session(engine, lane, 2 * engine.build.max_attention_window)
     return engine
 
 
-def place_session(engine: StreamingEngine, slot: int, position: int) -> None:
-    """Put a session with a full cache of random keys and values into ``slot``, about to be fed token ``position``."""
-    cache = engine._backend.session_cache(slot).normal_()
+def place_session(engine: StreamingEngine, lane: int, position: int) -> None:
+    """Put a session with a full cache of random keys and values into ``lane``, about to be fed token ``position``."""
+    cache = engine.backend.session_cache(lane).normal_()
     ids = [0] * engine.build.max_attention_window
-    engine.import_state(slot, SessionState(engine.build.sink_token_length, position, ids, cache))
+    engine.import_state(lane, SessionState(engine.build.sink_token_length, position, ids, cache))
 
 
-def greedy_step(engine: StreamingEngine, batch: int, first_slot: int = 0) -> Callable[[], None]:
+def greedy_step(engine: StreamingEngine, batch: int, first_lane: int = 0) -> Callable[[], None]:
     """A decode step of ``batch`` sessions, each fed what it predicted, until the host has the tokens."""
-    slots = list(range(first_slot, first_slot + batch))
+    lanes = list(range(first_lane, first_lane + batch))
     tokens = [1] * batch
 
     def run() -> None:
-        tokens[:] = engine.decode(slots, tokens).argmax(dim=-1).tolist()
+        tokens[:] = engine.decode(lanes, tokens).argmax(dim=-1).tolist()
 
     return run
 
@@ -52,7 +52,7 @@ def greedy_step(engine: StreamingEngine, batch: int, first_slot: int = 0) -> Cal
 def decode_on_device(engine: StreamingEngine, batch: int) -> Callable[[], object]:
     """The device's part of a decode step alone: the CUDA graph of a batch, over and over with the same inputs."""
     engine.decode(list(range(batch)), [1] * batch)
-    step = next(step for step in engine._backend._steps if step.size == batch)
+    step = next(step for step in engine.backend.steps if step.size == batch)
     return torch.inference_mode()(step.run)
 
 

@@ -116,7 +116,7 @@ def flatness(bench: Bench) -> Iterator[Row]:
             continue
         engine = full_engine(model, bench.build(window, 2), weights)
         place_session(engine, 1, FAR)
-        steps = {"young": greedy_step(engine, 1), "old": greedy_step(engine, 1, first_slot=1)}
+        steps = {"young": greedy_step(engine, 1), "old": greedy_step(engine, 1, first_lane=1)}
         times = in_turn(steps, bench.device, 4 * bench.sizes.calls)
         young, old = (statistics.median(times[which]) for which in ("young", "old"))
         row = {"model": name, "window": window, "young_ms": young, "old_ms": old, "old_to_young": old / young}
@@ -153,7 +153,7 @@ def _attention_times(bench: Bench, model: ModelConfig, build: BuildConfig) -> li
     cache = torch.randn(batch, layers, 2, kv_heads, build.max_attention_window, head_dim, **like)
     qkv = torch.randn(batch, (model.num_attention_heads + 2 * kv_heads) * head_dim, **like)
     window = Window(build.sink_token_length, sinks, build.ring)
-    steps = [Step(slot, window, FAR + slot, ring_first=window.sinks) for slot in range(batch)]
+    steps = [Step(lane, window, FAR + lane, ring_first=window.sinks) for lane in range(batch)]
     plan = plan_step(PositionEncoding.of(model), steps)
     rows, rotation = plan.rows.to(bench.device), plan.rotation.to(bench.device)
 

@@ -78,12 +78,12 @@ def decode_rows(bench: Bench, engines: Engines, batch: int) -> Iterator[Row]:
     steps = {target: greedy_step(engine, batch) for target, engine in engines.items()}
     host = in_turn(steps, bench.device, bench.sizes.calls)
     cuda = engines["cuda"]
-    num_bytes = step_bytes(cuda.model, cuda.build, cuda._backend._weights, batch)
+    num_bytes = step_bytes(cuda.model, cuda.build, cuda.backend.weights, batch)
     for target, engine in engines.items():
         device = device_milliseconds(decode_on_device(engine, batch), bench.device, bench.sizes.calls)
         row = {"batch": batch, "target": target, **decode_figures(bench, num_bytes, batch, device, host[target])}
         row["times_cuda"] = row["end_to_end_ms"] / statistics.median(host["cuda"])
-        yield row | {"cuda_graph": all(step.is_graph for step in engine._backend._steps)}
+        yield row | {"cuda_graph": all(step.is_graph for step in engine.backend.steps)}
 
 
 def prefill_rows(bench: Bench, engines: Engines) -> Iterator[Row]:

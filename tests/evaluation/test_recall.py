@@ -46,25 +46,25 @@ class Recorder:
         self.asked: list[tuple[int, list[int]]] = []  # at which token, and what
         self._asking = False
 
-    def reset(self, slot: int) -> None:
-        self.engine.reset(slot)
+    def reset(self, lane: int) -> None:
+        self.engine.reset(lane)
 
-    def prefill(self, slot: int, tokens: list[int]) -> torch.Tensor:
+    def prefill(self, lane: int, tokens: list[int]) -> torch.Tensor:
         if not self._asking:
             self.fed += tokens
         elif self.asked[-1][1] == []:
             self.asked[-1][1].extend(tokens)
-        return self.engine.prefill(slot, tokens)
+        return self.engine.prefill(lane, tokens)
 
-    def begin_turn(self, slot: int) -> None:
-        assert self.engine.position(slot) == len(self.fed)
+    def begin_turn(self, lane: int) -> None:
+        assert self.engine.position(lane) == len(self.fed)
         self._asking = True
         self.asked.append((len(self.fed), []))
-        self.engine.begin_turn(slot)
+        self.engine.begin_turn(lane)
 
-    def rollback_turn(self, slot: int) -> None:
+    def rollback_turn(self, lane: int) -> None:
         self._asking = False
-        self.engine.rollback_turn(slot)
+        self.engine.rollback_turn(lane)
 
 
 def test_facts_are_asked_for_at_their_distances(checkpoint: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def mutant(tmp_path: Path, interpreter: None) -> Callable[[ModuleType, str, str]
 
 @pytest.fixture
 def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels run in the Triton language's interpreter, whose products of bfloat16 take their bits for integers."""
+    """Kernels run in the Triton language's interpreter, whose bfloat16 products would use the bits as integers."""
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 

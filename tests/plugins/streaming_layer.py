@@ -1,4 +1,4 @@
-"""One attention layer with random projections and sessions at any position, and what the definition says of them."""
+"""One attention layer with random projections, sessions of it at any position, and the definition's output for them."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ class Session:
         )
         return out.flatten(1)[-len(self.new) :]
 
-    def step(self, slot: int) -> Step:
-        return Step(slot, self.window, self.first, self.ring_first)
+    def step(self, lane: int) -> Step:
+        return Step(lane, self.window, self.first, self.ring_first)
 
     def rotation(self) -> torch.Tensor | None:
         if self.layout.alibi:

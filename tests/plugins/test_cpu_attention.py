@@ -66,19 +66,19 @@ class Attention:
             frequencies, scale = inverse_frequencies(self.layout.rope, self.layout.head_dim)
         return streaming_attention(q, k, v, self.window.sinks, self.window.ring, frequencies, scale).flatten(1)
 
-    def steps(self, qkv: torch.Tensor, slot: int = 1, first: int = 0) -> torch.Tensor:
-        return torch.cat([self.step([(slot, first + i, x)]) for i, x in enumerate(qkv)])
+    def steps(self, qkv: torch.Tensor, lane: int = 1, first: int = 0) -> torch.Tensor:
+        return torch.cat([self.step([(lane, first + i, x)]) for i, x in enumerate(qkv)])
 
     def step(self, sessions: list[tuple[int, int, torch.Tensor]]) -> torch.Tensor:
-        plan = plan_step(self.positions, [Step(slot, self.window, t, self.window.sinks) for slot, t, _ in sessions])
+        plan = plan_step(self.positions, [Step(lane, self.window, t, self.window.sinks) for lane, t, _ in sessions])
         return self.kernel(torch.stack([x for _, _, x in sessions]), self.cache, plan)
 
-    def chunks(self, qkv: torch.Tensor, size: int, slot: int = 1) -> torch.Tensor:
+    def chunks(self, qkv: torch.Tensor, size: int, lane: int = 1) -> torch.Tensor:
         outputs = []
         for first in range(0, len(qkv), size):
             chunk = qkv[first : first + size]
             plan = plan_chunk(self.window, self.positions, first, len(chunk), self.window.sinks)
-            outputs.append(chunk_attention(chunk, self.cache[slot], plan, self.layout.heads))
+            outputs.append(chunk_attention(chunk, self.cache[lane], plan, self.layout.heads))
         return torch.cat(outputs)
 
 
@@ -103,8 +103,8 @@ def test_steps_and_chunks_equal_the_reference(layout: Layout, sinks: int, max_si
     qkv = attention.qkv(4 * (sinks + 20) + 3)
     expected = attention.reference(qkv)
     assert (attention.steps(qkv) - expected).abs().max() < 2e-5
-    for size in (1, 5, 7, 20, 31, len(qkv)):  # divides the ring, does not, is the ring, is larger, is all
-        attention.cache.fill_(torch.nan)  # what was never written must never be read
+    for size in (1, 5, 7, 20, 31, len(qkv)):  # divides the ring, does not, is the ring, is larger, is everything
+        attention.cache.fill_(torch.nan)  # slots that were never written must never be read
         attention.cache.nan_to_num_(1e3)
         assert (attention.chunks(qkv, size) - expected).abs().max() < 2e-5, size
 
@@ -129,7 +129,7 @@ def test_the_cache_is_larger_than_one_block_of_the_kernel(libraries: Path) -> No
 def test_sessions_of_one_step_do_not_touch_each_other(libraries: Path) -> None:
     attention = Attention(LAYOUTS["gqa"], 4, 4, 20, libraries)
     young, old = attention.qkv(10, seed=1), attention.qkv(70, seed=2)
-    attention.chunks(old[:60], 60, slot=2)
+    attention.chunks(old[:60], 60, lane=2)
     found = [attention.step([(2, 60 + i, old[60 + i]), (0, i, young[i])]) for i in range(10)]
     expected = torch.stack((attention.reference(old)[60:], attention.reference(young)), dim=1)
     assert (torch.stack(found) - expected).abs().max() < 2e-5
@@ -138,13 +138,13 @@ def test_sessions_of_one_step_do_not_touch_each_other(libraries: Path) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_threads_share_a_step(threads: int, libraries: Path) -> None:
-    """Of the kernel's OpenMP, which the tests' environment gives one."""
+    """The kernel's OpenMP threads, of which the tests' environment allows one."""
     openmp = ctypes.CDLL("libgomp.so.1")
     before = openmp.omp_get_max_threads()
     attention = Attention(LAYOUTS["gqa"], 4, 4, 600, libraries)
     qkv = attention.qkv(1300)
-    attention.chunks(qkv[:1200], 100, slot=0)
-    attention.chunks(qkv[:1200], 100, slot=2)
+    attention.chunks(qkv[:1200], 100, lane=0)
+    attention.chunks(qkv[:1200], 100, lane=2)
     openmp.omp_set_num_threads(threads)
     try:
         found = torch.stack([attention.step([(2, t, qkv[t]), (0, t, qkv[t])]) for t in range(1200, 1300)])
@@ -164,7 +164,7 @@ def test_bfloat16_within_its_own_error(libraries: Path) -> None:
 
 @pytest.mark.parametrize("layout", [LAYOUTS["gqa"], LAYOUTS["alibi"]], ids=["rope", "alibi"])
 def test_at_position_four_million(layout: Layout, libraries: Path) -> None:
-    """Distances are what counts: a ring that begins at t = 4,000,000 gives what float64 gives there."""
+    """Distances alone matter: a ring that begins at t = 4,000,000 agrees with float64 there."""
     attention = Attention(layout, 0, 0, 20, libraries)
     first = 4_000_000
     qkv = attention.qkv(60)

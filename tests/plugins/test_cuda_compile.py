@@ -26,7 +26,7 @@ SHARED_MEMORY_LIMIT = {80: 166_912, 90: 232_448, 120: 101_376}  # bytes a block
     ],
 )
 def test_kernels_fit_the_gpu_and_spill_nothing(capability: int, model: str, dtype: str, tmp_path: Path) -> None:
-    """In a process of its own: this one has the Triton language's interpreter in its place."""
+    """In its own process: in this one the Triton language is its interpreter."""
     output = tmp_path / "resources.json"
     command = [sys.executable, "-m", "benchmarks.kernel_resources", "--arch", str(capability)]
     done = subprocess.run(

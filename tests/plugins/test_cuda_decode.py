@@ -36,21 +36,21 @@ def step(
     """One step of all sessions in one batch with padding rows: outputs, and the caches after it, [sessions, ...]."""
     layout, max_sinks = sessions[0].layout, sessions[0].window.max_sinks
     before = torch.stack([session.cache(session.first) for session in sessions])
-    # As a runtime lays it out: a layer of a cache of several, and slots in another order than rows.
+    # As in a runtime: one layer of a cache of several, and lanes in another order than rows.
     cache = torch.full((len(sessions), 3, *before.shape[1:]), torch.nan, dtype=before.dtype)
-    slots = list(reversed(range(len(sessions))))
-    cache[slots, 1] = before
-    plan = plan_step(layout.positions, [session.step(slot) for session, slot in zip(sessions, slots, strict=True)])
+    lanes = list(reversed(range(len(sessions))))
+    cache[lanes, 1] = before
+    plan = plan_step(layout.positions, [session.step(lane) for session, lane in zip(sessions, lanes, strict=True)])
     rotation = None if plan.rotation is None else torch.cat((plan.rotation, plan.rotation[:2]))
     qkv = torch.cat([session.new for session in sessions] + [torch.full_like(sessions[0].new, torch.nan)] * 2)
     out = decode(qkv, cache[:, 1], torch.cat((plan.rows, PADDING, PADDING)), rotation, plan.slopes, max_sinks, **tiles)
     assert (out[-2:] == 0).all()
     assert cache[:, [0, 2]].isnan().all()
-    return out[:-2], cache[slots, 1]
+    return out[:-2], cache[lanes, 1]
 
 
 def worst_error(sessions: list[Session], decode: Callable[..., torch.Tensor], **tiles: int) -> float:
-    """The largest difference from the definition in outputs or caches; NaN where one has a NaN, the other none."""
+    """The largest difference from the definition in outputs or caches; NaN where only one of them has a NaN."""
     out, caches = step(sessions, decode, **tiles)
     wrong = [out - torch.cat([session.expected() for session in sessions])]
     for session, cache in zip(sessions, caches, strict=True):

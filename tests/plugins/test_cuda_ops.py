@@ -1,4 +1,4 @@
-"""The custom ops as torch sees them: schemas, fakes, and what they refuse."""
+"""The custom ops as torch sees them: schemas, fakes and refusals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WINDOW = Window(2, 3, 9)
 
 @pytest.mark.parametrize("layout", ["gqa", "alibi"])
 def test_the_ops_do_what_they_register(layout: str) -> None:
-    """Mutation of the cache and nothing else, and fakes of the right shapes, so that torch.export can trust them."""
+    """They mutate the cache alone, and their fakes have the right shapes, so that torch.export can trust them."""
     session = Session(LAYOUTS[layout], WINDOW, 20, 5)
     slopes = session.layout.positions.slopes
     chunk = (session.new, session.cache(20), session.rotation(), slopes, 20, session.ring_first, 2, 3)

@@ -17,7 +17,7 @@ TILES = {"BLOCK_T": 16, "BLOCK": 16}
 
 
 def worst_error(session: Session, prefill: Callable[..., torch.Tensor], **tiles: int) -> float:
-    """The largest difference from the definition in output or cache; NaN where one has a NaN and the other has none."""
+    """The largest difference from the definition in output or cache; NaN where only one of them has a NaN."""
     window, layout = session.window, session.layout
     cache = session.cache(session.first)
     out = prefill(
@@ -81,7 +81,7 @@ MUTATIONS = {
     "a query does not see itself": ("(key <= query)", "(key < query)"),
     "a query sees the next token": ("(key <= query)", "(key <= query + 1)"),
     "ring tokens of the chunk before its ring": ("tl.maximum(ring_first, begin", "tl.maximum(0, begin"),
-    "written one slot off after the wrap": ("place - WINDOW + ring_begin", "place - WINDOW + ring_begin + 1"),
+    "written one slot off after the wrap": ("target_slot - WIDTH + ring_begin", "target_slot - WIDTH + ring_begin + 1"),
     "written before the attention": ("write(0, new_sinks)", "write(0, length)"),
 }
 

@@ -45,7 +45,7 @@ def test_int4_is_within_half_a_scale_and_its_rounding(dtype: torch.dtype) -> Non
 
 
 def test_int4_keeps_what_has_four_bits_already() -> None:
-    """A group on a grid of 16 values, as a 4-bit GGUF checkpoint has them."""
+    """Groups on grids of 16 values, as in a 4-bit GGUF checkpoint."""
     generator = torch.Generator().manual_seed(0)
     grid = torch.randint(16, (8, 4, GROUP), generator=generator).float()
     grid[..., 0], grid[..., 1] = 0, 15
@@ -67,7 +67,7 @@ def test_columns_that_int4_cannot_take_are_refused() -> None:
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
 @pytest.mark.parametrize("tokens", [1, 17])
 def test_the_kernels(tokens: int, quantization: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """50 rows and 192 columns: neither is a multiple of what a program takes."""
+    """50 rows and 192 columns: neither is a multiple of a program's block."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     x = torch.randn(tokens, 192, generator=torch.Generator().manual_seed(1)).to(dtype)
     quantized = quantize(torch.randn(50, 192, generator=torch.Generator().manual_seed(2)), quantization, dtype)
@@ -109,7 +109,7 @@ for kernel, stored in ((int8_kernel, {"values": "*i8", "scales": "*fp32"}),
 
 @pytest.mark.process
 def test_they_compile_for_every_generation() -> None:
-    """For Ampere, Hopper and Blackwell, without a GPU, within the shared memory that the least of them has."""
+    """For Ampere, Hopper and Blackwell, without a GPU, within the smallest shared memory of the three."""
     result = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     lines = [line.split() for line in result.stdout.splitlines()]

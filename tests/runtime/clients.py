@@ -1,4 +1,4 @@
-"""Clients of a scheduler, and a tokenizer whose tokens are bytes: what the runtime's tests share."""
+"""Shared by the runtime's tests: clients of a scheduler, and a tokenizer whose tokens are bytes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def byte_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokenizerBas
 
 
 class Client:
-    """Submits one turn and collects what comes back."""
+    """Submits one turn and collects its outputs."""
 
     def __init__(self, scheduler: Scheduler, cancel_after: int | None = None, **request) -> None:
         self.outputs: list[TurnOutput | Exception] = []

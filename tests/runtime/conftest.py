@@ -41,15 +41,15 @@ def engine(engine_folder: Path) -> StreamingEngine:
 
 @pytest.fixture
 def schedule(engine_folder: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Callable[..., Scheduler]]:
-    """Makes schedulers, on an engine of their own unless told otherwise, that are closed when the test ends."""
-    made: list[Scheduler] = []
+    """Makes schedulers, by default on an engine of their own, and closes them when the test ends."""
+    schedulers: list[Scheduler] = []
 
     def schedule(engine: StreamingEngine | None = None, **limits: int) -> Scheduler:
-        made.append(Scheduler(engine or load_engine(engine_folder), tokenizer, **limits))
-        return made[-1]
+        schedulers.append(Scheduler(engine or load_engine(engine_folder), tokenizer, **limits))
+        return schedulers[-1]
 
     yield schedule
-    for scheduler in made:
+    for scheduler in schedulers:
         scheduler.close()
 
 

@@ -1,4 +1,4 @@
-"""Engines whose decode steps have a batch's size: sessions in it, and idle rows."""
+"""Engines with a decode step for each batch size: sessions in a batch, and idle rows."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ TOLERANCE = 1e-4  # of the logits' standard deviation
 
 @pytest.fixture(scope="module", params=["cuda", "tensorrt-rtx"])
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StreamingEngine:
-    """An engine whose slots hold what the tests before left in them."""
+    """An engine whose lanes hold the sessions of earlier tests."""
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "cuda":
         return load_on_cpu(build_variant(folder, "llama-gqa", "cuda", **SIZES)[1])
     return interpreted_engine(open_checkpoint(write_checkpoint(folder, "llama-gqa")), BuildConfig(**SIZES))
 
 
-@pytest.mark.parametrize("slots", [[3], [4, 0], [2, 0, 4], [4, 3, 2, 1], [0, 1, 2, 3, 4]])
-def test_a_batch_equals_each_session_alone(engine: StreamingEngine, slots: list[int]) -> None:
-    """Sessions of different ages and sinks; those that do not take part are left as they are."""
+@pytest.mark.parametrize("lanes", [[3], [4, 0], [2, 0, 4], [4, 3, 2, 1], [0, 1, 2, 3, 4]])
+def test_a_batch_equals_each_session_alone(engine: StreamingEngine, lanes: list[int]) -> None:
+    """Sessions of different ages and sinks; sessions outside the batch do not change."""
     sinks, first = [0, 1, 4, 8, 2], [1, 25, 19, 60, 7]
-    fed = [random_tokens(70, seed=slot) for slot in range(5)]
-    for slot in range(5):
-        engine.reset(slot, sinks[slot])
-        engine.prefill(slot, fed[slot][: first[slot]])
-    before = [engine.export_state(slot) for slot in range(5)]
-    together = [engine.decode(slots, [fed[slot][first[slot] + i] for slot in slots]) for i in range(10)]
-    for slot in set(range(5)) - set(slots):
-        assert torch.equal(engine.export_state(slot).kv_cache, before[slot].kv_cache)
-    for row, slot in enumerate(slots):
-        engine.import_state(0, before[slot])
-        alone = torch.cat([engine.decode([0], [token]) for token in fed[slot][first[slot] : first[slot] + 10]])
+    fed = [random_tokens(70, seed=lane) for lane in range(5)]
+    for lane in range(5):
+        engine.reset(lane, sinks[lane])
+        engine.prefill(lane, fed[lane][: first[lane]])
+    before = [engine.export_state(lane) for lane in range(5)]
+    together = [engine.decode(lanes, [fed[lane][first[lane] + i] for lane in lanes]) for i in range(10)]
+    for lane in set(range(5)) - set(lanes):
+        assert torch.equal(engine.export_state(lane).kv_cache, before[lane].kv_cache)
+    for row, lane in enumerate(lanes):
+        engine.import_state(0, before[lane])
+        alone = torch.cat([engine.decode([0], [token]) for token in fed[lane][first[lane] : first[lane] + 10]])
         assert (torch.stack([logits[row] for logits in together]) - alone).abs().max() < TOLERANCE * alone.std()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from trtstream.runtime.streaming_engine import StreamingEngine
 
 GPL = Path("/usr/share/common-licenses/GPL-3")
 RING = 20
+TOLERANCE = 1e-4  # of the logits' standard deviation
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def test_rollback_leaves_no_trace(engine: StreamingEngine, before: int, turn: in
     engine.import_state(1, was)
     engine.prefill(0, random_tokens(turn, seed=3))
     engine.prefill(1, random_tokens(turn, seed=3))
-    assert torch.equal(*(engine.decode([slot], [5]) for slot in (0, 1)))
+    assert torch.equal(*(engine.decode([lane], [5]) for lane in (0, 1)))
 
 
 def test_a_turn_without_a_log_cannot_be_rolled_back(engine: StreamingEngine) -> None:
@@ -75,6 +77,30 @@ def test_an_exported_state_is_a_copy(engine: StreamingEngine) -> None:
     assert state.token_ids == kept.token_ids
 
 
+def test_a_cache_of_another_engine_is_refused(engine: StreamingEngine) -> None:
+    engine.reset(0)
+    engine.prefill(0, random_tokens(10))
+    state = engine.export_state(0)
+    assert state.kv_cache is not None
+    for cache in (state.kv_cache[..., 1:, :], state.kv_cache.bfloat16()):
+        with pytest.raises(TrtstreamError, match="import it without kv_cache"):
+            engine.import_state(0, replace(state, kv_cache=cache))
+    assert engine.position(0) == 10
+
+
+def test_a_backend_without_a_kernel_decodes_too(engine: StreamingEngine, folder: Path) -> None:
+    weights = read_weights(folder / WEIGHTS, engine.model, torch.device("cpu"), pack=True)
+    backend = CpuBackend(engine.model, engine.build, weights, kernel=None)
+    other = StreamingEngine(engine.model, engine.build, backend)
+    for lane, length in ((0, 3), (1, 70)):
+        for each in (engine, other):
+            each.reset(lane)
+            each.prefill(lane, random_tokens(length))
+    for token in random_tokens(10):
+        found, expected = other.decode([1, 0], [token, 5]), engine.decode([1, 0], [token, 5])
+        assert (found - expected).abs().max() < TOLERANCE * expected.std()
+
+
 def test_visible_tokens_are_sinks_and_ring(engine: StreamingEngine) -> None:
     fed = random_tokens(100)
     engine.reset(0, 2)
@@ -86,15 +112,15 @@ def test_visible_tokens_are_sinks_and_ring(engine: StreamingEngine) -> None:
 
 
 def test_a_batch_equals_each_session_alone(engine: StreamingEngine) -> None:
-    fed = [random_tokens(60, seed=slot) for slot in range(3)]
+    fed = [random_tokens(60, seed=lane) for lane in range(3)]
     alone = []
-    for slot, first in zip(range(3), (1, 25, 50), strict=True):
+    for lane, first in zip(range(3), (1, 25, 50), strict=True):
         engine.reset(0)
-        engine.prefill(0, fed[slot][:first])
-        alone.append(torch.cat([engine.decode([0], [t]) for t in fed[slot][first : first + 10]]))
-    for slot, first in zip(range(3), (1, 25, 50), strict=True):
-        engine.reset(slot)
-        engine.prefill(slot, fed[slot][:first])
+        engine.prefill(0, fed[lane][:first])
+        alone.append(torch.cat([engine.decode([0], [t]) for t in fed[lane][first : first + 10]]))
+    for lane, first in zip(range(3), (1, 25, 50), strict=True):
+        engine.reset(lane)
+        engine.prefill(lane, fed[lane][:first])
     together = [engine.decode([2, 0, 1], [fed[2][50 + i], fed[0][1 + i], fed[1][25 + i]])[[1, 2, 0]] for i in range(10)]
     assert (torch.stack(together, dim=1) - torch.stack(alone)).abs().max() < 1e-4
 

@@ -36,8 +36,8 @@ def engine(built: tuple[Checkpoint, Path]) -> StreamingEngine:
     return load_on_cpu(built[1])
 
 
-def steps(engine: StreamingEngine, slot: int, fed: list[int]) -> torch.Tensor:
-    return torch.cat([engine.decode([slot], [token]) for token in fed])
+def steps(engine: StreamingEngine, lane: int, fed: list[int]) -> torch.Tensor:
+    return torch.cat([engine.decode([lane], [token]) for token in fed])
 
 
 def test_the_decode_step_exports_and_runs_as_exported(built: tuple[Checkpoint, Path]) -> None:
@@ -51,7 +51,7 @@ def test_the_decode_step_exports_and_runs_as_exported(built: tuple[Checkpoint, P
 
     def inputs(t: int, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Both sessions at t, and a row of padding."""
-        rows = [*(Step(slot, window, t, 4).row() for slot in range(sessions)), PADDING]
+        rows = [*(Step(lane, window, t, 4).row() for lane in range(sessions)), PADDING]
         at = [[t, window.cache_position(t)]] * sessions + [[0, 0]]
         return torch.tensor([*ids, 0]), torch.tensor(rows), torch.tensor(at)
 
@@ -59,9 +59,9 @@ def test_the_decode_step_exports_and_runs_as_exported(built: tuple[Checkpoint, P
     exported = torch.export.export(step, inputs(0, [0, 0])).module()
     with torch.inference_mode():
         found = torch.stack([exported(*inputs(t, [fed[0][t], fed[1][t]])) for t in range(60)], dim=1)
-    for slot in range(sessions):
-        expected = reference_logits(checkpoint, fed[slot], 4, RING)
-        assert (found[slot] - expected).abs().max() < TOLERANCE * expected.std()
+    for lane in range(sessions):
+        expected = reference_logits(checkpoint, fed[lane], 4, RING)
+        assert (found[lane] - expected).abs().max() < TOLERANCE * expected.std()
 
 
 def test_angles_are_exact_far_out() -> None:
@@ -88,7 +88,7 @@ def test_rollback_leaves_no_trace(engine: StreamingEngine, before: int, turn: in
         was.token_ids[:4] + was.token_ids[4:][-RING:],
     )
     engine.import_state(1, was)
-    after = [(engine.prefill(slot, random_tokens(turn, seed=3)), engine.decode([slot], [5])) for slot in (0, 1)]
+    after = [(engine.prefill(lane, random_tokens(turn, seed=3)), engine.decode([lane], [5])) for lane in (0, 1)]
     assert torch.equal(after[0][0], after[1][0])
     assert torch.equal(after[0][1], after[1][1])
 
@@ -96,7 +96,7 @@ def test_rollback_leaves_no_trace(engine: StreamingEngine, before: int, turn: in
 def test_sessions_move_between_cpu_and_cuda_engines(
     engine: StreamingEngine, built: tuple[Checkpoint, Path], tmp_path: Path
 ) -> None:
-    """As token ids, and where both have one dtype as caches too."""
+    """As token ids, and as caches too where both have one dtype."""
     cpu = load_on_cpu(build_variant(tmp_path, "llama-gqa", **SIZES)[1])
     fed = random_tokens(300)
     for giver, taker in ((engine, cpu), (cpu, engine)):
@@ -118,7 +118,7 @@ def test_loading_without_a_gpu_is_refused_in_one_line(built: tuple[Checkpoint, P
     assert "\n" not in str(refused.value)
 
 
-# In a process of its own: in this one the Triton language has its interpreter on, whether a GPU is there or not.
+# In its own process: in this one the Triton language uses its interpreter, even with a GPU.
 FEED = """
 import sys
 from pathlib import Path
@@ -138,7 +138,7 @@ for folder in map(Path, sys.argv[3:]):
 
 
 def check_kernels(folder: Path, variants: dict[str, str], num_tokens: int, device: str, **environment: str) -> None:
-    """Engines of the variants, with the kernels running, give what the kernels' definition gives.
+    """Engines of the variants compute the same with the kernels as with the kernels' definition.
 
     ``variants`` names the quantization of each. The prompt of 26 tokens ends past C.
     """

@@ -21,7 +21,7 @@ def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
 
 
 class Recording:
-    """A tokenizer that notes how many tokens it is asked to decode."""
+    """A tokenizer that records how many tokens it decodes."""
 
     def __init__(self, tokenizer):
         self.tokenizer, self.longest = tokenizer, 0

@@ -82,7 +82,7 @@ def test_smollm2_remembers_in_a_session_of_its_template(smollm2_engine):
     with trtstream.load(smollm2_engine) as llm:
         chat, fed, answers = llm.session(), [], []
         prefill = llm.engine.prefill
-        llm.engine.prefill = lambda slot, tokens: (fed.extend(tokens), prefill(slot, tokens))[1]
+        llm.engine.prefill = lambda lane, tokens: (fed.extend(tokens), prefill(lane, tokens))[1]
         for question in questions:
             outputs = list(chat.stream(question, chat=True, max_tokens=60))
             answers.append("".join(output.text for output in outputs))

@@ -33,8 +33,8 @@ class Built:
         generator = torch.Generator().manual_seed(1)
         return torch.randint(self.checkpoint.model.vocab_size, (count,), generator=generator).tolist()
 
-    def steps(self, slot: int, tokens: list[int]) -> torch.Tensor:
-        return torch.cat([self.engine.decode([slot], [token]) for token in tokens])
+    def steps(self, lane: int, tokens: list[int]) -> torch.Tensor:
+        return torch.cat([self.engine.decode([lane], [token]) for token in tokens])
 
 
 @pytest.fixture(scope="module", params=ENGINES, ids="-".join)

@@ -35,8 +35,8 @@ REQUESTS = [
 
 def kept(temperature: float = 1.0, **limits: float) -> dict[int, float]:
     request = TurnRequest(temperature=temperature, **limits)
-    tokens, probabilities, whole = nucleus(LOGITS[None], [request], len(LOGITS))
-    assert whole
+    tokens, probabilities, complete = nucleus(LOGITS[None], [request], len(LOGITS))
+    assert complete
     return {int(t): float(p) for t, p in zip(tokens[0], probabilities[0], strict=True) if p > 0}
 
 
@@ -75,10 +75,10 @@ def test_top_p_in_a_large_vocabulary(spread):
     tokens, probabilities, _ = nucleus(logits[None], [request], len(logits))
     assert tokens[probabilities > 0].tolist() == expected
     assert float(probabilities.sum()) == pytest.approx(1)
-    # The last of the nucleus, which the usual number of candidates does not hold where the distribution is flat.
+    # The last of the nucleus: with a flat distribution it is not among the usual number of candidates.
     assert nucleus(logits[None], [request], USUAL_NUCLEUS)[2] == (len(expected) <= USUAL_NUCLEUS)
     sampler = Sampler(request)
-    sampler.point = lambda: math.nextafter(1, 0)
+    sampler.uniform = lambda: math.nextafter(1, 0)
     assert sample(logits[None], [sampler], [()])[0].token == expected[-1]
 
 

@@ -1,4 +1,4 @@
-"""Turns on a real engine: batching, slots, cancellation, failures and shutdown."""
+"""Turns on a real engine: batching, lanes, cancellation, failures and shutdown."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def fail_once(engine, method: str, after: int) -> None:
 
 
 def started(scheduler: Scheduler, **request) -> Client:
-    """A client whose turn has given its first token."""
+    """A client whose turn has had its first token."""
     client = Client(scheduler, **request)
     wait_until(lambda: client.outputs)
     return client
@@ -43,7 +43,7 @@ def started(scheduler: Scheduler, **request) -> Client:
 
 @pytest.mark.parametrize("limits", [{}, {"max_idle_bytes": 0}], ids=["swapped", "rebuilt"])
 def test_sessions_together_answer_as_each_alone(schedule, engine, limits):
-    """Seven sessions in three slots, prompts from 1 to 90 tokens in chunks of at most 16, past the ring's wrap."""
+    """Seven sessions in three lanes, prompts from 1 to 90 tokens in chunks of at most 16, past the ring's wrap."""
     lengths = [[1, 30, 5], [90, 2, 17], [16, 16, 16], [40, 1, 33], [3, 3, 70], [15, 60, 1], [21, 20, 19]]
     turns = [[tokens(n, seed=10 * i + j) for j, n in enumerate(row)] for i, row in enumerate(lengths)]
     together = schedule(**limits)
@@ -151,7 +151,7 @@ def test_a_seed_fixes_the_answer(scheduler):
     assert answer(None) != answer(None)
 
 
-def test_a_cancelled_turn_frees_its_slot_and_its_session_goes_on(schedule, scheduler):
+def test_a_cancelled_turn_frees_its_lane_and_its_session_goes_on(schedule, scheduler):
     running = [started(scheduler, text=f"{i}", session_key=i, **ENDLESS) for i in range(3)]
     waiting = Client(scheduler, text="waiting", max_tokens=3)
     wait_until(lambda: scheduler.stats() == SchedulerStats(running=3, queued=1, sessions=0))
@@ -200,7 +200,7 @@ def test_a_client_that_vanishes_is_a_cancelled_turn(scheduler):
     assert ask(scheduler, text="b", session_key="s", max_tokens=2).ids
 
 
-@pytest.mark.parametrize("resident", [True, False], ids=["in its slot", "saved"])
+@pytest.mark.parametrize("resident", [True, False], ids=["in its lane", "saved"])
 @pytest.mark.parametrize("failure", ["deadline", "decode", "prefill"])
 def test_a_failed_turn_leaves_the_session_as_it_was(schedule, engine, failure, resident):
     scheduler, undisturbed = schedule(engine), schedule()
@@ -249,7 +249,7 @@ def test_an_engine_error_fails_the_turns_of_its_step_and_nothing_else(schedule, 
     wait_until(lambda: scheduler.stats() == SchedulerStats(0, 0, 0))
 
 
-def test_a_session_that_cannot_be_undone_is_lost_and_its_slot_is_not(schedule, engine):
+def test_a_session_that_cannot_be_undone_is_lost_and_its_lane_is_not(schedule, engine):
     scheduler = schedule(engine)
     ask(scheduler, text="a", session_key="s", max_tokens=3)
     fail_once(engine, "decode", after=0)
@@ -270,7 +270,7 @@ def test_a_full_queue(schedule):
         Client(scheduler, text="c", session_key="s")
     running[0].turn.cancel()
     queued.wait()
-    ask(scheduler, text="c", session_key="s", max_tokens=1)  # the refused turn has let go of its session
+    ask(scheduler, text="c", session_key="s", max_tokens=1)  # the refused turn has released its session
 
 
 def test_drain_lets_turns_end_and_takes_no_new_ones(scheduler):

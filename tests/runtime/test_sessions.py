@@ -1,4 +1,4 @@
-"""What a session is to its clients, and where sessions wait between turns."""
+"""Sessions as clients see them, and where they wait between turns."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_one_shot_requests_leave_no_session(scheduler):
 def test_session_tokens_must_be_right(scheduler):
     seen = ask(scheduler, text="Hello", session_key="s", session_tokens=0, max_tokens=3).last.session_tokens
     assert refused(scheduler, session_key="s", session_tokens=seen + 1) == (
-        f"session 's' has seen {seen} tokens and session_tokens is {seen + 1}; send what its last response said"
+        f"session 's' has seen {seen} tokens and session_tokens is {seen + 1}; send the number in its last response"
     )
     assert "has seen" in refused(scheduler, session_key="s", session_tokens=0)
     assert "does not exist" in refused(scheduler, session_key="other", session_tokens=seen)
@@ -54,7 +54,7 @@ def test_a_number_and_its_digits_are_two_sessions(scheduler):
     assert "does not exist" in refused(scheduler, session_key="77", session_tokens=seen)
 
 
-def test_session_start_begins_anew(scheduler):
+def test_session_start_starts_over(scheduler):
     first = ask(scheduler, text="Hello", session_key="s", max_tokens=3)
     again = ask(scheduler, text="Hello", session_key="s", session_start=True, max_tokens=3)
     assert (again.ids, again.last.session_tokens) == (first.ids, first.last.session_tokens)
@@ -103,23 +103,24 @@ def test_sessions_beyond_the_limit_expire_oldest_first(schedule):
 
 
 def test_idle_sessions_keep_to_their_memory(engine):
-    """The oldest drop their cache and keep their ids; a session that comes back has its slot again."""
+    """The oldest drop their cache and keep their ids; a session that returns gets a lane again."""
     one = engine.export_state(0).kv_cache.nbytes
     store = SessionStore(engine, max_idle_bytes=2 * one, max_sessions=100)
     sessions = [Session(key, 4) for key in range(7)]
     for session in sessions:
         assert store.enter(session) == []
-        engine.prefill(session.slot, [session.key] * 6)
+        engine.prefill(store.lanes[session], [session.key] * 6)
         store.commit(session, pending=1, ends=False)
-    assert [session.slot is not None for session in sessions] == [False] * 4 + [True] * 3
-    assert [s.state.kv_cache is not None for s in sessions[:4]] == [False, False, True, True]
+    assert list(store.lanes) == sessions[4:]
+    assert [store.saved[session].kv_cache is not None for session in sessions[:4]] == [False, False, True, True]
     assert store.enter(sessions[3]) == []
-    assert engine.visible_tokens(sessions[3].slot) == [3] * 6
+    assert engine.visible_tokens(store.lanes[sessions[3]]) == [3] * 6
     assert store.enter(sessions[0]) == [0]  # its sinks and one more are in; the rest is to be fed
-    assert engine.position(sessions[0].slot) == 5
+    assert engine.position(store.lanes[sessions[0]]) == 5
     assert store.enter(sessions[1]) == [1]
-    assert store.enter(sessions[2]) is None  # all slots have running turns
-    assert sorted(session.slot for session in sessions if session.running) == [0, 1, 2]
+    assert store.enter(sessions[2]) is None  # all lanes have running turns
+    assert {session: store.lanes[session] for session in (sessions[0], sessions[1], sessions[3])} == store.lanes
+    assert sorted(store.lanes.values()) == [0, 1, 2]
 
 
 def test_chat_turns_join_up_to_the_template_of_the_whole_conversation(schedule, engine, tokenizer):
@@ -129,9 +130,9 @@ def test_chat_turns_join_up_to_the_template_of_the_whole_conversation(schedule, 
     fed: list[int] = []
     real = engine.prefill
 
-    def recording(slot, tokens):
+    def recording(lane, tokens):
         fed.extend(tokens)
-        return real(slot, tokens)
+        return real(lane, tokens)
 
     engine.prefill = recording
     conversation = [{"role": "user", "content": "Hi"}]

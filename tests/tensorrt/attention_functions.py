@@ -1,4 +1,4 @@
-"""What TensorRT's layers for language models compute: rotary embedding, KV cache update and attention.
+"""TensorRT's layers for language models in torch: rotary embedding, KV cache update and attention.
 
 Functions like those of layer_functions.py. B is the batch, N the heads, S the tokens, H the head_dim.
 """
@@ -86,7 +86,7 @@ def attention(
     if quantize_scale is not None or query_lengths is not None or properties.norm_op.name != "SOFTMAX":
         raise ValueError("attention that is quantized, packed or not normalized by softmax is not known")
     if causal != "NONE" and not (mask is None and key_value_lengths is None):
-        raise ValueError("a causal mask beside a mask or lengths is not known")
+        raise ValueError("a causal mask together with a mask or lengths is not known")
     added = [mask] if mask is not None and mask.dtype not in BOOLS else []
     check_types(FLOATS, q, k, v, *added)
     heads, kv_heads = q.shape[1], k.shape[1]

@@ -50,7 +50,7 @@ def _memory(weights: trt.Weights, size: int) -> torch.Tensor:
     """The bytes of weights of a type that numpy lacks, for which the bindings give no pointer: uint8 [size]."""
     if not size:
         return torch.empty(0, dtype=torch.uint8)
-    # pybind11 keeps the address of the C++ object right behind the head of the Python object.
+    # pybind11 keeps the address of the C++ object right after the head of the Python object.
     address = ctypes.c_void_p.from_address(id(weights) + object.__basicsize__).value
     held = _Weights.from_address(address)
     if (held.type, held.count) != (int(weights.dtype), weights.size):

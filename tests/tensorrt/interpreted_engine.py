@@ -52,6 +52,6 @@ class InterpreterExecutor:
 
 
 def interpreted_engine(checkpoint: Checkpoint, build: BuildConfig) -> StreamingEngine:
-    """The whole runtime over the network of ``checkpoint``, but for TensorRT's contexts."""
+    """The whole runtime, except TensorRT's contexts, over the network of ``checkpoint``."""
     backend = TensorrtBackend(checkpoint.model, build, TARGET, InterpreterExecutor(checkpoint, build))
     return StreamingEngine(checkpoint.model, build, backend)

@@ -62,7 +62,7 @@ class Step:
         return f"{self.kind} {self.layer.name!r}"
 
     def compute(self, tensors: list[torch.Tensor | None]) -> torch.Tensor:
-        """Raises ValueError for what the layer does not take, and where TensorRT infers another type or shape."""
+        """Raises ValueError for inputs that the layer refuses, and where TensorRT infers another type or shape."""
         try:
             out = FUNCTIONS[self.kind](self.layer, *tensors)
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -133,7 +133,7 @@ def _steps(trt: ModuleType, network: trt.INetworkDefinition) -> list[Step]:
 
 
 def _in_order(steps: list[Step]) -> list[Step]:
-    """The network's own order, but a layer that takes what a later one gives comes after that one."""
+    """The network's order, except that a layer whose input is a later one's output comes after that one."""
     producers = {step.output: step for step in steps}
     ordered: dict[Step, None] = {}
 
@@ -150,7 +150,7 @@ def _in_order(steps: list[Step]) -> list[Step]:
 
 
 def _last_uses(steps: list[Step], kept: set[trt.ITensor]) -> list[list[trt.ITensor]]:
-    """For each step, the tensors that nothing needs after it."""
+    """For each step, the tensors that no later one needs."""
     last = {tensor: index for index, step in enumerate(steps) for tensor in (step.output, *step.inputs)}
     last_uses = [[] for _ in steps]
     for tensor, index in last.items():
@@ -166,16 +166,18 @@ def _check_caches(steps: list[Step], inputs: list[trt.ITensor]) -> None:
         if step.kind == "KV_CACHE_UPDATE":
             cache = step.inputs[0]
             if cache not in inputs:
-                raise ValueError(f"{step}: its cache {cache.name!r} is no network input")
+                raise ValueError(f"{step}: its cache {cache.name!r} is not a network input")
             if not step.output.is_network_output:
-                raise ValueError(f"{step}: its output is no network output")
+                raise ValueError(f"{step}: its output is not a network output")
             if cache in updates:
                 raise ValueError(f"{step}: its cache {cache.name!r} is updated by {updates[cache]} already")
             updates[cache] = step
     for step in steps:
         for tensor in step.inputs:
             if tensor in updates and step is not updates[tensor] and step.kind != "SHAPE":
-                raise ValueError(f"{step}: reads {tensor.name!r} beside its update, in an order that is not defined")
+                raise ValueError(
+                    f"{step}: reads {tensor.name!r} as well as its update, in an order that is not defined"
+                )
 
 
 def _check_tensors(inputs: list[trt.ITensor], tensors: Mapping[str, torch.Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""What each layer of a TensorRT network computes, in torch, as TensorRT's operator reference defines it.
+"""Each layer of a TensorRT network in torch, as TensorRT's operator reference defines it.
 
 A function takes the layer and the tensors at its inputs, None where an optional one is missing, and returns the tensor
 at its output. Arithmetic on float16 and bfloat16 is done in float32 and left there: the caller rounds once, to the

@@ -1,4 +1,4 @@
-"""Sessions that are fed through a network of ours in the interpreter, by the contract of `plugins/tensorrt_io.py`."""
+"""Sessions fed through one of our networks in the interpreter, by the contract of `plugins/tensorrt_io.py`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BUILD = BuildConfig(
 
 @dataclass(frozen=True)
 class Tensors:
-    """What a network is defined of, and like a `Checkpoint` what its reference is computed of."""
+    """A network's weights, which its reference reads as a `Checkpoint`'s."""
 
     model: ModelConfig
     tensors: dict[str, torch.Tensor]
@@ -72,7 +72,7 @@ class NetworkSessions:
         }
 
     def decode(self, tokens: Mapping[int, int]) -> torch.Tensor:
-        """A token for each of some sessions, by their number; the others sit it out. Logits [len(tokens), vocab]."""
+        """A token for each of some sessions, by their number; the others are idle. Logits [len(tokens), vocab]."""
         batch = range(len(self.windows))
         fed = {session: [token] for session, token in tokens.items()}
         return self._call(slice(None), [(s, fed.get(s)) for s in batch], sorted(tokens))

@@ -1,4 +1,4 @@
-"""A TensorRT network made of a few layers, with tensors for its inputs, for the interpreter and the builder alike."""
+"""A TensorRT network of a few layers, with tensors for its inputs, for the interpreter and for the builder."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class SmallNetwork:
 def check(
     network: SmallNetwork, expected: dict[str, torch.Tensor], roundings: int = 1, scale: float | None = None
 ) -> None:
-    """The builder takes the network, and the interpreter gives what is expected, in so many roundings to its type.
+    """The builder takes the network, and the interpreter's output is as expected, up to roundings to its type.
 
     Errors are relative to each number or, of numbers whose terms cancel, to a ``scale`` of the terms.
     """

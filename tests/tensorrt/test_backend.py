@@ -41,12 +41,12 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def shared(llama: Checkpoint) -> StreamingEngine:
-    """An engine whose slots hold what the tests before left in them."""
+    """An engine whose lanes hold the sessions of earlier tests."""
     return interpreted_engine(llama, BUILD)
 
 
-def steps(engine: StreamingEngine, slot: int, fed: list[int]) -> torch.Tensor:
-    return torch.cat([engine.decode([slot], [token]) for token in fed])
+def steps(engine: StreamingEngine, lane: int, fed: list[int]) -> torch.Tensor:
+    return torch.cat([engine.decode([lane], [token]) for token in fed])
 
 
 def scores_of(logits: torch.Tensor, fed: list[int]) -> torch.Tensor:
@@ -61,18 +61,18 @@ def assert_equal(found: torch.Tensor, expected: torch.Tensor) -> None:
 def test_sessions_side_by_side_to_four_times_capacity(engine: StreamingEngine, checkpoint: Checkpoint) -> None:
     sinks = [0, 1, 4, MAX_SINKS]
     fed = random_tokens(4 * (MAX_SINKS + RING) + 3)
-    for slot in range(4):
-        engine.reset(slot, sinks[slot])
+    for lane in range(4):
+        engine.reset(lane, sinks[lane])
     found = torch.stack([engine.decode([3, 1, 0, 2], [token] * 4) for token in fed], dim=1)
-    for row, slot in enumerate([3, 1, 0, 2]):
-        assert_equal(found[row], reference_logits(checkpoint, fed, sinks[slot], RING))
+    for row, lane in enumerate([3, 1, 0, 2]):
+        assert_equal(found[row], reference_logits(checkpoint, fed, sinks[lane], RING))
 
 
 @pytest.mark.parametrize("sinks", [0, 3, MAX_SINKS])
 def test_prefill_in_any_cuts_equals_single_steps(engine: StreamingEngine, checkpoint: Checkpoint, sinks: int) -> None:
     fed = random_tokens(4 * (sinks + RING) + 3)
     expected = reference_logits(checkpoint, fed, sinks, RING)
-    for size in (5, 16, 50):  # within a call, a whole one, several with what is left
+    for size in (5, 16, 50):  # less than a call, exactly one, several and a rest
         engine.reset(1, sinks)
         scores = torch.cat([engine.score(1, fed[i : i + size]) for i in range(0, len(fed), size)])
         assert (scores[1:] - scores_of(expected, fed)).abs().max() < TOLERANCE * expected.std()
@@ -104,7 +104,7 @@ def test_a_session_at_position_four_million(engine: StreamingEngine, checkpoint:
 def test_a_backend_off_by_one_is_seen(
     llama: Checkpoint, monkeypatch: pytest.MonkeyPatch, name: str, change: Callable
 ) -> None:
-    """What the other tests compare differs by far where the backend tells the network a number that is off by one."""
+    """The other tests' differences are large where the backend passes the network a number that is off by one."""
     right = getattr(tensorrt_io, name)
     monkeypatch.setattr(backend_module, name, lambda *arguments: change(right(*arguments)))
     fed = random_tokens(60)
@@ -118,15 +118,15 @@ def test_a_backend_off_by_one_is_seen(
 
 @pytest.mark.parametrize("num_logits", [0, 1, 3, 9, 16])
 def test_logits_of_a_chunk_in_pieces(shared: StreamingEngine, llama: Checkpoint, num_logits: int) -> None:
-    """Backends give as many logits as they are asked for, however the ring's wrap divides the chunk."""
-    window = Window(4, MAX_SINKS, RING, shared._backend.spare_slots)
+    """Backends return exactly the requested logits, however the ring's wrap divides the chunk."""
+    window = Window(4, MAX_SINKS, RING, shared.backend.spare_slots)
     first = Step(0, window, t=4 + window.ring_slots - 7, ring_first=4)
     assert tensorrt_io.chunk_lengths(window, first.t, 16) == [7, 9]
     fed = random_tokens(first.t + 16)
     expected = reference_logits(llama, fed, 4, RING)
     shared.reset(0, 4)
     shared.prefill(0, fed[: first.t])
-    found = shared._backend.prefill(first, fed[first.t :], num_logits)
+    found = shared.backend.prefill(first, fed[first.t :], num_logits)
     assert found.shape == (num_logits, 128)
     if num_logits:
         assert_equal(found, expected[-num_logits:])
@@ -146,7 +146,7 @@ def test_rollback_leaves_no_trace(shared: StreamingEngine, before: int, turn: in
     shared.rollback_turn(0)
     assert (shared.position(0), shared.visible_tokens(0)) == (before, visible)
     shared.import_state(1, was)
-    after = [(shared.prefill(slot, random_tokens(turn, seed=3)), shared.decode([slot], [5])) for slot in (0, 1)]
+    after = [(shared.prefill(lane, random_tokens(turn, seed=3)), shared.decode([lane], [5])) for lane in (0, 1)]
     assert_equal(after[0][0], after[1][0])
     assert_equal(after[0][1], after[1][1])
 
@@ -168,8 +168,8 @@ def test_nan_that_a_session_leaves_harms_nobody(shared: StreamingEngine, llama: 
     shared.reset(1, 0)
     shared.prefill(1, fed[:-1])
     state = shared.export_state(1)
-    for slot in (0, 2):
-        shared._backend.session_cache(slot).fill_(torch.nan)
+    for lane in (0, 2):
+        shared.backend.session_cache(lane).fill_(torch.nan)
     shared.reset(0, 0)
     if start == "prefill":
         shared.prefill(0, fed[:-1])
@@ -177,6 +177,6 @@ def test_nan_that_a_session_leaves_harms_nobody(shared: StreamingEngine, llama: 
         steps(shared, 0, fed[:-1])
     else:
         shared.import_state(0, state if start == "imported" else SessionState(0, 1049, fed[:-1]))
-    logits = shared.decode([3, 0, 1], [9, fed[-1], fed[-1]])  # slot 2 sits the step out
+    logits = shared.decode([3, 0, 1], [9, fed[-1], fed[-1]])  # lane 2 is idle
     assert_equal(logits[1], expected[-1])
     assert_equal(logits[2], expected[-1])

@@ -33,7 +33,7 @@ from trtstream.settings import BuildConfig
 pytestmark = pytest.mark.builder
 
 BUILD = BuildConfig(max_batch_size=2, max_num_tokens=8, max_attention_window=32, dtype="float16")
-KERNELS = 12_000_000  # bytes of a small plan that are no weights, at most
+KERNELS = 12_000_000  # bytes of a small plan, at most, that are not weights
 DTYPES = {"llama-gqa": "bfloat16", "falcon-7b": "bfloat16", "llama-mqa": "float32"}
 
 
@@ -103,7 +103,7 @@ def test_staged_weights_are_mapped_and_leave_nothing(tmp_path: Path) -> None:
 
 
 def anonymous_memory() -> int:
-    """Bytes of this process's memory that are no mapped file."""
+    """Bytes of this process's memory that are not a mapped file."""
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) * 1024
 
@@ -130,7 +130,7 @@ def test_smollm2_in_float16(smollm2_gguf: Path, tmp_path: Path) -> None:
 
 
 def test_the_workspace_is_estimated(tmp_path: Path) -> None:
-    """TensorRT-RTX's builder logs what a plan's calls compute in."""
+    """TensorRT-RTX's builder logs the types that a plan's calls compute in."""
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8}
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "checkpoint", "llama-gqa", num_hidden_layers=2, **sizes))
     build = replace(BUILD, max_num_tokens=256, max_attention_window=512)

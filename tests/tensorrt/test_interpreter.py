@@ -1,4 +1,4 @@
-"""The interpreter's walk through a network: order, names, types and shapes, and what it refuses."""
+"""The interpreter's walk through a network: order, names, types, shapes and refusals."""
 
 from __future__ import annotations
 
@@ -149,8 +149,8 @@ def read_beside_the_update(network: SmallNetwork) -> None:
         (mask_of_another_type, "ATTENTION_INPUT .*: takes one type of .*, not float16, float16, float16, float32"),
         (update_of_another_batch, r"KV_CACHE_UPDATE .*: update \(1, 1, 3, 4\) .* do not fit the cache \(2, 1, 8, 4\)"),
         (second_update, "KV_CACHE_UPDATE .*: its cache 'cache' is updated by KV_CACHE_UPDATE .* already"),
-        (cache_that_is_computed, "KV_CACHE_UPDATE .*: its cache .* is no network input"),
-        (cache_that_is_not_bound, "KV_CACHE_UPDATE .*: its output is no network output"),
+        (cache_that_is_computed, "KV_CACHE_UPDATE .*: its cache .* is not a network input"),
+        (cache_that_is_not_bound, "KV_CACHE_UPDATE .*: its output is not a network output"),
     ],
 )
 def test_what_tensorrt_refuses(network: SmallNetwork, fill: Callable[[SmallNetwork], None], message: str) -> None:
@@ -167,7 +167,7 @@ def test_what_tensorrt_refuses(network: SmallNetwork, fill: Callable[[SmallNetwo
         (slice_beyond_the_end, "SLICE .*: indices 1 to 3 do not fit a dimension of 3"),
         (write_beyond_the_end, "KV_CACHE_UPDATE .*: indices 5 to 8 do not fit a dimension of 8"),
         (write_before_the_start, "KV_CACHE_UPDATE .*: indices -1 to 2 do not fit a dimension of 8"),
-        (read_beside_the_update, "UNARY .*: reads 'cache' beside its update"),
+        (read_beside_the_update, "UNARY .*: reads 'cache' as well as its update"),
         (unknown_layer, "TOPK .*: this type of layer is not known"),
     ],
 )

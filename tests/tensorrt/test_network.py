@@ -59,7 +59,7 @@ def test_decode_of_sessions_that_sit_steps_out(weights: Tensors) -> None:
 
 @pytest.mark.parametrize("size", [5, 6])
 def test_prefill_in_chunks(weights: Tensors, size: int) -> None:
-    """Decode goes on behind it, in the same caches."""
+    """Decode continues after it, in the same caches."""
     sessions = NetworkSessions(trt, weights, BUILD, SINKS)
     for session, sinks in enumerate(SINKS):
         tokens = conversation(sinks)
@@ -152,9 +152,10 @@ def test_quantized_projections(variant: str, quantization: str, tmp_path: Path) 
     for name, weight in weights.tensors.items():
         projection = name.removesuffix(".weight")
         if name != projection and projection.rpartition(".")[2] in PROJECTIONS:
-            stored[name], stored[f"{projection}.scales"] = made = quantize(weight, quantization, torch.float32)
-            dequantized[name] = dequantize(*made)
-            half_a_scale = made[1].repeat_interleave(weight.numel() // made[1].numel()).view_as(weight) / 2
+            values, scales = quantize(weight, quantization, torch.float32)
+            stored[name], stored[f"{projection}.scales"] = values, scales
+            dequantized[name] = dequantize(values, scales)
+            half_a_scale = scales.repeat_interleave(weight.numel() // scales.numel()).view_as(weight) / 2
             assert ((dequantized[name] - weight).abs() <= 1.001 * half_a_scale).all()
     sessions = NetworkSessions(trt, Tensors(weights.model, stored), BUILD, [MAX_SINKS])
     expected = reference_logits(Tensors(weights.model, dequantized), tokens, MAX_SINKS, RING)

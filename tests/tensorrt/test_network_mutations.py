@@ -1,4 +1,4 @@
-"""The comparison of networks with the definition sees what could be wrong in them."""
+"""The comparison of networks with the definition sees mistakes in them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VISIBLE = 1e-2  # of the logits' standard deviation: a hundred times what test_n
 
 
 def worst_error(folder: Path, variant: str) -> float:
-    """Of a conversation past four times what a session sees, half of it in chunks and half in steps, beside another."""
+    """Of a conversation of over four times C tokens, half in chunks and half in steps, next to another session."""
     weights, tokens = random_weights(folder, variant), random_tokens(4 * (SINKS + RING) + 3)
     sessions = NetworkSessions(trt, weights, BUILD, [1, SINKS])
     half = len(tokens) // 2
@@ -29,7 +29,7 @@ def worst_error(folder: Path, variant: str) -> float:
 
 
 def mutate_attention(right: str, wrong: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have networks defined with ``right`` replaced in the source of their attention."""
+    """Define networks with ``right`` replaced in the source of their attention."""
     mutant = load_mutant(attention, right, wrong, folder)
     monkeypatch.setattr(network, "plan_call", mutant.plan_call)
     monkeypatch.setattr(network, "streaming_attention", mutant.streaming_attention)
@@ -71,7 +71,7 @@ MUTATIONS = {
     "heads left apart": ("attended.transpose(0, 2, 1, 3).reshape", "attended.reshape"),
     "the last slot for the ring": ("[*range(ring_slots), -ring_slots]", "[*range(1, ring_slots + 1), 0]"),
 }
-"""What is right in the source, and what each mutation puts in its place."""
+"""Text of the source, and each mutation's replacement for it."""
 
 
 @pytest.mark.parametrize("variant", ["llama-gqa", "falcon-rw"])

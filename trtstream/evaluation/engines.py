@@ -7,9 +7,9 @@ import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
 from trtstream.engine_dir import TOKENIZER, is_engine, read_engine
@@ -23,6 +23,9 @@ from trtstream.runtime.loading import free_memory, load_engine
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import DTYPE_BYTES, BuildConfig, ModelConfig
 from trtstream.targets import TARGETS, Target, best_target
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CHUNK = 256  # tokens of a prefill chunk
 

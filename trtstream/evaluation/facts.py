@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 MANNERS = (
     "bold", "brave", "calm", "eager", "fancy", "gentle", "happy", "jolly",

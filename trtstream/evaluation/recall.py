@@ -11,9 +11,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from trtstream.errors import TrtstreamError
 from trtstream.evaluation.engines import Subject
@@ -26,6 +24,9 @@ from trtstream.evaluation.scoring import Run
 from trtstream.evaluation.tokens import TokenFile, temporary_tokens
 from trtstream.progress import Progress, progress_bar
 from trtstream.runtime.streaming_engine import StreamingEngine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SPACING = 128  # tokens from one fact to the next
 STEP = 2048  # tokens between two reports of progress

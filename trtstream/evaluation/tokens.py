@@ -7,12 +7,14 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from trtstream.errors import TrtstreamError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 BLOCK = 1 << 18  # characters of a read
 MARGIN = 1 << 11  # characters around a cut: more than a tokenizer looks back or ahead

@@ -28,5 +28,5 @@ class Backend(Protocol):
         Returns the logits [num_logits, vocab] after the last ``num_logits`` of them.
         """
 
-    def session_cache(self, slot: int) -> torch.Tensor:
+    def session_cache(self, lane: int) -> torch.Tensor:
         """A session's cache [layers, 2, kv_heads, slots, head_dim]: a view, to be read and written in place."""

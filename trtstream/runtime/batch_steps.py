@@ -1,23 +1,27 @@
 """Decode steps of GPU backends: one for each batch size 1, 2, 4, ..., with static inputs, captured into a CUDA graph.
 
-On the CPU nothing is captured: that is how the backends are tested without a GPU.
+On the CPU nothing is captured, so that tests need no GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from trtstream.progress import Progress
+
+if TYPE_CHECKING:
+    from torch.cuda import _POOL_HANDLE
 
 Run = Callable[[], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class BatchStep:
-    """The decode step for a batch of one size: ``run`` reads ``inputs`` (int64) and gives logits [size, vocab].
+    """The decode step of one batch size: ``run`` reads ``inputs`` (int64) and returns logits [size, vocab].
 
     ``is_graph``: it is a CUDA graph.
     """
@@ -34,7 +38,7 @@ class BatchStep:
 
 
 def host_tensor(values: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Values to be copied to ``device``, in pinned memory, which torch keeps until the copy is done."""
+    """Values (int64) for a copy to ``device``, in pinned memory, which torch keeps until the copy is done."""
     return torch.tensor(values, pin_memory=device.type == "cuda")
 
 
@@ -49,8 +53,8 @@ def batch_steps(
 ) -> list[BatchStep]:
     """A step for each batch size 1, 2, 4, ... and the largest, in this order.
 
-    ``padding`` gives a size's inputs when no session takes part, ``new_step`` what computes on the inputs, which has
-    logits that stay where they are. ``can_capture`` is asked after a step has run for the first time.
+    ``padding`` returns the inputs of a size in which no session takes part, and ``new_step`` the function to run on
+    them, whose logits stay in one place. ``can_capture`` is called once a step has run for the first time.
     """
     sizes = sorted({*(2**i for i in range(max_batch_size.bit_length())), max_batch_size}, reverse=True)
     pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
@@ -65,9 +69,9 @@ def batch_steps(
     return steps[::-1]
 
 
-def _captured(run: Run, pool: tuple[int, int], can_capture: Callable[[], bool]) -> Run | None:
-    # Once outside of the capture, which allows neither compiling kernels nor setting up libraries. Padding alone, so
-    # no session sees it.
+def _captured(run: Run, pool: _POOL_HANDLE, can_capture: Callable[[], bool]) -> Run | None:
+    # Run once outside the capture, which allows neither compiling kernels nor setting up libraries. The batch is all
+    # padding, so no session changes.
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -1,16 +1,20 @@
-"""What a chat turn feeds: the checkpoint's chat template, rendered a turn at a time.
+"""The text of a chat turn: the checkpoint's chat template, rendered a turn at a time.
 
-A template renders whole conversations, but a session remembers its own. So a later turn is rendered behind a
-placeholder history, and what the template adds after the placeholder answer is what is fed: what the template writes
-once per conversation (BOS, a default system prompt) comes once per session.
+A template renders whole conversations, but a session already holds its earlier turns. So a later turn is rendered after
+a placeholder history, and only the text that the template adds after the placeholder answer is fed. Text that the
+template writes once per conversation (BOS, a default system prompt) therefore comes once per session.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from trtstream.errors import TrtstreamError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 QUESTION = "placeholder question"
 ANSWER = "placeholder answer"
@@ -30,19 +34,19 @@ def first_turn(tokenizer: PreTrainedTokenizerBase, user: str, system: str | None
 
 
 def next_turn(tokenizer: PreTrainedTokenizerBase, user: str, last_token: int) -> str:
-    """Return what follows the last answer, whose last sampled token is ``last_token``, up to the next answer.
+    """Return the text between the last answer, whose last sampled token is ``last_token``, and the next answer.
 
-    That begins with the end of the answer (its end-of-turn token and what the template puts behind it), unless
-    ``last_token`` is that end already.
+    It begins with the end of the last answer (its end-of-turn token), unless ``last_token`` is that end already.
     """
     text = _render(tokenizer, [("user", QUESTION), ("assistant", ANSWER), ("user", user)])
-    _, found, suffix = text.partition(ANSWER)
-    if not found:
+    _, separator, suffix = text.partition(ANSWER)
+    if not separator:
         raise TrtstreamError("the engine's chat template does not show earlier answers: use chat in first turns only")
-    if last_token not in tokenizer.added_tokens_decoder:  # a piece of text, whatever it looks like
+    special = tokenizer.added_tokens_decoder.get(last_token)
+    if special is None:  # a piece of text, whatever it looks like
         return suffix
-    last, without_space = tokenizer.convert_ids_to_tokens(last_token), suffix.lstrip()
-    return without_space[len(last) :] if without_space.startswith(last) else suffix
+    without_space = suffix.lstrip()
+    return without_space[len(special.content) :] if without_space.startswith(special.content) else suffix
 
 
 def _system_length(tokenizer: PreTrainedTokenizerBase, text: str, system: str, user: str) -> int:
@@ -52,15 +56,16 @@ def _system_length(tokenizer: PreTrainedTokenizerBase, text: str, system: str, u
         alone = ""
     if alone and text.startswith(alone):
         return len(alone)
-    # The system text is somewhere inside the user's message: what stays the same when that begins differently.
+    # The system text is inside the user's message: it ends at the first difference when that begins differently.
     other = _render(tokenizer, [("system", system), ("user", "B" if user.strip().startswith("A") else "A")])
     pairs = enumerate(zip(text, other, strict=False))
-    return next((i for i, (mine, others) in pairs if mine != others), len(text))
+    return next((i for i, (one, another) in pairs if one != another), len(text))
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[tuple[str, str]], answer: bool = True) -> str:
     conversation = [{"role": role, "content": content} for role, content in messages]
     try:
-        return tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=answer)
+        text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=answer)
+        return cast(str, text)  # ids only with tokenize=True
     except TemplateError as error:
         raise TrtstreamError(f"the engine's chat template refuses this turn: {error}") from error

@@ -32,7 +32,7 @@ class CpuBackend:
         self._weights = weights
         self._kernel = kernel
         self._positions = PositionEncoding.of(model)
-        # Zeroed once more, which touches it: memory that is short shows at load.
+        # Zeroing it again touches its pages, so that a lack of memory shows at load.
         self._cache = new_cache(model, build, "cpu", torch.device("cpu")).zero_()
 
     def decode(self, steps: Sequence[Step], tokens: Sequence[int]) -> torch.Tensor:
@@ -50,12 +50,12 @@ class CpuBackend:
         plan = plan_chunk(first.window, self._positions, first.t, len(tokens), first.ring_first)
 
         def attention(layer: int, qkv: torch.Tensor) -> torch.Tensor:
-            return chunk_attention(qkv, self._cache[first.slot, layer], plan, self._model.num_attention_heads)
+            return chunk_attention(qkv, self._cache[first.lane, layer], plan, self._model.num_attention_heads)
 
         return self._logits(self._hidden(tokens, attention)[len(tokens) - num_logits :])
 
-    def session_cache(self, slot: int) -> torch.Tensor:
-        return self._cache[slot]
+    def session_cache(self, lane: int) -> torch.Tensor:
+        return self._cache[lane]
 
     def _hidden(self, tokens: Sequence[int], attention: Attention) -> torch.Tensor:
         embedded = self._weights.embedding[torch.tensor(tokens)]

@@ -1,7 +1,7 @@
 """The ``cuda`` target's backend: a decode step captured into CUDA graphs, our kernels, one cache for all sessions.
 
-Nothing here waits for the GPU: what a step needs to know goes up in one copy, and the logits stay there. The device may
-also be the CPU, where the kernels' definition computes and nothing is captured: that is how it is tested without a GPU.
+Nothing here waits for the GPU: a step's integers go up in one copy, and the logits stay there. The device may also be
+the CPU, where the kernels' definition computes and nothing is captured, so that tests need no GPU.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from trtstream.runtime.batch_steps import batch_steps, host_tensor
 from trtstream.runtime.decoder import DecoderWeights, decode_layers, logits, read_weights
 from trtstream.settings import BuildConfig, ModelConfig
 
-PADDING = Row(slot=-1, write=0, num_sinks=0, ring_count=0, newest=0, cache_position=0)
+PADDING = Row(lane=-1, write=0, num_sinks=0, ring_count=0, newest=0, cache_position=0)
 
 
 class DecodeStep(nn.Module):
-    """One token of each of B sessions through the whole model. Static in everything but the values of its inputs."""
+    """One token of each of B sessions through the whole model. Only the values of its inputs vary between calls."""
+
+    cache: torch.Tensor
 
     def __init__(
         self, model: ModelConfig, weights: DecoderWeights, positions: PositionEncoding, cache: torch.Tensor, sinks: int
@@ -44,8 +46,7 @@ class DecodeStep(nn.Module):
 
     def forward(self, tokens: torch.Tensor, rows: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
         """Token ids [B], `Row`s [B, 6] and the tokens' t and p(t) [B, 2], all int64 -> logits [B, vocab] float32."""
-        slopes = self._positions.slopes
-        rotation = step_rotation(self._positions, at) if slopes is None else None
+        rotation, slopes = step_rotation(self._positions, at), self._positions.slopes
 
         def attention(layer: int, qkv: torch.Tensor) -> torch.Tensor:
             return cuda_ops.decode_attention(qkv, self.cache[:, layer], rows, rotation, slopes, self._max_sinks)
@@ -55,7 +56,7 @@ class DecodeStep(nn.Module):
 
 
 class CudaBackend:
-    """See `trtstream.runtime.backend.Backend` for the methods."""
+    """See `trtstream.runtime.backend.Backend` for the methods. ``steps`` are the decode steps by batch size."""
 
     spare_slots = 0
 
@@ -66,19 +67,19 @@ class CudaBackend:
         weights: DecoderWeights,
         progress: Progress = lambda done, total: None,
     ) -> None:
-        """``weights`` lie on the device in the engine's dtype; ``progress(done, total)`` counts captured graphs."""
+        """``weights`` are on the device in the engine's dtype; ``progress(done, total)`` is called for each graph."""
+        self.weights = weights
         self._model = model
-        self._weights = weights
         self._device = device = weights.embedding.device
         self._positions = PositionEncoding.of(model).to(device)
         self._max_sinks = build.max_sink_token_length
         self._cache = new_cache(model, build, "cuda", device)
         self._warm_up(build)
         step = DecodeStep(model, weights, self._positions, self._cache, self._max_sinks)
-        self._steps = batch_steps(build.max_batch_size, _padding, partial(_bind, step), device, progress)
+        self.steps = batch_steps(build.max_batch_size, _padding, partial(_bind, step), device, progress)
 
     def decode(self, steps: Sequence[Step], tokens: Sequence[int]) -> torch.Tensor:
-        batch = next(step for step in self._steps if step.size >= len(steps))
+        batch = next(step for step in self.steps if step.size >= len(steps))
         padding = batch.size - len(steps)
         rows = [*(step.row() for step in steps), *[PADDING] * padding]
         values = [*tokens, *[0] * padding, *chain.from_iterable(rows)]
@@ -89,28 +90,26 @@ class CudaBackend:
 
     def prefill(self, first: Step, tokens: Sequence[int], num_logits: int) -> torch.Tensor:
         window, slopes = first.window, self._positions.slopes
-        rotation = None
-        if slopes is None:
-            t = torch.arange(first.t, first.t + len(tokens), device=self._device)
-            rotation = step_rotation(self._positions, torch.stack((t, t.clamp(max=window.capacity - 1)), dim=1))
+        t = torch.arange(first.t, first.t + len(tokens), device=self._device)
+        rotation = step_rotation(self._positions, torch.stack((t, t.clamp(max=window.capacity - 1)), dim=1))
 
         def attention(layer: int, qkv: torch.Tensor) -> torch.Tensor:
-            cache = self._cache[first.slot, layer]
+            cache = self._cache[first.lane, layer]
             return cuda_ops.chunk_attention(
                 qkv, cache, rotation, slopes, first.t, first.ring_first, window.sinks, window.max_sinks
             )
 
         token_ids = host_tensor(tokens, self._device).to(self._device, non_blocking=True)
-        embedded = self._weights.embedding[token_ids]
-        hidden = decode_layers(embedded, self._weights, self._model, attention)
-        return logits(hidden[len(tokens) - num_logits :], self._weights, self._model).float()
+        embedded = self.weights.embedding[token_ids]
+        hidden = decode_layers(embedded, self.weights, self._model, attention)
+        return logits(hidden[len(tokens) - num_logits :], self.weights, self._model).float()
 
-    def session_cache(self, slot: int) -> torch.Tensor:
-        return self._cache[slot]
+    def session_cache(self, lane: int) -> torch.Tensor:
+        return self._cache[lane]
 
     @torch.inference_mode()
     def _warm_up(self, build: BuildConfig) -> None:
-        """Have the prefill kernels compiled before the first request comes."""
+        """Compile the prefill kernels before the first request comes."""
         if self._device.type == "cuda":
             window = Window(build.sink_token_length, build.max_sink_token_length, build.ring)
             self.prefill(Step(0, window, 0, window.sinks), [0] * build.max_num_tokens, 1)

@@ -1,8 +1,8 @@
-"""The decoder of both families in torch: everything of a layer but its attention, which the caller brings.
+"""The decoder of both families in torch: everything in a layer except attention, which is the caller's.
 
 On the CPU, projections of a token or a chunk run as oneDNN products over weights packed once at load. Measured on two
 Zen 4 cores with SmolLM2-135M's shapes, all layers' projections of one token take 35 ms with ``F.linear`` in float32 and
-18 ms packed, which is what the memory allows (bfloat16: 18 ms and 10 ms).
+18 ms packed, which is the memory's limit (bfloat16: 18 ms and 10 ms).
 """
 
 from __future__ import annotations
@@ -30,66 +30,74 @@ PACKED_ROWS = 16
 
 
 @dataclass(frozen=True)
-class Parameters:
-    """A projection or a norm: weight, and bias where the checkpoint has one."""
+class Norm:
+    """Weight [hidden], and bias where the checkpoint has one."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Weight [out, in], and bias [out] where the checkpoint has one."""
 
     weight: torch.Tensor | QuantizedWeight
-    bias: torch.Tensor | None = None
+    bias: torch.Tensor | None
 
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One layer. ``up`` holds the gate's rows first where the MLP is gated; ``mlp_norm`` is None where it is shared."""
+    """One layer. ``up`` has the gate's rows first where the MLP is gated; a shared norm is both norms."""
 
-    attention_norm: Parameters
-    qkv: Parameters
-    attention_output: Parameters
-    mlp_norm: Parameters | None
-    up: Parameters
-    down: Parameters
+    attention_norm: Norm
+    qkv: Projection
+    attention_output: Projection
+    mlp_norm: Norm
+    up: Projection
+    down: Projection
 
 
 @dataclass(frozen=True)
 class DecoderWeights:
     embedding: torch.Tensor
     layers: list[LayerWeights]
-    norm: Parameters
-    lm_head: Parameters
+    norm: Norm
+    lm_head: Projection
 
 
 def collect_weights(
     model: ModelConfig, names: set[str], read: Callable[[str], torch.Tensor], *, pack: bool
 ) -> DecoderWeights:
-    """Put the tensors of an engine's weights file, ``names``, together; ``read`` gives one by its name.
+    """The decoder's weights from the tensors ``names`` of an engine's weights file; ``read`` returns one by its name.
 
-    A projection ``x`` that has ``x.scales`` is quantized. ``pack`` lays the projections out for oneDNN, which then
-    computes with them and with nothing else.
+    A projection ``x`` that has ``x.scales`` is quantized. ``pack`` lays the projections out for oneDNN, the only one
+    that can then compute with them.
     """
 
     def optional(name: str) -> torch.Tensor | None:
         return read(name) if name in names else None
 
-    def norm(name: str) -> Parameters:
-        return Parameters(read(f"{name}.weight"), optional(f"{name}.bias"))
+    def norm(name: str) -> Norm:
+        return Norm(read(f"{name}.weight"), optional(f"{name}.bias"))
 
-    def projection(name: str) -> Parameters:
+    def projection(name: str) -> Projection:
         weight, scales = read(f"{name}.weight"), optional(f"{name}.scales")
         if scales is not None:
-            return Parameters(QuantizedWeight(weight, scales, optional(f"{name}.zeros")), optional(f"{name}.bias"))
-        return Parameters(pack_weight(weight) if pack else weight, optional(f"{name}.bias"))
+            return Projection(QuantizedWeight(weight, scales, optional(f"{name}.zeros")), optional(f"{name}.bias"))
+        return Projection(pack_weight(weight) if pack else weight, optional(f"{name}.bias"))
 
-    up = "gate_up" if model.gated_mlp else "up"
-    layers = [
-        LayerWeights(
-            attention_norm=norm(f"layers.{i}.attention_norm"),
-            qkv=projection(f"layers.{i}.qkv"),
-            attention_output=projection(f"layers.{i}.attention_output"),
-            mlp_norm=None if model.shared_norm else norm(f"layers.{i}.mlp_norm"),
-            up=projection(f"layers.{i}.{up}"),
-            down=projection(f"layers.{i}.down"),
+    def layer(name: str) -> LayerWeights:
+        attention_norm = norm(f"{name}.attention_norm")
+        return LayerWeights(
+            attention_norm=attention_norm,
+            qkv=projection(f"{name}.qkv"),
+            attention_output=projection(f"{name}.attention_output"),
+            mlp_norm=attention_norm if model.shared_norm else norm(f"{name}.mlp_norm"),
+            up=projection(f"{name}.gate_up" if model.gated_mlp else f"{name}.up"),
+            down=projection(f"{name}.down"),
         )
-        for i in range(model.num_hidden_layers)
-    ]
+
+    layers = [layer(f"layers.{i}") for i in range(model.num_hidden_layers)]
     lm_head = "embedding" if model.tie_word_embeddings else "lm_head"
     return DecoderWeights(read("embedding.weight"), layers, norm("norm"), projection(lm_head))
 
@@ -103,14 +111,14 @@ def read_weights(path: Path, model: ModelConfig, device: torch.device, *, pack: 
 
 
 def pack_weight(weight: torch.Tensor) -> torch.Tensor:
-    """A projection's weight [out, in] in oneDNN's own layout, or as it is where oneDNN has no fast path for it."""
+    """A projection's weight [out, in] in oneDNN's layout, or unchanged where oneDNN has no fast path for it."""
     supported = torch.backends.mkldnn.is_available() and (
         weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
     return torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS) if supported else weight
 
 
-def linear(x: torch.Tensor, projection: Parameters) -> torch.Tensor:
+def linear(x: torch.Tensor, projection: Projection) -> torch.Tensor:
     """x [N, in] -> [N, out]."""
     weight, bias = projection.weight, projection.bias
     if isinstance(weight, QuantizedWeight):
@@ -121,11 +129,11 @@ def linear(x: torch.Tensor, projection: Parameters) -> torch.Tensor:
     return F.linear(x, weight, bias)
 
 
-def normalize(x: torch.Tensor, parameters: Parameters, model: ModelConfig) -> torch.Tensor:
+def normalize(x: torch.Tensor, norm: Norm, model: ModelConfig) -> torch.Tensor:
     """RMSNorm or LayerNorm over the last dimension."""
     if model.norm == "rms":
-        return F.rms_norm(x, x.shape[-1:], parameters.weight, model.norm_eps)
-    return F.layer_norm(x, x.shape[-1:], parameters.weight, parameters.bias, model.norm_eps)
+        return F.rms_norm(x, x.shape[-1:], norm.weight, model.norm_eps)
+    return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, model.norm_eps)
 
 
 def mlp(x: torch.Tensor, layer: LayerWeights, model: ModelConfig) -> torch.Tensor:
@@ -144,14 +152,13 @@ Attention = Callable[[int, torch.Tensor], torch.Tensor]
 
 
 def decode_layers(x: torch.Tensor, weights: DecoderWeights, model: ModelConfig, attention: Attention) -> torch.Tensor:
-    """Hidden states [N, hidden] of N tokens through all layers."""
+    """Hidden states [N, hidden] of N tokens after all layers."""
     for index, layer in enumerate(weights.layers):
         normed = normalize(x, layer.attention_norm, model)
         attended = linear(attention(index, linear(normed, layer.qkv)), layer.attention_output)
         if model.residual == "parallel":
-            if layer.mlp_norm is not None:
-                normed = normalize(x, layer.mlp_norm, model)
-            x = x + attended + mlp(normed, layer, model)
+            mlp_input = normed if model.shared_norm else normalize(x, layer.mlp_norm, model)
+            x = x + attended + mlp(mlp_input, layer, model)
         else:
             x = x + attended
             x = x + mlp(normalize(x, layer.mlp_norm, model), layer, model)

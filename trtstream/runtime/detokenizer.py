@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-REPLACEMENT = "\ufffd"  # what a decoder shows for bytes that are no complete character
-MAX_INCOMPLETE = 3  # bytes that a UTF-8 character can be short of its end, each shown as a replacement character
+REPLACEMENT = "\ufffd"  # stands for bytes that are not a complete character
+MAX_INCOMPLETE = 3  # bytes of an incomplete UTF-8 character, each decoded to a replacement character
 MAX_PENDING = 32  # tokens; only broken text holds back more
 
 
 class Detokenizer:
     """The text of a growing token sequence; every call costs the same, however long the text has become.
 
-    Tokens are decoded behind the few that came before them: a tokenizer in sentencepiece's style drops the space that
-    a text begins with, and a character may take several tokens. ``context`` are those before the first.
+    New tokens are decoded together with a few earlier ones: a tokenizer in sentencepiece's style drops a text's leading
+    space, and a character may take several tokens. ``context`` are the tokens before the first one pushed.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, context: Sequence[int] = ()) -> None:
@@ -45,8 +47,9 @@ class Detokenizer:
         return new
 
     def flush(self) -> str:
-        """What is held back when no more tokens come: a character that stays incomplete."""
+        """The text held back, once no more tokens come: a character that stays incomplete."""
         return self._decode(self._context + self._pending)[len(self._context_text) + self._emitted :]
 
     def _decode(self, tokens: list[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return cast(str, text)  # a list of texts only for a list of sequences

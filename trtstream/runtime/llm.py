@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import queue
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from trtstream.engine_dir import TOKENIZER
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.requests import TurnOutput, TurnRequest
 from trtstream.runtime.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class LLM:
@@ -25,24 +26,24 @@ class LLM:
     def __init__(self, engine: str | Path) -> None:
         folder = Path(engine)
         # In a thread that ends: OpenMP keeps a pool of threads for each thread that computes, and once there are more
-        # threads in all than cores, it makes the scheduler's sleep where they should spin (1.5 times the latency).
+        # threads than cores, it makes the scheduler's sleep where they should spin (1.5 times the latency).
         with ThreadPoolExecutor(1) as loading:
             self.engine = loading.submit(load_engine, folder).result()
         self.tokenizer = load_tokenizer(folder / TOKENIZER)
         self.scheduler = Scheduler(self.engine, self.tokenizer)
 
     def session(self) -> ChatSession:
-        """A new conversation, which each turn goes on with."""
+        """A new conversation, which each turn continues."""
         return ChatSession(self)
 
-    def generate(self, text: str | None = None, **options: Any) -> Iterator[str]:
+    def generate(self, text: str | None = None, **options: Any) -> Generator[str, None, None]:
         """Yield the pieces of one answer; nothing is remembered. ``options`` are `TurnRequest`'s other fields.
 
-        Closing the iterator early cancels the turn. Raises TrtstreamError for a turn that cannot be run or fails.
+        Closing the generator early cancels the turn. Raises TrtstreamError for a turn that cannot be run or fails.
         """
         return _texts(self.stream(text, **options))
 
-    def stream(self, text: str | None = None, **options: Any) -> Iterator[TurnOutput]:
+    def stream(self, text: str | None = None, **options: Any) -> Generator[TurnOutput, None, None]:
         """As `generate`, but yield a `TurnOutput` for each token."""
         return _outputs(self.scheduler, TurnRequest(text=text, **options))
 
@@ -65,14 +66,14 @@ class ChatSession:
         self._key = secrets.token_urlsafe()
         self.session_tokens = 0
 
-    def generate(self, text: str | None = None, **options: Any) -> Iterator[str]:
+    def generate(self, text: str | None = None, **options: Any) -> Generator[str, None, None]:
         """Yield the pieces of the next answer; as `LLM.generate` otherwise.
 
         A turn that is cancelled leaves what it has generated in the conversation, one that fails leaves nothing.
         """
         return _texts(self.stream(text, **options))
 
-    def stream(self, text: str | None = None, **options: Any) -> Iterator[TurnOutput]:
+    def stream(self, text: str | None = None, **options: Any) -> Generator[TurnOutput, None, None]:
         """As `generate`, but yield a `TurnOutput` for each token."""
         request = TurnRequest(text=text, session_key=self._key, session_tokens=self.session_tokens, **options)
         return _outputs(self._scheduler, request, self._ended)
@@ -88,7 +89,7 @@ class ChatSession:
 
 def _outputs(
     scheduler: Scheduler, request: TurnRequest, on_end: Callable[[TurnOutput], None] | None = None
-) -> Iterator[TurnOutput]:
+) -> Generator[TurnOutput, None, None]:
     outputs: queue.SimpleQueue[TurnOutput | Exception] = queue.SimpleQueue()
     turn = scheduler.submit(request, outputs.put)
     running = True
@@ -108,13 +109,13 @@ def _outputs(
     try:
         while running:
             yield take()
-    finally:  # also where the caller stops listening or presses Ctrl-C: leave no turn behind
+    finally:  # also where the caller closes the generator or presses Ctrl-C: no turn stays behind
         turn.cancel()
         while running:
             take()
 
 
-def _texts(outputs: Iterator[TurnOutput]) -> Iterator[str]:
+def _texts(outputs: Generator[TurnOutput, None, None]) -> Generator[str, None, None]:
     with contextlib.closing(outputs):
         for output in outputs:
             if output.text:
@@ -122,8 +123,11 @@ def _texts(outputs: Iterator[TurnOutput]) -> Iterator[str]:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The fast tokenizer saved in ``folder``, without truncation; None if there is no such folder."""
     if not folder.is_dir():
         return None
+    from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if not tokenizer.is_fast:
         raise TrtstreamError(f"{folder}: the tokenizer has no tokenizer.json; save it as a fast tokenizer and rebuild")

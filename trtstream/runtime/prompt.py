@@ -1,15 +1,17 @@
-"""What a turn feeds: a request's text or ids as the tokens that its session lacks."""
+"""The tokens that a turn feeds: a request's text or ids, and whatever else its session lacks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from trtstream.errors import TrtstreamError
 from trtstream.runtime import chat_template
 from trtstream.runtime.requests import TurnRequest
 from trtstream.settings import BuildConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -21,19 +23,19 @@ class Prompt:
 
 
 def first_prompt(request: TurnRequest, tokenizer: PreTrainedTokenizerBase | None, build: BuildConfig) -> Prompt:
-    """The prompt of a session's first turn, or of a one-shot request. A system text is pinned: all of it are sinks."""
-    _check_tokenizer(request, tokenizer)
-    if request.chat:
+    """The prompt of a session's first turn, or of a one-shot request. All tokens of a system text are sinks.
+
+    Raises TrtstreamError if the engine's tokenizer or template cannot serve the request, and if there are no tokens, or
+    more system tokens than the engine can pin.
+    """
+    if request.chat and request.text is not None:
+        tokenizer = _with_template(tokenizer)
         text, system_characters = chat_template.first_turn(tokenizer, request.text, request.system)
         encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
         ids, num_system = encoding.ids, sum(start < system_characters for start, _ in encoding.offsets)
     else:
-        ids = [] if request.system is None else _encode(tokenizer, request.system, special_tokens=True)
-        num_system = len(ids)
-        if request.text is None:
-            ids = [*ids, *map(int, request.input_ids)]
-        else:
-            ids = ids + _encode(tokenizer, request.text, special_tokens=not ids)
+        system = [] if request.system is None else _encode(tokenizer, request.system, special_tokens=True)
+        ids, num_system = system + _request_tokens(request, tokenizer, special_tokens=not system), len(system)
     if len(ids) == num_system:
         raise TrtstreamError("the request has no tokens to start from; send at least one")
     learned_sink = [] if build.sink_token is None else [build.sink_token]
@@ -47,22 +49,40 @@ def first_prompt(request: TurnRequest, tokenizer: PreTrainedTokenizerBase | None
 
 
 def next_prompt(request: TurnRequest, tokenizer: PreTrainedTokenizerBase | None, last_token: int) -> list[int]:
-    """What a later turn feeds behind the session's last sampled token; nothing lets the answer just go on."""
+    """The tokens of a later turn, fed after the session's last sampled one; with none the answer continues.
+
+    Raises TrtstreamError for a system text, and if the engine's tokenizer or template cannot serve the request.
+    """
     if request.system is not None:
         raise TrtstreamError("system is for a session's first turn, and this session has begun")
-    _check_tokenizer(request, tokenizer)
-    if request.chat:
+    if request.chat and request.text is not None:
+        tokenizer = _with_template(tokenizer)
         return _encode(tokenizer, chat_template.next_turn(tokenizer, request.text, last_token))
-    return list(map(int, request.input_ids)) if request.text is None else _encode(tokenizer, request.text)
+    return _request_tokens(request, tokenizer)
 
 
-def _check_tokenizer(request: TurnRequest, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    if tokenizer is None and (request.text is not None or request.system is not None):
+def _request_tokens(
+    request: TurnRequest, tokenizer: PreTrainedTokenizerBase | None, special_tokens: bool = False
+) -> list[int]:
+    """The request's ids, or those of its text as it is."""
+    if request.text is not None:
+        return _encode(tokenizer, request.text, special_tokens)
+    return [int(token) for token in request.input_ids or ()]
+
+
+def _required(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    if tokenizer is None:
         raise TrtstreamError("the engine has no tokenizer; send input_ids, or build from a checkpoint that has one")
-    if request.chat and not tokenizer.chat_template:
+    return tokenizer
+
+
+def _with_template(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    tokenizer = _required(tokenizer)
+    if not tokenizer.chat_template:
         raise TrtstreamError("the engine has no chat template; send the text as the model expects it, without chat")
+    return tokenizer
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str, special_tokens: bool = False) -> list[int]:
-    # Not through transformers' own call: it sets options on the shared tokenizer, which other threads are using.
-    return tokenizer.backend_tokenizer.encode(text, add_special_tokens=special_tokens).ids
+def _encode(tokenizer: PreTrainedTokenizerBase | None, text: str, special_tokens: bool = False) -> list[int]:
+    # Not with the tokenizer's __call__: that sets options on the shared tokenizer, which other threads are using.
+    return _required(tokenizer).backend_tokenizer.encode(text, add_special_tokens=special_tokens).ids

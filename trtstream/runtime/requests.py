@@ -16,7 +16,7 @@ class TurnRequest:
     the request only ends a session.
 
     A turn without ``session_key`` is one-shot: its state is dropped when it ends. ``temperature`` 0 is greedy;
-    ``top_k`` 0 and ``top_p`` 1 are off. ``session_tokens`` is what the client believes the session has been fed.
+    ``top_k`` 0 and ``top_p`` 1 are off. ``session_tokens`` is how many tokens the client believes the session has seen.
     ``timeout`` is in seconds from submission; a turn past it fails and is rolled back.
     """
 
@@ -44,10 +44,11 @@ class TurnRequest:
 
 @dataclass(frozen=True)
 class TurnOutput:
-    """What is new since the turn's last output; ``finish_reason`` is empty until the last one of a turn.
+    """The part of a turn's answer that is new since its last output.
 
-    Then it is ``stop`` (end of sequence or a stop word), ``length`` (``max_tokens``) or ``cancelled``.
-    ``session_tokens`` counts the tokens that the session has been fed (the last sampled one is pending).
+    ``finish_reason`` is empty except in the turn's last output: there it is ``stop`` (end of sequence or a stop word),
+    ``length`` (``max_tokens``) or ``cancelled``. ``session_tokens`` counts the tokens that the session has been fed;
+    the last sampled one is pending.
     """
 
     text: str

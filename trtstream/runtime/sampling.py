@@ -1,4 +1,4 @@
-"""Picks the next token of every turn in a batch from its logits, wherever those are, with one wait for the device."""
+"""Samples the next token of every turn in a batch from logits on any device, with one wait for the device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from trtstream.runtime.requests import TurnRequest
 
-USUAL_NUCLEUS = 512  # tokens that hold top_p of nearly every distribution: found without sorting the vocabulary
+USUAL_NUCLEUS = 512  # most probable tokens, found without sorting the vocabulary: nearly always a whole nucleus
 
 SMALLEST_TEMPERATURE = 1e-30
 
@@ -26,7 +26,7 @@ class Sampler:
         else:
             self._generator.manual_seed(request.random_seed)
 
-    def point(self) -> float:
+    def uniform(self) -> float:
         """The next random number in [0, 1)."""
         return float(torch.rand((), dtype=torch.float64, generator=self._generator))
 
@@ -44,70 +44,72 @@ def sample(
 ) -> list[Sample | None]:
     """Sample one token for each row of ``logits`` [N, vocab]; None for a row that is not finite.
 
-    The repetition penalty of a row looks at its ``visible_tokens``, and a log-probability is the one before penalty,
+    A row's repetition penalty applies to its ``visible_tokens``. A log-probability is the one before penalty,
     temperature, top-k and top-p.
     """
     requests = [sampler.request for sampler in samplers]
-    own = logits
+    raw_logits = logits
     for row, (request, seen) in enumerate(zip(requests, visible_tokens, strict=True)):
         if request.repetition_penalty != 1 and seen:
-            logits = logits.clone() if logits is own else logits
+            logits = logits.clone() if logits is raw_logits else logits
             logits[row] = penalize_repetition(logits[row], seen, request.repetition_penalty)
 
     best, tokens = logits.max(-1)  # torch's max returns a nan where there is one
-    unsure = torch.zeros_like(best, dtype=torch.bool)
-    points = {row: samplers[row].point() for row, request in enumerate(requests) if request.temperature > 0}
-    limited = [row for row in points if requests[row].top_k or requests[row].top_p < 1]
-    free = [row for row in points if row not in limited]
-    if free:
-        rows = _like(logits, free, torch.int64)
-        probabilities = distribution(logits[rows], [requests[row] for row in free])
-        tokens[rows] = draw(probabilities, _like(logits, [points[row] for row in free]))
-    if limited:
-        rows, chosen = _like(logits, limited, torch.int64), [requests[row] for row in limited]
-        count = max(request.top_k or USUAL_NUCLEUS for request in chosen)
-        candidates, probabilities, whole = nucleus(logits[rows], chosen, count)
-        drawn = draw(probabilities, _like(logits, [points[row] for row in limited]))
+    incomplete = torch.zeros_like(best, dtype=torch.bool)  # rows whose nucleus has more tokens than were looked at
+    uniforms = {row: samplers[row].uniform() for row, request in enumerate(requests) if request.temperature > 0}
+    truncated = [row for row in uniforms if requests[row].top_k or requests[row].top_p < 1]
+    full = [row for row in uniforms if row not in truncated]
+    if full:
+        rows = _on_device(logits, full, torch.int64)
+        probabilities = distribution(logits[rows], [requests[row] for row in full])
+        tokens[rows] = draw(probabilities, _on_device(logits, [uniforms[row] for row in full]))
+    if truncated:
+        rows, truncating = _on_device(logits, truncated, torch.int64), [requests[row] for row in truncated]
+        count = max(request.top_k or USUAL_NUCLEUS for request in truncating)
+        candidates, probabilities, complete = nucleus(logits[rows], truncating, count)
+        drawn = draw(probabilities, _on_device(logits, [uniforms[row] for row in truncated]))
         tokens[rows] = candidates.gather(1, drawn.unsqueeze(1)).squeeze(1)
-        unsure[rows] = ~whole
+        incomplete[rows] = ~complete
 
     log_probabilities = torch.zeros_like(best, dtype=torch.float64)
     if any(request.return_log_probs for request in requests):
-        log_probabilities = log_probability(own, tokens)
-    # The one wait for the device: all that the host needs to know, in float64, which holds any token id.
-    answer = torch.stack((best.isfinite().double(), unsure.double(), tokens.double(), log_probabilities), dim=1)
+        log_probabilities = log_probability(raw_logits, tokens)
+    # The one wait for the device: a copy of all results, in float64, which represents every token id exactly.
+    results = torch.stack((best.isfinite().double(), incomplete.double(), tokens.double(), log_probabilities), dim=1)
     samples: list[Sample | None] = []
-    for row, (finite, again, token, value) in enumerate(answer.tolist()):
-        if finite and again:
-            token, value = _draw_from_all(logits[row], own[row], requests[row], points[row])
+    for row, (finite, redraw, token, value) in enumerate(results.tolist()):
+        if finite and redraw:
+            token, value = _draw_from_all(logits[row], raw_logits[row], requests[row], uniforms[row])
         samples.append(Sample(int(token), value if requests[row].return_log_probs else None) if finite else None)
     return samples
 
 
-def _like(logits: torch.Tensor, values: Sequence[Any], dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """Host values as a tensor beside ``logits``, without waiting for the device."""
+def _on_device(logits: torch.Tensor, values: Sequence[Any], dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """Host values as a tensor on the device of ``logits``, without waiting for the device."""
     return torch.tensor(values, dtype=dtype).to(logits.device, non_blocking=True)
 
 
-def _draw_from_all(logits: torch.Tensor, own: torch.Tensor, request: TurnRequest, point: float) -> tuple[int, float]:
-    """Sample a row whose nucleus is unusually large, by sorting the whole vocabulary."""
+def _draw_from_all(
+    logits: torch.Tensor, raw_logits: torch.Tensor, request: TurnRequest, uniform: float
+) -> tuple[int, float]:
+    """Sample a row whose nucleus is unusually large, by sorting the vocabulary; the token and its log-probability."""
     candidates, probabilities, _ = nucleus(logits.unsqueeze(0), [request], len(logits))
-    drawn = draw(probabilities, _like(logits, [point]))
+    drawn = draw(probabilities, _on_device(logits, [uniform]))
     token = candidates[0, drawn]
-    return int(token), float(log_probability(own.unsqueeze(0), token))
+    return int(token), float(log_probability(raw_logits.unsqueeze(0), token))
 
 
 def penalize_repetition(logits: torch.Tensor, tokens: Sequence[int], penalty: float) -> torch.Tensor:
     """Divide the positive logits [vocab] of ``tokens`` by ``penalty`` and multiply the negative ones, each once."""
-    ids = _like(logits, list(set(tokens)), torch.int64)
+    ids = _on_device(logits, list(set(tokens)), torch.int64)
     seen = logits[ids]
     return logits.index_copy(0, ids, torch.where(seen > 0, seen / penalty, seen * penalty))
 
 
 def _scaled(logits: torch.Tensor, requests: Sequence[TurnRequest]) -> torch.Tensor:
-    """Logits over temperature, shifted first; the smallest temperatures are taken for one that stays finite."""
+    """Logits minus their maximum, divided by temperature, which is clamped so that the quotient stays finite."""
     temperatures = [[max(request.temperature, SMALLEST_TEMPERATURE)] for request in requests]
-    return (logits - logits.amax(-1, keepdim=True)) / _like(logits, temperatures, logits.dtype)
+    return (logits - logits.amax(-1, keepdim=True)) / _on_device(logits, temperatures, logits.dtype)
 
 
 def distribution(logits: torch.Tensor, requests: Sequence[TurnRequest]) -> torch.Tensor:
@@ -121,12 +123,12 @@ def nucleus(
     """Token ids and probabilities [N, count] after temperature, then top-k, then top-p.
 
     Of the ``count`` most probable tokens in order of probability, top-p keeps the first ones whose sum reaches
-    ``top_p``, and so always one. The third result [N] says whether ``count`` tokens were enough for that.
+    ``top_p``, and so always at least one. The third result [N] is whether ``count`` tokens were enough for that.
     """
     vocab_size = logits.shape[1]
     best, tokens = logits.topk(min(count, vocab_size))
     limits = [(request.top_k or vocab_size, request.top_p) for request in requests]
-    top_k, top_p = _like(logits, limits).unsqueeze(2).unbind(1)
+    top_k, top_p = _on_device(logits, limits).unsqueeze(2).unbind(1)
     rank = torch.arange(best.shape[1], device=best.device)
     best = _scaled(best, requests).masked_fill(rank >= top_k, -torch.inf)
     total = best.logsumexp(-1, keepdim=True)
@@ -134,18 +136,18 @@ def nucleus(
         total = torch.where(top_k < vocab_size, total, _scaled(logits, requests).logsumexp(-1, keepdim=True))
     probabilities = (best - total).exp()
     sums = probabilities.double().cumsum(-1)  # a cumsum that converts as it goes is ten times as slow
-    whole = (sums[:, -1] >= top_p[:, 0]) | (top_k[:, 0] <= best.shape[1])
+    complete = (sums[:, -1] >= top_p[:, 0]) | (top_k[:, 0] <= best.shape[1])
     kept = probabilities.masked_fill(sums - probabilities >= top_p, 0)
-    return tokens, kept / kept.sum(-1, keepdim=True), whole
+    return tokens, kept / kept.sum(-1, keepdim=True), complete
 
 
-def draw(probabilities: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Indices [N] into ``probabilities`` [N, count], by inverting their sums at ``points`` [N] in [0, 1)."""
+def draw(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Indices [N] into ``probabilities`` [N, count], by inverting their sums at ``uniforms`` [N] in [0, 1)."""
     cumulative = probabilities.double().cumsum(-1)
     total = cumulative[:, -1:]
-    # Rounding must not reach the total: behind it stand tokens of probability zero.
-    at = torch.minimum(points.unsqueeze(1) * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, at, right=True).squeeze(1).clamp(max=cumulative.shape[1] - 1)
+    # Rounding must not reach the total: the tokens after it have probability zero.
+    sums = torch.minimum(uniforms.unsqueeze(1) * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, sums, right=True).squeeze(1).clamp(max=cumulative.shape[1] - 1)
 
 
 def log_probability(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -7,9 +7,9 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.prompt import first_prompt, next_prompt
@@ -20,6 +20,9 @@ from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.runtime.turn import OnOutput, Turn
 from trtstream.runtime.validation import validate
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 logger = logging.getLogger(__name__)
 
 NOT_FINITE = "the model's logits are not finite; check the checkpoint, or build with dtype float32"
@@ -27,7 +30,7 @@ NOT_FINITE = "the model's logits are not finite; check the checkpoint, or build 
 
 @dataclass(frozen=True)
 class SchedulerStats:
-    """``running`` turns have a slot, ``queued`` ones wait for one; ``sessions`` are all that can be gone on with."""
+    """``running`` turns have a lane, ``queued`` ones wait for one; ``sessions`` are all that a turn can continue."""
 
     running: int
     queued: int
@@ -37,11 +40,11 @@ class SchedulerStats:
 class Scheduler:
     """Runs turns on an engine, which from now on belongs to the scheduler's thread.
 
-    Every step feeds one token of each decoding turn in one batch, then chunks of prompts under a budget: all in all
+    Every step feeds one token of each decoding turn in one batch, then chunks of prompts, up to a total of
     ``build.max_num_tokens`` tokens, so that a long prompt does not stall the others' tokens. Prompts take turns. Turns
-    get slots in the order they came; ``max_queue_size`` turns may wait. For the other limits see `SessionStore`.
+    get lanes in the order of submission; ``max_queue_size`` turns may wait. For the other limits see `SessionStore`.
 
-    ``tokenizer`` is a fast one without truncation, or None: then requests have input_ids, and outputs ids only.
+    ``tokenizer`` is a fast one without truncation, or None: then requests need input_ids, and outputs have ids only.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class Scheduler:
         )
         self._queue: deque[Turn] = deque()
         self._running: list[Turn] = []  # those whose prompt was fed least recently first
-        self._changed = threading.Condition()  # guards all of the above, but for the engine
+        self._changed = threading.Condition()  # guards all of the above except the engine
         self._refusal = ""  # why new turns are refused
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="trtstream-scheduler", daemon=True)
@@ -71,8 +74,8 @@ class Scheduler:
         """Queue a turn, from any thread. Raises TrtstreamError at once for a request that cannot be run.
 
         ``on_output`` gets the turn's outputs on the scheduler's thread, so it must be quick: one for each token, the
-        last with a ``finish_reason``; or, when the turn fails, an exception as the last. If it raises, the client is
-        taken to be gone and the turn is cancelled.
+        last with a ``finish_reason``; or, when the turn fails, an exception as the last. If it raises, the client
+        counts as gone and the turn is cancelled.
 
         A turn that fails or misses its deadline leaves its session as it was, and so does one that is cancelled before
         its first token; one cancelled later keeps what it has generated.
@@ -126,7 +129,7 @@ class Scheduler:
         if request.text is None and request.input_ids is None:  # only ends its session
             session = session or Session(request.session_key, build.sink_token_length)
             prompt: list[int] = []
-        elif session is None:
+        elif session is None or session.pending is None:
             first = first_prompt(request, self._tokenizer, build)
             session = Session(request.session_key, first.sink_token_length)
             prompt = ids = first.token_ids
@@ -137,7 +140,7 @@ class Scheduler:
         end_ids = () if request.ignore_eos else end_ids
         return Turn(request, session, prompt, len(ids), end_ids, self._tokenizer, on_output)
 
-    # From here on: the scheduler's thread.
+    # Everything below runs on the scheduler's thread.
 
     def _run(self) -> None:
         while True:
@@ -161,7 +164,7 @@ class Scheduler:
     def _step(self) -> None:
         self._remove_cancelled()
         self._admit()
-        decoding = [turn for turn in self._running if turn.token is not None]
+        decoding = {turn: turn.token for turn in self._running if turn.token is not None}
         if decoding:
             self._decode(decoding)
         budget = max(1, self._engine.build.max_num_tokens - len(decoding))
@@ -172,8 +175,8 @@ class Scheduler:
     def _remove_cancelled(self) -> None:
         now = time.monotonic()
         for turn in self._turns():
-            if turn.cancelled and turn.num_output_tokens:
-                self._finish(turn, turn.final_output("cancelled", self._engine.position(turn.session.slot)))
+            if turn.cancelled and turn.token is not None:
+                self._finish(turn, turn.token, turn.final_output("cancelled", self._position(turn)))
             elif turn.cancelled:
                 self._undo(turn, turn.final_output("cancelled", turn.session.position))
             elif turn.deadline is not None and now > turn.deadline:
@@ -197,9 +200,19 @@ class Scheduler:
             with self._changed:
                 self._running.append(self._queue.popleft())
 
-    def _decode(self, turns: list[Turn]) -> None:
+    def _lane(self, turn: Turn) -> int:
+        """The lane of a running turn."""
+        return self._sessions.lanes[turn.session]
+
+    def _position(self, turn: Turn) -> int:
+        """How many tokens the session of a running turn has been fed."""
+        return self._engine.position(self._lane(turn))
+
+    def _decode(self, tokens: dict[Turn, int]) -> None:
+        """Feed one token of each of several turns."""
+        turns = list(tokens)
         try:
-            logits = self._engine.decode([turn.session.slot for turn in turns], [turn.token for turn in turns])
+            logits = self._engine.decode([self._lane(turn) for turn in turns], list(tokens.values()))
         except Exception as error:
             for turn in turns:
                 self._fail(turn, error)
@@ -213,7 +226,7 @@ class Scheduler:
             self._running.remove(turn)
             self._running.append(turn)
         try:
-            logits = self._engine.prefill(turn.session.slot, chunk)
+            logits = self._engine.prefill(self._lane(turn), chunk)
         except Exception as error:
             self._fail(turn, error)
             return len(chunk)
@@ -223,10 +236,10 @@ class Scheduler:
         return len(chunk)
 
     def _sample(self, turns: list[Turn], logits: torch.Tensor) -> None:
-        """Take the next token of each turn from its row of ``logits`` [turns, vocab]."""
+        """Sample the next token of each turn from its row of ``logits`` [turns, vocab]."""
         try:
             visible = [
-                self._engine.visible_tokens(turn.session.slot) if turn.request.repetition_penalty != 1 else ()
+                self._engine.visible_tokens(self._lane(turn)) if turn.request.repetition_penalty != 1 else ()
                 for turn in turns
             ]
             samples = sample(logits, [turn.sampler for turn in turns], visible)
@@ -239,28 +252,28 @@ class Scheduler:
                 self._fail(turn, TrtstreamError(NOT_FINITE, code="internal"))
                 continue
             try:
-                output = turn.take(chosen, self._engine.position(turn.session.slot))
+                output = turn.take(chosen, self._position(turn))
             except Exception as error:
                 self._fail(turn, error)
                 continue
             if output.finish_reason:
-                self._finish(turn, output)
+                self._finish(turn, chosen.token, output)
             else:
                 turn.emit(output)
 
-    # A session is released before its client hears of the turn's end, because that may bring the session's next turn at
-    # once. A turn leaves after that, so that a drained scheduler has no word left to say.
+    # A session is released before its client gets the turn's last output, because the client may submit the session's
+    # next turn at once. The turn is removed only after that output, so that a drained scheduler has sent everything.
 
-    def _finish(self, turn: Turn, output: TurnOutput) -> None:
+    def _finish(self, turn: Turn, last_token: int, output: TurnOutput) -> None:
         with self._changed:
-            self._sessions.commit(turn.session, turn.token, ends=turn.request.session_end)
-        self._leave(turn, output)
+            self._sessions.commit(turn.session, last_token, ends=turn.request.session_end)
+        self._remove(turn, output)
 
     def _end_session(self, turn: Turn) -> None:
         with self._changed:
             self._sessions.end(turn.session.key)
             self._sessions.release(turn.session.key)
-        self._leave(turn, turn.final_output("stop", turn.session.position))
+        self._remove(turn, turn.final_output("stop", turn.session.position))
 
     def _fail(self, turn: Turn, error: Exception) -> None:
         if not isinstance(error, TrtstreamError):
@@ -275,9 +288,9 @@ class Scheduler:
                 self._sessions.rollback(turn.session)
             except Exception as error:
                 logger.error("a session is lost: its turn could not be undone", exc_info=error)
-        self._leave(turn, output)
+        self._remove(turn, output)
 
-    def _leave(self, turn: Turn, output: TurnOutput | Exception) -> None:
+    def _remove(self, turn: Turn, output: TurnOutput | Exception) -> None:
         turn.emit(output)
         with self._changed:
             (self._running if turn in self._running else self._queue).remove(turn)

@@ -1,4 +1,4 @@
-"""Sessions at rest and in slots: who stays in the engine, who waits in host memory, who is forgotten."""
+"""Sessions between turns: which of them stay in the engine, wait in host memory, or expire."""
 
 from __future__ import annotations
 
@@ -14,15 +14,12 @@ from trtstream.runtime.streaming_engine import StreamingEngine
 
 @dataclass(eq=False)
 class Session:
-    """A conversation. It is in ``slot``, or saved in ``state``, or both while a turn runs that may yet be undone."""
+    """A conversation, as of the last turn that ended."""
 
     key: SessionKey | None
     sink_token_length: int
-    position: int = 0  # tokens fed, as of the last turn that ended
-    pending: int | None = None  # the last sampled token: the next turn feeds it first
-    slot: int | None = None
-    state: SessionState | None = None
-    running: bool = False
+    position: int = 0  # tokens fed
+    pending: int | None = None  # the last sampled token, which the next turn feeds first; None before a turn has ended
 
 
 def default_max_idle_bytes() -> int:
@@ -31,23 +28,29 @@ def default_max_idle_bytes() -> int:
 
 
 class SessionStore:
-    """All sessions, least recently used first, and the engine's slots.
+    """All sessions, least recently used first, and the engine's lanes.
 
-    A session stays in its slot after a turn. When a slot is needed, the least recently used idle session moves to host
-    memory; beyond ``max_idle_bytes`` there the oldest keep their token ids only (their cache is computed again when
-    they come back), and beyond ``max_sessions`` the oldest expire.
+    A session stays in its lane after a turn. When a lane is needed, the least recently used idle session moves to host
+    memory. Beyond ``max_idle_bytes`` there, the oldest keep their token ids only (their cache is computed again when
+    they return), and beyond ``max_sessions`` the oldest expire.
+
+    ``lanes`` has the sessions that are in the engine, ``saved`` the state of those in host memory. A saved session that
+    is brought into a lane is in both until its turn has ended, because the turn may have to be undone.
 
     Not thread-safe: `reserve`, `release`, `commit` and `rollback` need the scheduler's lock; all but the first two
     belong to the scheduler's thread.
     """
 
     def __init__(self, engine: StreamingEngine, max_idle_bytes: int, max_sessions: int) -> None:
+        self.lanes: dict[Session, int] = {}
+        self.saved: dict[Session, SessionState] = {}
         self._engine = engine
         self._max_idle_bytes = max_idle_bytes
         self._max_sessions = max_sessions
         self._sessions: OrderedDict[SessionKey, Session] = OrderedDict()
         self._reserved: set[SessionKey] = set()
-        self._free_slots = list(reversed(range(engine.build.max_batch_size)))
+        self._running: set[Session] = set()
+        self._free_lanes = list(reversed(range(engine.build.max_batch_size)))
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -55,7 +58,7 @@ class SessionStore:
     def reserve(self, request: TurnRequest) -> Session | None:
         """Claim the request's session for one turn. None if the turn starts a new one.
 
-        Raises TrtstreamError if another turn has it, or if it is not what ``session_tokens`` says.
+        Raises TrtstreamError if another turn has it, or if it has not seen ``session_tokens`` tokens.
         """
         key = request.session_key
         if key is None:
@@ -63,8 +66,8 @@ class SessionStore:
         if key in self._reserved:
             raise TrtstreamError(f"session {key!r} has a turn running; wait for its end, or cancel it", code="busy")
         session = None if request.session_start else self._sessions.get(key)
-        found = 0 if session is None else session.position
-        if request.session_tokens not in (None, found):
+        position = 0 if session is None else session.position
+        if request.session_tokens not in (None, position):
             if session is None:
                 raise TrtstreamError(
                     f"session {key!r} does not exist (it ended, expired or was lost) and session_tokens is "
@@ -72,45 +75,49 @@ class SessionStore:
                     code="not_found",
                 )
             raise TrtstreamError(
-                f"session {key!r} has seen {found} tokens and session_tokens is {request.session_tokens}; "
-                "send what its last response said",
+                f"session {key!r} has seen {position} tokens and session_tokens is {request.session_tokens}; "
+                "send the number in its last response",
                 code="conflict",
             )
         self._reserved.add(key)
         return session
 
     def release(self, key: SessionKey | None) -> None:
-        """Let go of what `reserve` claimed."""
-        self._reserved.discard(key)
+        """Undo `reserve`."""
+        if key is not None:
+            self._reserved.discard(key)
 
     def enter(self, session: Session) -> list[int] | None:
-        """Bring a session into a slot. Returns the tokens to feed before its turn's own, or None if no slot is free."""
-        if session.slot is not None:
-            self._engine.begin_turn(session.slot)
-            session.running = True
+        """Bring a session into a lane. Returns the tokens to feed before its turn's prompt, None if no lane is free."""
+        if session in self.lanes:
+            self._engine.begin_turn(self.lanes[session])
+            self._running.add(session)
             return []
-        slot = self._take_slot()
-        if slot is None:
+        lane = self._take_lane()
+        if lane is None:
             return None
         try:
-            first = self._load(session, slot)
+            first = self._load(session, lane)
         except Exception:
-            self._free_slots.append(slot)
+            self._free_lanes.append(lane)
             raise
-        session.slot, session.running = slot, True
+        self.lanes[session] = lane
+        self._running.add(session)
         self._drop_caches()
         return first
 
     def commit(self, session: Session, pending: int, ends: bool) -> None:
-        """The turn is part of the session now; ``ends``: the session is over (a one-shot request's always is)."""
-        session.running, session.state, session.pending = False, None, pending
-        session.position = self._engine.position(session.slot)
-        self._engine.commit_turn(session.slot)
+        """Make the turn part of the session; ``ends``: the session is over (a one-shot request's always is)."""
+        self._running.remove(session)
+        self.saved.pop(session, None)
+        lane = self.lanes[session]
+        session.position, session.pending = self._engine.position(lane), pending
+        self._engine.commit_turn(lane)
         self.release(session.key)
         if session.key is None:
-            self._free_slot(session)
+            self._free_lane(session)
             return
-        if self._sessions.get(session.key) is not session:  # new, or in the place of one that was started over
+        if self._sessions.get(session.key) is not session:  # a new one, perhaps in place of one that was started over
             self.end(session.key)
             self._sessions[session.key] = session
         self._sessions.move_to_end(session.key)
@@ -119,63 +126,68 @@ class SessionStore:
         self._expire()
 
     def rollback(self, session: Session) -> None:
-        """The turn never was: the session is as it was before, and a new one is gone."""
+        """Undo the turn: the session is as it was before, and a new one is gone."""
         self.release(session.key)
-        if not session.running:
+        if session not in self._running:
             return
-        session.running = False
-        if session.state is not None or self._sessions.get(session.key) is not session:
-            self._free_slot(session)
+        self._running.remove(session)
+        is_new = session.key is None or self._sessions.get(session.key) is not session
+        if is_new or session in self.saved:
+            self._free_lane(session)
             return
         try:
-            self._engine.rollback_turn(session.slot)
+            self._engine.rollback_turn(self.lanes[session])
         except Exception:
             self.end(session.key)
             raise
 
-    def end(self, key: SessionKey) -> None:
-        """Forget a session, if there is one."""
-        session = self._sessions.pop(key, None)
+    def end(self, key: SessionKey | None) -> None:
+        """Forget the session of this name, if there is one."""
+        session = None if key is None else self._sessions.pop(key, None)
         if session is not None:
-            self._free_slot(session)
+            self.saved.pop(session, None)
+            self._free_lane(session)
 
-    def _free_slot(self, session: Session) -> None:
-        if session.slot is not None:
-            self._free_slots.append(session.slot)
-            session.slot = None
+    def _free_lane(self, session: Session) -> None:
+        lane = self.lanes.pop(session, None)
+        if lane is not None:
+            self._free_lanes.append(lane)
 
-    def _take_slot(self) -> int | None:
-        if self._free_slots:
-            return self._free_slots.pop()
-        idle = next((s for s in self._sessions.values() if s.slot is not None and not s.running), None)
+    def _take_lane(self) -> int | None:
+        if self._free_lanes:
+            return self._free_lanes.pop()
+        idle = next((s for s in self._sessions.values() if s in self.lanes and s not in self._running), None)
         if idle is None:
             return None
-        idle.state = self._engine.export_state(idle.slot)
-        slot, idle.slot = idle.slot, None
-        return slot
+        self.saved[idle] = self._engine.export_state(self.lanes[idle])
+        return self.lanes.pop(idle)
 
-    def _load(self, session: Session, slot: int) -> list[int]:
-        state = session.state
+    def _load(self, session: Session, lane: int) -> list[int]:
+        state = self.saved.get(session)
         if state is None:
-            self._engine.reset(slot, session.sink_token_length)
+            self._engine.reset(lane, session.sink_token_length)
             return []
         if state.kv_cache is not None:
-            self._engine.import_state(slot, state)
+            self._engine.import_state(lane, state)
             return []
-        # Only as many as say where the session stands; the others are fed as a prompt is, in between others' tokens.
+        # Only enough to set the session's position; the other tokens are fed as a prompt, between others' tokens.
         ids, first = state.token_ids, min(len(state.token_ids), state.sink_token_length + 1)
         position = state.position - (len(ids) - first)
-        self._engine.import_state(slot, SessionState(state.sink_token_length, position, ids[:first]))
+        self._engine.import_state(lane, SessionState(state.sink_token_length, position, ids[:first]))
         return ids[first:]
 
     def _drop_caches(self) -> None:
-        saved = [s for s in self._sessions.values() if s.state is not None and s.state.kv_cache is not None]
-        excess = sum(s.state.kv_cache.nbytes for s in saved) - self._max_idle_bytes
-        for session in saved:
+        cached = {
+            session: (state, state.kv_cache.nbytes)
+            for session in self._sessions.values()
+            if (state := self.saved.get(session)) is not None and state.kv_cache is not None
+        }
+        excess = sum(nbytes for _, nbytes in cached.values()) - self._max_idle_bytes
+        for session, (state, nbytes) in cached.items():
             if excess <= 0:
                 break
-            excess -= session.state.kv_cache.nbytes
-            session.state = replace(session.state, kv_cache=None)
+            excess -= nbytes
+            self.saved[session] = replace(state, kv_cache=None)
 
     def _expire(self) -> None:
         excess = len(self._sessions) - self._max_sessions

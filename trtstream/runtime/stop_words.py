@@ -6,29 +6,29 @@ from collections.abc import Sequence
 
 
 class StopWords:
-    """Passes text on, and holds it back while a stop word may have begun in it."""
+    """Passes text on, but holds it back while it may be the beginning of a stop word."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self._words = words
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Return (the text that is certain, whether a stop word has come up); what follows a stop word is dropped."""
+        """Return (the text that is certain, whether a stop word was found); text after a stop word is dropped."""
         text = self._held + text
-        found = [start for word in self._words if (start := text.find(word)) >= 0]
-        if found:
+        starts = [start for word in self._words if (start := text.find(word)) >= 0]
+        if starts:
             self._held = ""
-            return text[: min(found)], True
+            return text[: min(starts)], True
         certain = len(text) - max((_overlap(text, word) for word in self._words), default=0)
         self._held = text[certain:]
         return text[:certain], False
 
     def flush(self) -> str:
-        """What is held back: no more text comes, so no stop word began in it."""
+        """Return the text held back: no more text comes, so no stop word began in it."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, word: str) -> int:
-    """Length of the longest end of ``text`` that ``word`` begins with."""
+    """Length of the longest end of ``text`` that is a beginning of ``word``."""
     return next((n for n in range(min(len(text), len(word) - 1), 0, -1) if text.endswith(word[:n])), 0)

@@ -19,8 +19,8 @@ from trtstream.settings import BuildConfig, ModelConfig
 
 
 @dataclass
-class Slot:
-    """One session's place: where it stands, and the ids that its cache can be rebuilt from."""
+class Lane:
+    """The session in one lane: its position, and the ids that its cache can be rebuilt from."""
 
     window: Window
     position: int  # t of the next token
@@ -31,6 +31,7 @@ class Slot:
     undo: Undo | None = None
 
     def append(self, tokens: Sequence[int]) -> None:
+        """Count ``tokens`` as fed."""
         missing = max(self.window.sinks - self.position, 0)
         self.sink_ids.extend(tokens[:missing])
         self.recent_ids.extend(tokens[missing:])
@@ -39,7 +40,7 @@ class Slot:
 
 @dataclass
 class Undo:
-    """A slot as it was when its turn began."""
+    """A session as it was when its turn began."""
 
     position: int
     num_sink_ids: int
@@ -49,99 +50,102 @@ class Undo:
 
 
 class StreamingEngine:
-    """A loaded engine. A slot is one session's place in the batch, ``0 <= slot < build.max_batch_size``.
+    """A loaded engine. A lane is a session's place in the batch, ``0 <= lane < build.max_batch_size``.
 
     Not thread-safe: one thread (the scheduler's) calls it. Logits are float32 tensors on the engine's device that stay
-    valid after later calls; what computes there may still be under way. Token ids outside ``[0, vocab_size)`` raise
+    valid after later calls; the device may still be computing them. Token ids outside ``[0, vocab_size)`` raise
     TrtstreamError before anything is changed.
     """
 
     def __init__(self, model: ModelConfig, build: BuildConfig, backend: Backend) -> None:
         self.model = model
         self.build = build
-        self._backend = backend
-        self._slots = [self._new_slot(build.sink_token_length) for _ in range(build.max_batch_size)]
+        self.backend = backend
+        self._lanes = [self._new_lane(build.sink_token_length) for _ in range(build.max_batch_size)]
 
-    def _new_slot(self, sinks: int) -> Slot:
-        window = Window(sinks, self.build.max_sink_token_length, self.build.ring, self._backend.spare_slots)
+    def _new_lane(self, sinks: int) -> Lane:
+        window = Window(sinks, self.build.max_sink_token_length, self.build.ring, self.backend.spare_slots)
         receptive_field = self.model.num_hidden_layers * (window.ring - 1) + 1
-        return Slot(window, 0, sinks, [], deque(maxlen=receptive_field))
+        return Lane(window, 0, sinks, [], deque(maxlen=receptive_field))
 
-    def reset(self, slot: int, sink_token_length: int | None = None) -> None:
-        """Start a new session in ``slot``, with S sinks (default ``build.sink_token_length``)."""
+    def reset(self, lane: int, sink_token_length: int | None = None) -> None:
+        """Start a new session in ``lane``, with S sinks (default ``build.sink_token_length``).
+
+        Raises TrtstreamError for more than the engine was built for.
+        """
         sinks = self.build.sink_token_length if sink_token_length is None else sink_token_length
         if not 0 <= sinks <= self.build.max_sink_token_length:
             raise TrtstreamError(
                 f"a session asked for {sinks} sink tokens; this engine allows 0 to {self.build.max_sink_token_length} "
                 "(build with a larger --max-sink-token-length)"
             )
-        self._slots[slot] = self._new_slot(sinks)
+        self._lanes[lane] = self._new_lane(sinks)
 
-    def position(self, slot: int) -> int:
-        """How many tokens the session in ``slot`` has been fed."""
-        return self._slots[slot].position
+    def position(self, lane: int) -> int:
+        """How many tokens the session in ``lane`` has been fed."""
+        return self._lanes[lane].position
 
-    def visible_tokens(self, slot: int) -> list[int]:
+    def visible_tokens(self, lane: int) -> list[int]:
         """Ids of the tokens that the session sees: its sinks, then its last R others, oldest first."""
-        state = self._slots[slot]
-        recent = state.recent_ids
-        return state.sink_ids + list(islice(recent, max(len(recent) - state.window.ring, 0), None))
+        session = self._lanes[lane]
+        recent = session.recent_ids
+        return session.sink_ids + list(islice(recent, max(len(recent) - session.window.ring, 0), None))
 
     @torch.inference_mode()
-    def prefill(self, slot: int, tokens: Sequence[int]) -> torch.Tensor:
+    def prefill(self, lane: int, tokens: Sequence[int]) -> torch.Tensor:
         """Feed one or more tokens (chunked inside to ``max_num_tokens``); logits [vocab] after the last."""
         self._check(tokens)
-        for _, logits in self._feed(slot, tokens, all_logits=False):
+        for _, logits in self._feed(lane, tokens, all_logits=False):
             last = logits
-        self._slots[slot].last_logits = last[-1]
+        self._lanes[lane].last_logits = last[-1]
         return last[-1]
 
     @torch.inference_mode()
-    def score(self, slot: int, tokens: Sequence[int]) -> torch.Tensor:
+    def score(self, lane: int, tokens: Sequence[int]) -> torch.Tensor:
         """Feed tokens; log-probability [T] of each given those before it (nan for a session's first token)."""
         self._check(tokens)
-        state = self._slots[slot]
+        session = self._lanes[lane]
         scores = []
-        for chunk, after in self._feed(slot, tokens, all_logits=True):
-            before = torch.full_like(after[0], torch.nan) if state.last_logits is None else state.last_logits
+        for chunk, after in self._feed(lane, tokens, all_logits=True):
+            before = torch.full_like(after[0], torch.nan) if session.last_logits is None else session.last_logits
             predictions = torch.cat((before[None], after[:-1])).log_softmax(dim=-1)
             scores.append(predictions.gather(1, torch.tensor(chunk, device=after.device)[:, None])[:, 0])
-            state.last_logits = after[-1].clone()
+            session.last_logits = after[-1].clone()
         return torch.cat(scores)
 
     @torch.inference_mode()
-    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
-        """Feed one token to each of several distinct slots in one step; logits [len(slots), vocab]."""
+    def decode(self, lanes: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+        """Feed one token to each of several distinct lanes in one step; logits [len(lanes), vocab]."""
         self._check(tokens)
-        if len(set(slots)) != len(slots) or len(slots) != len(tokens):
-            raise TrtstreamError("decode takes distinct slots and one token for each")
-        for slot in slots:
-            self._save(slot, 1)
-        logits = self._backend.decode([self._next_step(slot) for slot in slots], tokens)
-        for slot, token, row_logits in zip(slots, tokens, logits, strict=True):
-            self._slots[slot].append([token])
-            self._slots[slot].last_logits = row_logits
+        if len(set(lanes)) != len(lanes) or len(lanes) != len(tokens):
+            raise TrtstreamError("decode takes distinct lanes and one token for each")
+        for lane in lanes:
+            self._save(lane, 1)
+        logits = self.backend.decode([self._next_step(lane) for lane in lanes], tokens)
+        for lane, token, row_logits in zip(lanes, tokens, logits, strict=True):
+            self._lanes[lane].append([token])
+            self._lanes[lane].last_logits = row_logits
         return logits
 
     def _feed(
-        self, slot: int, tokens: Sequence[int], *, all_logits: bool
+        self, lane: int, tokens: Sequence[int], *, all_logits: bool
     ) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
-        """Feed tokens, at most ``max_num_tokens`` at once; each chunk with the logits after its tokens.
+        """Feed tokens, at most ``max_num_tokens`` at once; yields each chunk and the logits after its tokens.
 
-        Without ``all_logits`` only the last chunk has any: those after the last token.
+        Without ``all_logits`` there are only the logits after the last token, with the last chunk.
         """
         for start in range(0, len(tokens), self.build.max_num_tokens):
             chunk = tokens[start : start + self.build.max_num_tokens]
             is_last = start + len(chunk) == len(tokens)
-            self._save(slot, len(chunk))
+            self._save(lane, len(chunk))
             num_logits = len(chunk) if all_logits else int(is_last)
-            logits = self._backend.prefill(self._next_step(slot), chunk, num_logits)
-            self._slots[slot].append(chunk)
+            logits = self.backend.prefill(self._next_step(lane), chunk, num_logits)
+            self._lanes[lane].append(chunk)
             yield chunk, logits
 
-    def _next_step(self, slot: int) -> Step:
-        state = self._slots[slot]
-        return Step(slot, state.window, state.position, state.ring_first)
+    def _next_step(self, lane: int) -> Step:
+        session = self._lanes[lane]
+        return Step(lane, session.window, session.position, session.ring_first)
 
     def _check(self, tokens: Sequence[int]) -> None:
         if not tokens:
@@ -150,58 +154,67 @@ class StreamingEngine:
             if not 0 <= token < self.model.vocab_size:
                 raise TrtstreamError(f"token id {token} is outside the vocabulary of {self.model.vocab_size}")
 
-    def export_state(self, slot: int) -> SessionState:
+    def export_state(self, lane: int) -> SessionState:
         """A copy of the session, ``kv_cache`` included."""
-        state = self._slots[slot]
-        ids = [*state.sink_ids, *state.recent_ids]
-        cache = self._backend.session_cache(slot).to("cpu", copy=True)
-        return SessionState(state.window.sinks, state.position, ids, cache)
+        session = self._lanes[lane]
+        ids = [*session.sink_ids, *session.recent_ids]
+        cache = self.backend.session_cache(lane).to("cpu", copy=True)
+        return SessionState(session.window.sinks, session.position, ids, cache)
 
-    def import_state(self, slot: int, state: SessionState) -> None:
-        """Put a session into ``slot``; a state without ``kv_cache`` is rebuilt from its ids."""
+    def import_state(self, lane: int, state: SessionState) -> None:
+        """Put a session into ``lane``; a state without ``kv_cache`` is rebuilt from its ids.
+
+        Raises TrtstreamError if ``kv_cache`` has another shape or dtype than this engine's.
+        """
+        cache = self.backend.session_cache(lane)
+        if state.kv_cache is not None and (state.kv_cache.shape, state.kv_cache.dtype) != (cache.shape, cache.dtype):
+            raise TrtstreamError(
+                f"the session's cache is {list(state.kv_cache.shape)} {state.kv_cache.dtype}, and this engine's is "
+                f"{list(cache.shape)} {cache.dtype}; import it without kv_cache, to be rebuilt from its ids"
+            )
         sinks = min(state.sink_token_length, state.position)
         recent = state.token_ids[sinks:]
         ring_first = max(state.position - len(recent), state.sink_token_length)
-        self.reset(slot, state.sink_token_length)
-        target = self._slots[slot]
+        self.reset(lane, state.sink_token_length)
+        session = self._lanes[lane]
         if state.kv_cache is not None:
-            self._backend.session_cache(slot).copy_(state.kv_cache)
-            target.append(state.token_ids)
-            target.position, target.ring_first = state.position, ring_first
+            cache.copy_(state.kv_cache)
+            session.append(state.token_ids)
+            session.position, session.ring_first = state.position, ring_first
             return
         if sinks:
-            self.prefill(slot, state.token_ids[:sinks])
-        target.ring_first = ring_first
+            self.prefill(lane, state.token_ids[:sinks])
+        session.ring_first = ring_first
         if recent:
-            target.position = ring_first
-            self.prefill(slot, recent)
+            session.position = ring_first
+            self.prefill(lane, recent)
 
-    def begin_turn(self, slot: int) -> None:
-        """From here on keep what is overwritten, so that `rollback_turn` can restore this moment."""
-        state = self._slots[slot]
-        state.undo = Undo(
-            state.position,
-            len(state.sink_ids),
-            state.recent_ids.copy(),
-            state.last_logits,
-            UndoLog(state.window, state.position),
+    def begin_turn(self, lane: int) -> None:
+        """Start a log of overwritten slots, so that `rollback_turn` can restore this moment."""
+        session = self._lanes[lane]
+        session.undo = Undo(
+            session.position,
+            len(session.sink_ids),
+            session.recent_ids.copy(),
+            session.last_logits,
+            UndoLog(session.window, session.position),
         )
 
-    def commit_turn(self, slot: int) -> None:
-        """Forget the log that `begin_turn` started (a no-op without one)."""
-        self._slots[slot].undo = None
+    def commit_turn(self, lane: int) -> None:
+        """Drop the log that `begin_turn` started (a no-op without one)."""
+        self._lanes[lane].undo = None
 
-    def rollback_turn(self, slot: int) -> None:
-        """Undo everything fed since `begin_turn`."""
-        state = self._slots[slot]
-        undo, state.undo = state.undo, None
+    def rollback_turn(self, lane: int) -> None:
+        """Undo everything fed since `begin_turn`. Raises TrtstreamError without a log."""
+        session = self._lanes[lane]
+        undo, session.undo = session.undo, None
         if undo is None:
-            raise TrtstreamError(f"slot {slot} has no turn to roll back")
-        undo.log.restore(self._backend.session_cache(slot))
-        del state.sink_ids[undo.num_sink_ids :]
-        state.position, state.recent_ids, state.last_logits = undo.position, undo.recent_ids, undo.last_logits
+            raise TrtstreamError(f"lane {lane} has no turn to roll back")
+        undo.log.restore(self.backend.session_cache(lane))
+        del session.sink_ids[undo.num_sink_ids :]
+        session.position, session.recent_ids, session.last_logits = undo.position, undo.recent_ids, undo.last_logits
 
-    def _save(self, slot: int, num_tokens: int) -> None:
-        state = self._slots[slot]
-        if state.undo is not None:
-            state.undo.log.save(self._backend.session_cache(slot), state.position + num_tokens)
+    def _save(self, lane: int, num_tokens: int) -> None:
+        session = self._lanes[lane]
+        if session.undo is not None:
+            session.undo.log.save(self.backend.session_cache(lane), session.position + num_tokens)

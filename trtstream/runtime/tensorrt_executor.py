@@ -1,7 +1,7 @@
 """The last step of the TensorRT targets: TensorRT's engine, and an execution context for each kind of call.
 
-Everything up to here runs in the tests without a GPU; this file has not been run yet, because TensorRT deserializes no
-engine without a GPU.
+Tests without a GPU run everything above this file. The file itself has not been run yet, because TensorRT deserializes
+engines only on a GPU.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -25,29 +25,31 @@ from trtstream.runtime.tensorrt import Call, TensorrtBackend
 if TYPE_CHECKING:
     import tensorrt as trt
 
+T = TypeVar("T")
+
 
 class TensorrtExecutor:
     """See `trtstream.runtime.tensorrt.Executor`.
 
-    A captured CUDA graph holds on to what its context was when it was captured, so each batch size has a context of its
-    own. All share one memory for activations: they never run at the same time.
+    A captured CUDA graph depends on its context as that was at the capture, so each batch size has its own context. All
+    contexts share one memory for activations: they never run at the same time.
     """
 
-    def __init__(self, trt: ModuleType, path: Path, device: torch.device) -> None:
-        """Read the engine file at ``path``; ``trt`` is the module ``tensorrt`` or ``tensorrt_rtx``.
+    def __init__(self, module: ModuleType, path: Path, device: torch.device) -> None:
+        """Read the engine file at ``path``; ``module`` is ``tensorrt`` or ``tensorrt_rtx``.
 
         Raises TrtstreamError if TensorRT refuses it, torch.OutOfMemoryError if there is too little memory to run it.
         """
         self.device = device
-        self._trt = trt
+        self._module = module
         self._path = path
-        self._logger = new_logger(trt)
-        self._runtime = trt.Runtime(self._logger)
+        self._logger = new_logger(module)
+        self._runtime = module.Runtime(self._logger)
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
             self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise TrtstreamError(
-                f"{path} is refused by {trt.__name__} {trt.__version__} on {torch.cuda.get_device_name(device)}: "
+                f"{path} is refused by {module.__name__} {module.__version__} on {torch.cuda.get_device_name(device)}: "
                 f"{self._logger.last_error}; build it again with this library, or for target cuda"
             )
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
@@ -62,7 +64,7 @@ class TensorrtExecutor:
 
         def call(tensors: Mapping[str, torch.Tensor]) -> None:
             for name, tensor in tensors.items():
-                # Shapes only where they change: a new one may have to be worked out, which no capture allows.
+                # Shapes only where they change: TensorRT may have to process a new one, which no capture allows.
                 if name != LOGITS and shapes.get(name) != tensor.shape:
                     self._check(context.set_input_shape(name, tuple(tensor.shape)), f"take this shape for {name}")
                     shapes[name] = tensor.shape
@@ -75,17 +77,17 @@ class TensorrtExecutor:
         return call
 
     def can_capture(self) -> bool:
-        # TensorRT-RTX says so itself; TensorRT captures every network without loops or conditions.
+        # TensorRT-RTX has a method for it; TensorRT captures every network without loops or conditions.
         is_capturable = getattr(self._last_context, "is_stream_capturable", None)
         return is_capturable is None or is_capturable(torch.cuda.current_stream().cuda_stream)
 
     def _new_context(self, profile: str) -> trt.IExecutionContext:
         config = self._engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        config.set_execution_context_allocation_strategy(self._module.ExecutionContextAllocationStrategy.USER_MANAGED)
         if profile == DECODE and hasattr(config, "dynamic_shapes_kernel_specialization_strategy"):
             # TensorRT-RTX compiles kernels for the shapes it meets. By default it does so in the background, which
-            # suits prefill's many lengths; but a captured graph would keep the slow ones that run until then.
-            strategies = self._trt.DynamicShapesKernelSpecializationStrategy
+            # suits prefill's many lengths; but a captured graph would keep the slow kernels that run in the meantime.
+            strategies = self._module.DynamicShapesKernelSpecializationStrategy
             config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         context = self._check(self._engine.create_execution_context(config), f"make a context for {profile} calls")
         context.set_device_memory(self._activations.data_ptr(), self._activations.numel())
@@ -96,7 +98,7 @@ class TensorrtExecutor:
 
     @contextmanager
     def _side_stream(self) -> Iterator[torch.cuda.Stream]:
-        """torch's current stream, or one that takes its turn: on the default stream TensorRT waits for the GPU."""
+        """torch's current stream, or another in its place: on the default stream TensorRT waits for the GPU."""
         current = torch.cuda.current_stream(self.device)
         if current != torch.cuda.default_stream(self.device):
             yield current
@@ -105,10 +107,10 @@ class TensorrtExecutor:
         yield self._stream
         current.wait_stream(self._stream)
 
-    def _check(self, result: object, what: str) -> object:
-        """``result``, unless it is TensorRT's None or False for what it could not do."""
+    def _check(self, result: T, action: str) -> T:
+        """``result``; raises TrtstreamError if it is None or False, by which TensorRT says that ``action`` failed."""
         if result is None or result is False:
-            raise TrtstreamError(f"{self._path}: TensorRT cannot {what}: {self._logger.last_error}")
+            raise TrtstreamError(f"{self._path}: TensorRT cannot {action}: {self._logger.last_error}")
         return result
 
 

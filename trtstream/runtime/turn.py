@@ -1,11 +1,10 @@
-"""One request on its way: what is still to be fed, what was sampled, and the text that came of it."""
+"""One request from submission to its last output: the prompt left to feed, the sampled tokens and their text."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from trtstream.runtime.detokenizer import Detokenizer
 from trtstream.runtime.requests import TurnOutput, TurnRequest
@@ -13,12 +12,15 @@ from trtstream.runtime.sampling import Sample, Sampler
 from trtstream.runtime.session import Session
 from trtstream.runtime.stop_words import StopWords
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 OnOutput = Callable[[TurnOutput | Exception], None]
-CONTEXT_TOKENS = 8  # of the prompt, for the detokenizer
+CONTEXT_TOKENS = 8  # tokens of the prompt that the detokenizer gets as context
 
 
 class Turn:
-    """A submitted request. `cancel` is for any thread; everything else belongs to the scheduler's."""
+    """A submitted request. `cancel` may be called from any thread; everything else belongs to the scheduler's."""
 
     def __init__(
         self,
@@ -46,11 +48,11 @@ class Turn:
         self._on_output: OnOutput | None = on_output
 
     def cancel(self) -> None:
-        """End the turn within a step, with what it has generated. Harmless when it has ended already."""
+        """End the turn within a step and keep what it has generated. A no-op if it has ended already."""
         self.cancelled = True
 
     def take(self, sample: Sample, session_tokens: int) -> TurnOutput:
-        """Go on with the next token; ``session_tokens`` were fed to get it."""
+        """Add the next token, before which the session had been fed ``session_tokens`` tokens."""
         self.token = token = sample.token
         self.num_output_tokens += 1
         log_probs = () if sample.log_probability is None else (sample.log_probability,)
@@ -68,7 +70,7 @@ class Turn:
         return self._output(self._flush(), (), (), finish_reason, session_tokens)
 
     def emit(self, output: TurnOutput | Exception) -> None:
-        """Hand ``output`` to the client. One that fails to take it is gone: the turn is cancelled, quietly."""
+        """Pass ``output`` to the client. If that raises, the client is gone: the turn is cancelled silently."""
         if self._on_output is None:
             return
         try:

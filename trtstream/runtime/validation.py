@@ -1,4 +1,4 @@
-"""Refuses a request that is wrong in itself, with one line that names the field, what was found and what is allowed."""
+"""Refuses an invalid request, with one line that names the field, its value and the allowed ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_STOP_WORD_CHARACTERS = 256
 
 
 def validate(request: TurnRequest, vocab_size: int) -> None:
-    """Raise TrtstreamError for the first thing that is wrong in ``request`` whatever state its session is in."""
+    """Raise TrtstreamError for the first field of ``request`` that is wrong, whatever state its session is in."""
     _validate_input(request, vocab_size)
     _validate_session(request)
     _validate_numbers(request, vocab_size)
