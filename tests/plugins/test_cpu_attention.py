@@ -96,10 +96,14 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kernels")
 
 
-@pytest.mark.parametrize(("sinks", "max_sinks"), [(0, 0), (1, 1), (4, 4), (2, 7), (24, 24)])
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_steps_and_chunks_equal_the_reference(layout: Layout, sinks: int, max_sinks: int, libraries: Path) -> None:
-    attention = Attention(layout, sinks, max_sinks, 20, libraries)
+# For every layout all numbers of sinks in one kernel; for two of them kernels for fewer, and for none, as well.
+SINKS = [(layout, sinks, 24) for layout in LAYOUTS for sinks in (0, 1, 4, 24)]
+SINKS += [(layout, *sinks) for layout in ("gqa", "alibi") for sinks in ((0, 0), (1, 1), (4, 4), (2, 7))]
+
+
+@pytest.mark.parametrize(("layout", "sinks", "max_sinks"), SINKS)
+def test_steps_and_chunks_equal_the_reference(layout: str, sinks: int, max_sinks: int, libraries: Path) -> None:
+    attention = Attention(LAYOUTS[layout], sinks, max_sinks, 20, libraries)
     qkv = attention.qkv(4 * (sinks + 20) + 3)
     expected = attention.reference(qkv)
     assert (attention.steps(qkv) - expected).abs().max() < 2e-5
