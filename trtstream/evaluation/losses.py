@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from trtstream.errors import TrtstreamError
 from trtstream.evaluation.curve import Curve
@@ -35,29 +32,38 @@ def refuse_existing(runs: Iterable[Run], folder: Path) -> None:
         )
 
 
-class LossLog:
-    """Losses of one run over ``tokens``. With a folder they are also in two files there:
+@dataclass(frozen=True)
+class LossFiles:
+    """A run's two files.
 
-    * ``NAME.f32``: the losses, little-endian float32 in nats, nothing else; the i-th (from 0) is that of token
+    * ``losses`` (NAME.f32): the losses, little-endian float32 in nats, nothing else; the i-th (from 0) is that of token
       ``(i + 1) * every`` of the text.
-    * ``NAME.safetensors``: the session at the last save, what the run had been given, and how far it was.
+    * ``state`` (NAME.safetensors): the session and the run's progress at the last save.
     """
 
-    def __init__(self, run: Run, tokens: TokenFile, folder: Path | None, given: dict[str, Any]) -> None:
-        """``given`` identifies the run (JSON values): a run resumes only where all of it is the same."""
+    losses: Path
+    state: Path
+
+
+class LossLog:
+    """Losses of one run over ``tokens``. With a folder they are also in `LossFiles` there."""
+
+    def __init__(self, run: Run, tokens: TokenFile, folder: Path | None, identity: dict[str, Any]) -> None:
+        """``identity`` identifies the run (JSON values): a run resumes only where all of it is the same."""
         self.run = run
         self.curve = Curve()
         self.sampled = Curve()  # of the positions that are multiples of the run's ``sample``
         self.done = 0  # tokens of the text
         self.resident: list[dict[str, int]] = []
         self._tokens = tokens
-        self._given = given
+        self._identity = identity
         self._hash = hashlib.sha256()
         self._seconds_before = 0.0
         self._started = self._saved = time.monotonic()
         self._stride = max(tokens.count // MEMORY_SAMPLES, SEGMENT)
-        self._losses = None if folder is None else folder / f"{run.name}.f32"
-        self._state = None if folder is None else folder / f"{run.name}.safetensors"
+        self._files = None
+        if folder is not None:
+            self._files = LossFiles(folder / f"{run.name}.f32", folder / f"{run.name}.safetensors")
 
     @property
     def seconds(self) -> float:
@@ -66,7 +72,7 @@ class LossLog:
 
     def save_due(self, end: int) -> bool:
         """Whether the segment up to ``end`` should be saved with its state."""
-        return self._state is not None and end % SEGMENT == 0 and time.monotonic() - self._saved >= SAVE_SECONDS
+        return self._files is not None and end % SEGMENT == 0 and time.monotonic() - self._saved >= SAVE_SECONDS
 
     def append(self, end: int, losses: np.ndarray, state: SessionState | None, *, save: bool) -> None:
         """Take the losses of the segment [done, end), and if ``save`` keep all that a resumed run needs."""
@@ -75,90 +81,64 @@ class LossLog:
         if self.done // self._stride != end // self._stride or not self.resident:
             self.resident.append({"position": end, "resident_bytes": resident_memory()})
         self.done = end
-        if self._losses is None:
+        if self._files is None:
             return
-        with self._losses.open("ab") as file:
+        with self._files.losses.open("ab") as file:
             file.write(losses.astype("<f4").tobytes())
             if save:  # the state must not reach the disk before the losses that it counts
                 file.flush()
                 os.fsync(file.fileno())
         if save:
-            self._save(state)
-
-    def _save(self, state: SessionState | None) -> None:
-        progress = {
-            "given": self._given,
-            "done": self.done,
-            "ids_sha256": self._hash.hexdigest(),
-            "losses": self.curve.count,
-            "seconds": self.seconds,
-            "resident": self.resident,
-        }
-        tensors = {}
-        if state is not None:
-            progress |= {"sink_token_length": state.sink_token_length, "position": state.position}
-            tensors = {"token_ids": torch.tensor(state.token_ids), "kv_cache": state.kv_cache}
-        work = self._state.with_suffix(".part")
-        save_file(tensors, work, metadata={"progress": json.dumps(progress)})
-        work.replace(self._state)
-        self._saved = time.monotonic()
+            progress = {
+                "done": self.done,
+                "ids_sha256": self._hash.hexdigest(),
+                "losses": self.curve.count,
+                "seconds": self.seconds,
+                "resident": self.resident,
+            }
+            (state or SessionState(0, 0, [])).save(self._files.state, self._identity, progress)
+            self._saved = time.monotonic()
 
     def start(self) -> SessionState | None:
         """Begin with empty files, or at the last save where there is one: `done` says where.
 
         Raises TrtstreamError if that is another run's, or damaged.
         """
-        if self._losses is None:
+        if self._files is None:
             return None
-        if not self._state.exists():
-            self._losses.write_bytes(b"")
+        if not self._files.state.exists():
+            self._files.losses.write_bytes(b"")
             return None
-        try:
-            with safe_open(self._state, framework="pt") as file:
-                progress = json.loads(file.metadata()["progress"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-            raise TrtstreamError(f"{self._state} cannot be read ({error}); remove it to start over") from error
-        self._check(progress)
-        self._read_losses(progress["losses"])
+        state, progress = SessionState.load(self._files.state, self._identity)
+        self._check(self._files.state, progress)
+        self._read_losses(self._files, progress["losses"])
         self.done, self.resident = progress["done"], progress["resident"]
         self._seconds_before = progress["seconds"]
-        if not tensors:
-            return None
-        return SessionState(
-            progress["sink_token_length"], progress["position"], tensors["token_ids"].tolist(), tensors["kv_cache"]
-        )
+        return state if state.token_ids else None  # ``recompute`` has no session
 
-    def _check(self, progress: dict[str, Any]) -> None:
-        for name, value in self._given.items():
-            if progress["given"].get(name) != value:
-                raise TrtstreamError(
-                    f"{self._state} holds a run with {name} {progress['given'].get(name)!r}, and this one has "
-                    f"{value!r}; choose another --losses folder"
-                )
+    def _check(self, path: Path, progress: dict[str, Any]) -> None:
         done = progress["done"]
         if done > self._tokens.count:
             raise TrtstreamError(
-                f"{self._state} holds a run that has come to token {done}, beyond the {self._tokens.count} asked for; "
+                f"{path} holds a run that has come to token {done}, beyond the {self._tokens.count} asked for; "
                 "ask for more --tokens, or choose another --losses folder"
             )
         for begin in range(0, done, SEGMENT):
             self._hash.update(self._tokens.read(begin, min(begin + SEGMENT, done)).tobytes())
         if self._hash.hexdigest() != progress["ids_sha256"]:
             raise TrtstreamError(
-                f"{self._state} holds a run of another text: its first {done} token ids differ; choose another "
-                "--losses folder"
+                f"{path} holds a run of another text: its first {done} token ids differ; choose another --losses folder"
             )
 
-    def _read_losses(self, count: int) -> None:
-        """Drop what came after the last save, and put the rest into the curve."""
-        if not self._losses.exists() or self._losses.stat().st_size < 4 * count:
-            raise TrtstreamError(f"{self._losses} lacks losses that {self._state} counts; remove both to start over")
-        os.truncate(self._losses, 4 * count)
+    def _read_losses(self, files: LossFiles, count: int) -> None:
+        """Drop the losses after the last save, and add the others to the curve."""
+        if not files.losses.exists() or files.losses.stat().st_size < 4 * count:
+            raise TrtstreamError(f"{files.losses} lacks losses that {files.state} counts; remove both to start over")
+        os.truncate(files.losses, 4 * count)
         every = self.run.every
         for begin in range(0, count, SEGMENT):
             end = min(begin + SEGMENT, count)
-            losses = np.fromfile(self._losses, dtype="<f4", count=end - begin, offset=4 * begin)
+            losses = np.fromfile(files.losses, dtype="<f4", count=end - begin, offset=4 * begin)
             self._count(np.arange(begin + 1, end + 1) * every, losses)
 
     def _count(self, positions: np.ndarray, losses: np.ndarray) -> None:

@@ -35,11 +35,12 @@ class SessionState:
     token_ids: list[int]
     kv_cache: torch.Tensor | None = None
 
-    def save(self, path: Path, engine: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> None:
+    def save(self, path: Path, identity: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> None:
         """Write the session to ``path`` atomically, as a safetensors file that only its owner can read.
 
-        ``engine`` identifies the engine that the cache belongs to: `load` refuses the file for any other. ``metadata``
-        travels with the session. Both are JSON values. Raises TrtstreamError if the file cannot be written.
+        ``identity`` identifies the engine that the session belongs to, and the work: `load` refuses the file where any
+        of it differs. ``metadata`` travels with the session. Both are JSON values. Raises TrtstreamError if the file
+        cannot be written.
         """
         from safetensors import SafetensorError  # not above: benchmarks run where torch is the only package
         from safetensors.torch import save_file
@@ -47,7 +48,7 @@ class SessionState:
         session = {
             "sink_token_length": self.sink_token_length,
             "position": self.position,
-            "engine": dict(engine),
+            "identity": dict(identity),
             "metadata": dict(metadata or {}),
         }
         header = {VERSION: FORMAT_VERSION, "session": json.dumps(session)}
@@ -73,11 +74,11 @@ class SessionState:
                 Path(work).unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, path: Path, engine: Mapping[str, Any]) -> tuple[SessionState, dict[str, Any]]:
+    def load(cls, path: Path, identity: Mapping[str, Any]) -> tuple[SessionState, dict[str, Any]]:
         """Read the file that `save` wrote; returns the session and its metadata.
 
         Raises TrtstreamError, which names the file, if it cannot be read, is not a saved session or a damaged one, has
-        another format version, or was saved with another ``engine``.
+        another format version, or was saved with another ``identity``.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -85,18 +86,19 @@ class SessionState:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
                 _check_version(path, header.get(VERSION))
-                with path.open("rb") as raw:
-                    raw.seek(-CHECKSUM_BYTES, os.SEEK_END)
-                    checksum = raw.read()
-                if checksum != _checksum(path):
-                    raise TrtstreamError(f"{path} is damaged (its SHA-256 does not match its contents); remove it")
-                session = json.loads(header["session"])
                 # Cloned, because safetensors' tensors are memory maps of the file.
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                if bytes(tensors["sha256"].tolist()) != _checksum(path):
+                    raise TrtstreamError(
+                        f"{path} is damaged (its SHA-256 does not match its contents); remove it to start over"
+                    )
+                session = json.loads(header["session"])
                 token_ids, cache = tensors["token_ids"].tolist(), tensors.get("kv_cache")
         except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise TrtstreamError(f"{path} cannot be read as a saved session ({error}); remove it") from error
-        _check_engine(path, session["engine"], json.loads(json.dumps(dict(engine))))
+            raise TrtstreamError(
+                f"{path} cannot be read as a saved session ({error}); remove it to start over"
+            ) from error
+        _check_identity(path, session["identity"], json.loads(json.dumps(dict(identity))))
         return cls(session["sink_token_length"], session["position"], token_ids, cache), session["metadata"]
 
 
@@ -107,18 +109,18 @@ def _checksum(path: Path) -> bytes:
 
 def _check_version(path: Path, version: str | None) -> None:
     if version is None:
-        raise TrtstreamError(f"{path} is not a saved session; remove it, or choose another file")
+        raise TrtstreamError(f"{path} is not a saved session; choose another file")
     if version != FORMAT_VERSION:
         raise TrtstreamError(
-            f"{path} has session format {version}, and this trtstream reads {FORMAT_VERSION}; remove it, or use the "
-            "trtstream that saved it"
+            f"{path} has session format {version}, and this trtstream reads {FORMAT_VERSION}; remove it to start over, "
+            "or use the trtstream that saved it"
         )
 
 
-def _check_engine(path: Path, saved: dict[str, Any], expected: dict[str, Any]) -> None:
+def _check_identity(path: Path, saved: dict[str, Any], expected: dict[str, Any]) -> None:
     for name in sorted({*saved, *expected}):
         if saved.get(name) != expected.get(name):
             raise TrtstreamError(
-                f"{path} was saved by another engine: its {name} is {saved.get(name)!r}, and this engine's is "
-                f"{expected.get(name)!r}; use that engine, or remove the file"
+                f"{path} was saved with {name} {saved.get(name)!r}, and this one has {expected.get(name)!r}; use "
+                "another folder, or remove it to start over"
             )
