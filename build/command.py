@@ -24,7 +24,7 @@ DEFAULTS = BuildConfig()
 
 
 @click.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=click.Path())
 @click.option("--revision", help="Branch, tag or commit of a repository on the Hugging Face hub.  [default: main]")
 @click.option("--output", type=click.Path(path_type=Path), help="The engine directory to write.  [required]")
 @click.option(

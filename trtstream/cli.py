@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import signal
 import sys
@@ -35,7 +36,15 @@ class LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[name].partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and (similar := difflib.get_close_matches(args[0], COMMANDS, 1)):
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {similar[0]!r}?")
+        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,10 +57,10 @@ def cli(debug: bool) -> None:
 def main() -> None:
     """Run the command line: exit 0 (done), 1 (the work failed) or 2 (bad usage)."""
     debug = "--debug" in sys.argv[1:]
-    # Unwind on SIGTERM too, so that temporary folders go and child processes stop.
+    # Unwind on SIGTERM too, so that temporary folders are removed and child processes stop.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        cli()
+        cli(prog_name="trtstream")
     except (TrtstreamError, OSError) as error:
         if debug:
             traceback.print_exc()

@@ -23,7 +23,7 @@ FOLDER = Path("quickstart")
 WINDOW, SINKS, MAX_SINKS = 512, 4, 64
 CONVERSATION = (
     "The secret word is banana. Please repeat it.",
-    "What is the capital of France?",
+    "Which city is the capital of France?",
     "What is the secret word?",
 )
 STOP_SECONDS = 60
@@ -102,7 +102,7 @@ def _run(*words: object) -> None:
 
 @contextlib.contextmanager
 def _serving(repository: Path) -> Iterator[str]:
-    """A server for the duration of a block; gives its gRPC url. It is stopped whatever happens in the block."""
+    """A server for the duration of a block; gives its gRPC url. It is stopped however the block ends."""
     log = FOLDER / "server.log"
     arguments = _show("serve", repository, "--grpc-port", 0, "--http-port", 0, "--metrics-port", 0)
     with log.open("w") as output:
@@ -116,12 +116,13 @@ def _serving(repository: Path) -> Iterator[str]:
             start_new_session=True,
         )
     try:
-        ready = server.stdout.readline()
-        if not ready:
+        ready = next(iter(server.stdout or ()), "").strip()
+        match = re.search(r"grpc=(\S+)", ready)
+        if match is None:
             lines = log.read_text(errors="replace").strip().splitlines() or ["nothing"]
             raise TrtstreamError(f"the server did not start; {log} ends with: {lines[-1]}")
-        click.echo(f"{ready.strip()} (its log is {log})", err=True)
-        yield re.search(r"grpc=(\S+)", ready)[1]
+        click.echo(f"{ready} (its log is {log})", err=True)
+        yield match[1]
     finally:
         click.echo("stopping the server", err=True)
         server.terminate()
@@ -150,6 +151,6 @@ def _print_figures(figures: Path) -> None:
         click.echo(
             f"  {level['concurrency']} at a time: first token after {level['time_to_first_token_ms']['p50']:.0f} ms, "
             f"then one every {level['inter_token_latency_ms']['p50']:.1f} ms; "
-            f"{level['output_token_throughput']:.1f} tokens/s in all"
+            f"{level['output_token_throughput']:.1f} tokens/s together"
         )
     click.echo(f"The engine, the model repository and the figures are in {FOLDER}/")

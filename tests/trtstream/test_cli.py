@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from tests.checkpoints import write_checkpoint
 from tests.command_line import run_in_process, run_trtstream
+from trtstream import __version__
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,27 @@ def test_bad_usage_exits_2_and_debug_shows_the_traceback(tmp_path: Path) -> None
     assert run_trtstream("no-such-command").returncode == 2
     assert "Traceback" not in run_trtstream("inspect", tmp_path).stderr
     assert "Traceback" in run_trtstream("--debug", "inspect", tmp_path).stderr
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("biuld", "build"), ("quick-start", "quickstart"), ("evaluate", "eval")])
+def test_a_mistyped_command_gets_a_suggestion(typed: str, meant: str) -> None:
+    result = run_in_process(typed)
+    assert result.returncode == 2
+    assert f"No such command {typed!r}. Did you mean {meant!r}?" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "completions"), [("trtstream b", ["build", "bench"]), ("trtstream qu", ["quickstart"])]
+)
+def test_the_shell_completes_commands(line: str, completions: list[str]) -> None:
+    variables = {"_TRTSTREAM_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": "1"}
+    trtstream = Path(sys.executable).with_name("trtstream")
+    done = subprocess.run([trtstream], env={**os.environ, **variables}, capture_output=True, text=True)
+    assert [answer.partition(",")[2] for answer in done.stdout.splitlines()] == completions
+
+
+def test_version() -> None:
+    assert run_in_process("--version").stdout == f"trtstream, version {__version__}\n"
 
 
 def test_inspect_as_json(checkpoint: Path, tmp_path: Path) -> None:

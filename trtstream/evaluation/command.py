@@ -46,7 +46,7 @@ TEXT = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 
 
 @click.command("eval")
-@click.argument("checkpoint", metavar="CHECKPOINT|ENGINE")
+@click.argument("checkpoint", type=click.Path(), metavar="CHECKPOINT|ENGINE")
 @click.option("--revision", help="Branch, tag or commit of a repository on the Hugging Face hub.  [default: main]")
 @click.option("--text", required=True, type=TEXT, help="The text: a UTF-8 file of any length.")
 @click.option(
