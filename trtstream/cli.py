@@ -23,6 +23,7 @@ COMMANDS = {
     "chat": "trtstream.deploy.client.chat:chat",
     "eval": "trtstream.evaluation.command:evaluate",
     "quickstart": "trtstream.quickstart:quickstart",
+    "doctor": "trtstream.doctor:doctor",
 }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 CPUINFO, MEMINFO, STATUS = Path("/proc/cpuinfo"), Path("/proc/meminfo"), Path("/proc/self/status")
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
 def physical_memory() -> int:
@@ -34,6 +35,12 @@ def peak_memory() -> int:
 def cpu_flags() -> set[str]:
     """The CPU's flags, as /proc/cpuinfo names them."""
     return set(_field(CPUINFO, "flags").split())
+
+
+def cpu_limit(file: Path = CPU_MAX) -> float | None:
+    """CPUs that this process's control group may use at a time, as containers limit them; None if there is no limit."""
+    quota, _, period = file.read_text().partition(" ") if file.is_file() else ("max", "", "")
+    return None if quota == "max" else int(quota) / int(period)
 
 
 def machine() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tables on stdout."""
+"""Tables on stdout. Square brackets are text, not rich's markup."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def print_values(rows: Iterable[tuple[str, str]]) -> None:
     table = Table(show_header=False)
     for name, value in rows:
         table.add_row(name, value)
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, left: int = 0) -> None:
@@ -35,4 +35,4 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *,
         table.add_column(name, justify="left" if text else "right", no_wrap=not text)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(markup=False).print(table)

@@ -115,6 +115,7 @@ TARGETS = {
         dtypes=("float32", "bfloat16"),
         device="cpu",
         automatic=True,
+        check_builder=lazy("trtstream.plugins.cpu_kernel:compiler"),
         build=lazy("trtstream.build.cpu:build_cpu_engine"),
         memory=lazy("trtstream.build.cpu:cpu_memory"),
         why_not_built_with=lazy("trtstream.plugins.cpu_device:why_not_built_with"),

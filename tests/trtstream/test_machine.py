@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import os
 import subprocess
+from pathlib import Path
 
-from trtstream.machine import available_memory, cpu_flags, machine, peak_memory, physical_memory, resident_memory
+import pytest
+
+from trtstream.machine import (
+    available_memory,
+    cpu_flags,
+    cpu_limit,
+    machine,
+    peak_memory,
+    physical_memory,
+    resident_memory,
+)
 
 BLOCK = 64 << 20
 
@@ -26,3 +37,12 @@ def test_the_cpu() -> None:
     lines = dict(line.split(":", 1) for line in lscpu.stdout.splitlines() if ":" in line)
     assert cpu_flags() == set(lines["Flags"].split())
     assert machine()["cpu"] == lines["Model name"].strip()
+
+
+@pytest.mark.parametrize(
+    ("cpu_max", "limit"), [("max 100000\n", None), ("250000 100000\n", 2.5), ("50000 100000\n", 0.5)]
+)
+def test_the_limit_of_a_control_group(cpu_max: str, limit: float | None, tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text(cpu_max)
+    assert cpu_limit(tmp_path / "cpu.max") == limit
+    assert cpu_limit(tmp_path / "nothing") is None
