@@ -66,7 +66,7 @@ def _bytes(file: Path, name: str) -> int:
 
 
 def _field(file: Path, name: str) -> str:
-    """What follows ``name`` and a colon in the first line that begins so; empty if no line does."""
+    """The text after ``name`` and a colon in the first line that begins so; empty if no line does."""
     for line in file.read_text().splitlines():
         field, _, value = line.partition(":")
         if field.strip() == name:

@@ -98,7 +98,7 @@ def test_rope_scaling(metadata: Callable[[GGUFWriter], None], rope: RopeConfig, 
 
 
 def llama3_divisors(original: int) -> np.ndarray:
-    """What GGUF stores for llama3 scaling by 8: transformers' plain frequencies over its scaled ones."""
+    """GGUF's tensor for llama3 scaling by 8: transformers' plain frequencies over its scaled ones."""
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 

@@ -32,7 +32,7 @@ CHUNK = 256  # tokens of a prefill chunk
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: its model, its tokenizer, and what identifies it in a report and to a resumed run."""
+    """The checkpoint or engine that is evaluated; ``identity`` tells a resumed run whether it is the same."""
 
     model: ModelConfig
     tokenizer: PreTrainedTokenizerBase

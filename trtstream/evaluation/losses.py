@@ -25,10 +25,10 @@ MEMORY_SAMPLES = 100
 
 def refuse_existing(runs: Iterable[Run], folder: Path) -> None:
     """Raise TrtstreamError if ``folder`` holds losses of one of the runs."""
-    found = next((run.name for run in runs if (folder / f"{run.name}.f32").exists()), None)
-    if found is not None:
+    existing = next((run.name for run in runs if (folder / f"{run.name}.f32").exists()), None)
+    if existing is not None:
         raise TrtstreamError(
-            f"{folder} holds losses of {found} already; continue with --resume, or choose another --losses folder"
+            f"{folder} holds losses of {existing} already; continue with --resume, or choose another --losses folder"
         )
 
 
@@ -67,7 +67,7 @@ class LossLog:
 
     @property
     def seconds(self) -> float:
-        """What the losses took, earlier parts of a resumed run included."""
+        """The time that the losses took, earlier parts of a resumed run included."""
         return self._seconds_before + time.monotonic() - self._started
 
     def save_due(self, end: int) -> bool:
