@@ -48,6 +48,7 @@ imports: install
 
 types: install
 	$(BIN)/mypy -p trtstream -p benchmarks
+	@for model in model_repo/*/1/model.py model_repo/*/*/1/model.py; do $(BIN)/mypy $$model || exit 1; done
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .build .mypy_cache .ruff_cache .import_linter_cache *.egg-info

@@ -134,12 +134,12 @@ def _serving(repository: Path) -> Iterator[str]:
 
 
 def _converse(url: str) -> None:
-    from trtstream.deploy.client.chat import Conversation
     from trtstream.deploy.client.client import Client
+    from trtstream.deploy.client.conversation import Conversation
 
     _show("chat", "--url", url)
     with Client(url) as client:
-        conversation = Conversation(client, session_id=None, system=None)
+        conversation = Conversation(client)
         for text in CONVERSATION:
             click.secho(f"> {text}", bold=True)
             conversation.say(text)

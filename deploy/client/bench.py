@@ -24,10 +24,12 @@ from trtstream.output_file import OutputFile, PlotFile
 from trtstream.progress import Progress, progress_bar
 from trtstream.tables import print_table
 
+CONCURRENCY = (1, 4, 8)
+
 
 @dataclass(frozen=True)
 class Load:
-    """What a level sends: ``requests`` sessions of ``turns`` turns, ``input_tokens`` in and ``output_tokens`` out each.
+    """A level's load: ``requests`` sessions of ``turns`` turns, ``input_tokens`` in and ``output_tokens`` out each.
 
     Prompts are random token ids below ``vocab_size``: the same in every run, another one in every turn.
     """
@@ -113,7 +115,9 @@ class Level:
         return TurnTiming(turn, sent, first_token=times[0], last_token=times[-1], output_tokens=found)
 
 
-def parse_concurrency(_context: click.Context, _option: click.Parameter, value: str) -> list[int]:
+def parse_concurrency(_context: click.Context, _option: click.Parameter, value: str | None) -> list[int] | None:
+    if value is None:
+        return None
     levels = [int(part) if part.strip().isdecimal() else 0 for part in value.split(",")]
     if min(levels) < 1:
         raise click.BadParameter(f"{value!r} is not a list of positive numbers such as 1,4,8")
@@ -123,7 +127,9 @@ def parse_concurrency(_context: click.Context, _option: click.Parameter, value: 
 @click.command()
 @service_options
 @click.option(
-    "--concurrency", default="1,4,8", show_default=True, callback=parse_concurrency, help="Clients at a time."
+    "--concurrency",
+    callback=parse_concurrency,
+    help="Clients at a time.  [default: 1,4,8; those that --requests keeps busy]",
 )
 @click.option("--requests", default=16, show_default=True, type=click.IntRange(1), help="Requests at each concurrency.")
 @click.option("--input-tokens", default=128, show_default=True, type=click.IntRange(1), help="Tokens in each prompt.")
@@ -135,7 +141,7 @@ def bench(
     url: str,
     model_name: str,
     tls_ca: Path | None,
-    concurrency: list[int],
+    concurrency: list[int] | None,
     requests: int,
     input_tokens: int,
     output_tokens: int,
@@ -147,7 +153,9 @@ def bench(
 
     A closed loop: every client sends its next request when its last one is answered. Answers have a fixed length.
     """
-    if requests < max(concurrency):
+    if concurrency is None:
+        concurrency = [level for level in CONCURRENCY if level <= requests]
+    elif requests < max(concurrency):
         raise click.UsageError(f"--requests {requests} cannot keep {max(concurrency)} clients busy; ask for more")
     with connect(url, model_name, tls_ca) as client:
         model, model_name = client.model(), client.model_name

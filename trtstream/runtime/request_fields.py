@@ -63,7 +63,7 @@ INPUTS = _by_name(
     Field("session_end", "BOOL", "Forget the session after this turn; needs no text or ids."),
     Field("session_tokens", "INT32", "What the client believes the session has been fed (checked).", limits=Limits(0)),
     Field("stream", "BOOL", "One response for each token, in place of one for the turn."),
-    Field("max_tokens", "INT32", "The answer's length at most.", limits=Limits(1)),
+    Field("max_tokens", "INT32", "The greatest number of tokens in the answer.", limits=Limits(1)),
     Field("temperature", "FP32", "Flattens the distribution that is sampled.", limits=Limits(0, note="0 is greedy")),
     Field("top_k", "INT32", "Sample from the k likeliest tokens.", limits=Limits(0, note="0 is off")),
     Field(

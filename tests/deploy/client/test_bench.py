@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -84,6 +85,17 @@ def test_bench_writes_figures(server, tmp_path) -> None:
     from matplotlib.image import imread
 
     assert imread(plot_file).shape[:2] == (480, 1920)
+
+
+@pytest.mark.parametrize(("requests", "levels"), [(1, [1]), (5, [1, 4])])
+def test_the_levels_are_those_that_the_requests_keep_busy(
+    server, tmp_path: Path, requests: int, levels: list[int]
+) -> None:
+    options = ("--requests", requests, "--input-tokens", 2, "--output-tokens", 2, "--json", tmp_path / "bench.json")
+    result = run_in_process("bench", "--url", server.grpc_url, *options)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert [level["concurrency"] for level in report["levels"]] == levels
 
 
 def test_failed_requests_are_counted(server) -> None:

@@ -1,18 +1,13 @@
 from __future__ import annotations
 
-import contextlib
-import os
-import pty
-import select
-import signal
 import subprocess
 import sys
 
 import pytest
 
 from tests.command_line import run_in_process, run_trtstream
-from trtstream.deploy.client.chat import LOST, MAX_TOKENS, Conversation
 from trtstream.deploy.client.client import Client
+from trtstream.deploy.client.conversation import LOST, MAX_TOKENS, Conversation
 from trtstream.deploy.client.triton import new_session
 from trtstream.errors import TrtstreamError
 
@@ -84,7 +79,7 @@ def wait_for_session(client: Client, session_id: str) -> None:
 
 
 def test_after_a_lost_session_a_new_one_can_begin(client: Client, capsys) -> None:
-    conversation = Conversation(client, session_id=None, system=None)
+    conversation = Conversation(client)
     conversation.say("Hello")
     first = capsys.readouterr().out
     client.answer(session_id=conversation.session_id, session_end=True)
@@ -116,7 +111,7 @@ class InterruptedStdout:
 
 
 def test_an_interrupted_answer_stays_in_the_session(client: Client, capsys, monkeypatch) -> None:
-    conversation = Conversation(client, session_id=None, system=None)
+    conversation = Conversation(client)
     session_id = conversation.session_id
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", InterruptedStdout())
@@ -139,46 +134,24 @@ def say_when_free(conversation: Conversation, text: str) -> None:
     pytest.fail("the cancelled turn still runs")
 
 
-def test_chat_in_a_terminal(server, client: Client) -> None:
-    terminal, theirs = pty.openpty()
-    command = [sys.executable, "-m", "trtstream", "chat", "--url", server.grpc_url]
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as chat:
-        os.close(theirs)
-        try:
-            session_id = read_until(terminal, "> ").split()[1]
-            os.write(terminal, b"Hello\n")
-            read_until(terminal, "\n> ")
-            interrupt_until(chat, terminal, "(Ctrl-D ends the chat)")
-
-            client.answer(session_id=session_id, session_end=True)
-            os.write(terminal, b"Are you there?\n")
-            read_until(terminal, "Start a new conversation with this?")
-            os.write(terminal, b"y\n")
-            assert session_id not in read_until(terminal, "(come back to it with --session)")
-            read_until(terminal, "\n> ")
-            os.write(terminal, b"\x04")
-            assert chat.wait(timeout=60) == 0
-        finally:
-            chat.kill()
-    os.close(terminal)
+def test_options_of_sampling(server, client: Client) -> None:
+    options = {"max_tokens": 6, "temperature": 0.9, "top_k": 50, "top_p": 0.9, "repetition_penalty": 1.1}
+    with new_session(client, "test") as session_id:
+        turn = {"chat": True, "session_id": session_id, "random_seed": 7, "stop_words": ["no", "such"], **options}
+        expected = client.answer(text_input="Hello", **turn)
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    more = ("--seed", 7, "--stop", "no", "--stop", "such")
+    result = run_trtstream("chat", "--url", server.grpc_url, *words, *more, stdin="Hello\n")
+    assert result.stdout == f"{expected.text}\n"
+    assert expected.num_output_tokens == 6
+    assert result.stderr.endswith("(the answer was cut at 6 tokens)\n")
 
 
-def read_until(terminal: int, expected: str, timeout: float = 60) -> str:
-    seen = ""
-    while expected not in seen:
-        assert select.select([terminal], [], [], timeout)[0], f"waited for {expected!r} after {seen!r}"
-        seen += os.read(terminal, 4096).decode(errors="replace")
-    return seen
-
-
-def interrupt_until(chat: subprocess.Popen[bytes], terminal: int, expected: str) -> None:
-    """Press Ctrl-C. One that comes just before readline waits for input is noticed only with the next."""
-    for _ in range(20):
-        chat.send_signal(signal.SIGINT)
-        with contextlib.suppress(AssertionError):
-            read_until(terminal, expected, timeout=3)
-            return
-    pytest.fail(f"{expected!r} never came")
+@pytest.mark.parametrize("option", [("--top-p", 0), ("--temperature", -1), ("--top-k", -1), ("--max-tokens", 0)])
+def test_options_that_no_server_takes(option: tuple[str, object]) -> None:
+    result = run_in_process("chat", *option)
+    assert result.returncode == 2
+    assert f"Invalid value for '{option[0]}'" in result.stderr
 
 
 def test_nothing_listens() -> None:
