@@ -37,7 +37,7 @@ test-all: test ## the slow tests too, as CI does
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow --durations=25
 
 lint: install ## style, direction of imports, and types
-	@$(MAKE) --no-print-directory --jobs=3 --output-sync style
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync style types
 
 style: install
 	$(BIN)/ruff check .
@@ -47,7 +47,7 @@ imports: install
 	$(BIN)/lint-imports --no-logo
 
 types: install
-	$(BIN)/mypy -p trtstream -p benchmarks
+	$(BIN)/mypy -p trtstream
 	@for model in model_repo/*/1/model.py model_repo/*/*/1/model.py; do $(BIN)/mypy $$model || exit 1; done
 
 clean: ## remove what the other targets made
