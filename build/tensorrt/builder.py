@@ -60,8 +60,8 @@ def write_plan(
     with path.open("wb") as file:
         writer = _new_writer(trt, file)
         with ThreadPoolExecutor(1) as pool:
-            built = pool.submit(builder.build_serialized_network_to_stream, network, config, writer)
-            try:
+            try:  # around the submission too: a signal may come while the builder's thread starts
+                built = pool.submit(builder.build_serialized_network_to_stream, network, config, writer)
                 while not wait([built], timeout=0.1).done:
                     progress(monitor.done, monitor.steps)
             except BaseException:
