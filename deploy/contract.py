@@ -1,4 +1,4 @@
-"""What both ends of the Triton model agree on beyond its tensors' names: arrays of values, and codes of errors."""
+"""Shared by both ends of the Triton model, besides the tensors' names: arrays of values, and codes of errors."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ def format_error(code: str, request_id: str, message: str) -> str:
 
 
 def parse_error(message: str) -> tuple[str | None, str]:
-    """(The code, or None, and the rest) of an error as it was received. Ensembles put words of their own before it."""
+    """(The code, or None, and the rest) of an error as it was received. Ensembles put their own words before it."""
     match = CODE.search(message)
     return (match[1], message[match.end() :]) if match else (None, message)

@@ -59,7 +59,7 @@ class Level:
         self._stopping = threading.Event()
 
     def run(self, progress: Progress) -> None:
-        """Measure the level into ``timings``. An interrupt cancels what is under way and is raised."""
+        """Measure the level into ``timings``. An interrupt cancels the running turns and is raised."""
         with ThreadPoolExecutor(self.concurrency) as pool:
             running = {pool.submit(self._work, client) for client in self._clients}
             try:
@@ -91,7 +91,7 @@ class Level:
                 return
 
     def _time_turn(self, client: TritonClient, request: int, turn: int, session_id: str | None) -> TurnTiming | None:
-        """Run one turn; None if the bench was stopped meanwhile."""
+        """Run one turn; None if the bench was stopped before its end."""
         wanted = self.load.output_tokens
         inputs = {
             "input_ids": self.load.prompt(request, turn),

@@ -23,7 +23,7 @@ def chat(
 ) -> None:
     """Chat with a served model. Ctrl-C cancels an answer, Ctrl-D ends the chat, /help shows the other keys.
 
-    Where stdin is no terminal every line is a turn, and stdout gets the answers alone.
+    Where stdin is not a terminal, every line is a turn, and stdout gets the answers alone.
     """
     if session_id and system:
         raise click.UsageError("--system is for a new conversation and --session for an old one; give one of them")

@@ -1,4 +1,4 @@
-"""The checks of ``trtstream smoke``. Each asks the real server, and `judges` decide on what came back."""
+"""The checks of ``trtstream smoke``. Each asks the real server, and `judges` decide on its answers."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def check_metadata(client: TritonClient, model: ServedModel) -> str:
 
 
 def check_streaming(client: TritonClient, model: ServedModel) -> str:
-    whole = client.answer(text_input=PROMPT, max_tokens=16, **GREEDY)
+    answer = client.answer(text_input=PROMPT, max_tokens=16, **GREEDY)
     started = time.perf_counter()
     responses = list(client.generate(text_input=PROMPT, max_tokens=16, stream=True, **GREEDY))
-    require_stream(responses, whole)
+    require_stream(responses, answer)
     first = responses[0].received_at - started
     gap = (responses[-1].received_at - responses[0].received_at) / (len(responses) - 1)
     return f"{len(responses)} responses, the first after {first * 1e3:.0f} ms, then one every {gap * 1e3:.1f} ms"

@@ -1,4 +1,4 @@
-"""A conversation with a served model: its turns, what this side knows of its session, and its answers on stdout."""
+"""A conversation with a served model: its turns, this side's knowledge of its session, and its answers on stdout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOST = ("conflict", "not_found")
 """Codes of errors that say that the server does not have the conversation that the client believes in."""
 
 CONTROL_CHARACTERS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-"""What a model must not send to a terminal: it could write escape sequences."""
+"""Characters that a model must not send to a terminal: it could write escape sequences."""
 
 
 class Conversation:
@@ -70,7 +70,7 @@ class Conversation:
                 for response in responses:
                     self._show(response)
         except KeyboardInterrupt:
-            # What the answer had so far stays in the session, unless it was cancelled before its first token.
+            # The beginning of the answer stays in the session, unless it was cancelled before its first token.
             if self.session_tokens == 0 and response is None:
                 self.renew()
             else:

@@ -1,4 +1,4 @@
-"""What `checks` require of the answers of a service. Nothing here knows a server."""
+"""Requirements on the answers of a service, for `checks`. Nothing here knows a server."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def require_tensors(model: ServedModel, inputs: Mapping[str, str], outputs: Mapp
     require(model.decoupled, "a decoupled model", "one that answers each request once")
 
 
-def require_stream(responses: Sequence[Response], whole: Response) -> None:
-    """Streamed responses are at least two, in order, and join up to the answer ``whole`` that came in one piece."""
+def require_stream(responses: Sequence[Response], answer: Response) -> None:
+    """Streamed responses are at least two, in order, and join up to ``answer``, which came in one piece."""
     require(len(responses) >= 2, "at least 2 streamed responses", len(responses))
     tokens = 0
     for response in responses:
@@ -34,7 +34,7 @@ def require_stream(responses: Sequence[Response], whole: Response) -> None:
         require(response.num_output_tokens == tokens, f"num_output_tokens {tokens}", response.num_output_tokens)
     reasons = [response.finish_reason for response in responses]
     require(not any(reasons[:-1]), "an empty finish_reason until the last response", reasons)
-    require_same_answer(whole, join(responses))
+    require_same_answer(answer, join(responses))
 
 
 def require_same_answer(first: Response, second: Response) -> None:
@@ -48,7 +48,7 @@ def require_session(turns: Sequence[Response], window: int) -> None:
     """Turns of one session: each answers, ``session_tokens`` counts them all, and the last starts beyond W tokens."""
     seen = turns[0].session_tokens
     for number, turn in enumerate(turns[1:], start=2):
-        # A turn feeds the last token of the one before, and leaves its own last one: in sum, all that goes in or out.
+        # A turn feeds the last token of the one before and leaves its own: in sum, all its input and output.
         seen += turn.num_input_tokens + turn.num_output_tokens
         require(turn.session_tokens == seen, f"session_tokens {seen} after turn {number}", turn.session_tokens)
     for number, turn in enumerate(turns, start=1):
@@ -66,7 +66,7 @@ def require_stopped(answer: Response, greedy_text: str, stop_word: str) -> None:
 
 
 def choose_stop_word(text: str) -> str:
-    """Three characters from the middle of ``text``, whole ones (U+FFFD is part of a character that was cut)."""
+    """Three complete characters from the middle of ``text`` (U+FFFD is part of one that was cut)."""
     middle = len(text) // 2
     for start in [*range(middle, len(text) - 2), *range(middle)]:
         if "\N{REPLACEMENT CHARACTER}" not in (word := text[start : start + 3]):

@@ -51,8 +51,8 @@ class Summary:
     """Turns measured at one concurrency.
 
     ``duration_s`` runs from the first request sent to the last token received; throughputs are per second of it and
-    count what succeeded. Distributions are None where no turn has the quantity. ``time_to_first_token_ms_by_turn`` has
-    one entry per turn of a session.
+    count successful turns. Distributions are None where no turn has the quantity. ``time_to_first_token_ms_by_turn``
+    has one entry per turn of a session.
     """
 
     concurrency: int
@@ -68,7 +68,7 @@ class Summary:
 
 
 def summarize(concurrency: int, timings: Sequence[TurnTiming]) -> Summary:
-    """What GenAI-Perf would report of ``timings``, successes and failures alike."""
+    """GenAI-Perf's report of ``timings``, both successes and failures."""
     done = [timing for timing in timings if timing.error is None]
     duration = max(timing.last_token for timing in done) - min(timing.sent for timing in done) if done else 0.0
     turns = sorted({timing.turn for timing in timings})

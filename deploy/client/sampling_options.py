@@ -1,4 +1,4 @@
-"""Command-line options for the sampling of answers, made from the table of request fields."""
+"""Command-line options for the sampling of answers, from the table of request fields."""
 
 from __future__ import annotations
 

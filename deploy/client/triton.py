@@ -62,7 +62,7 @@ class TritonClient(ABC):
     """
 
     checks: ClassVar[Mapping[str, Check | str]]
-    """What ``trtstream smoke`` checks on such a service, by name. A str is the reason why a check does not apply."""
+    """The checks of ``trtstream smoke`` on such a service, by name. A str is the reason why a check does not apply."""
 
     def __init__(self, url: str, model_name: str, tls_ca: Path | None = None, *, timeout: float = 120.0) -> None:
         require_extra("tritonclient.grpc", "client", "a client of Triton")
@@ -92,7 +92,7 @@ class TritonClient(ABC):
 
     @abstractmethod
     def session_note(self, session_id: str) -> str:
-        """What to tell the user about the session of a conversation."""
+        """A line for the user about the session of a conversation."""
 
     @abstractmethod
     def require_resumable(self, session_id: str) -> None:
@@ -100,7 +100,7 @@ class TritonClient(ABC):
 
     @abstractmethod
     def load_notes(self, turns: int) -> list[str]:
-        """What to tell the user before a load of sessions of ``turns`` turns of ``input_ids``."""
+        """Lines for the user before a load of sessions of ``turns`` turns of ``input_ids``."""
 
     def answer(self, **inputs: Any) -> Response:
         """Send one request and wait for its end: all its text and tokens as one response."""
@@ -176,7 +176,7 @@ class TritonClient(ABC):
             self._triton.stop_stream(cancel_requests=not complete)
 
     def _error(self, error: Any, answered: bool = False) -> TrtstreamError:
-        """One line for what tritonclient reports: a gRPC status, or the model's own message where there is none."""
+        """One line for an error of tritonclient: for its gRPC status, or where it has none the model's own message."""
         status = (error.status() or "").removeprefix("StatusCode.")
         code, message = parse_error(" ".join(str(error.message()).split()))
         if status == "UNAVAILABLE" and answered:
@@ -200,7 +200,7 @@ class TritonClient(ABC):
 
 
 Check = Callable[[TritonClient, ServedModel], str]
-"""One check of a service; returns what it measured, or raises CheckFailed or TrtstreamError."""
+"""One check of a service; returns its measurement, or raises CheckFailed or TrtstreamError."""
 
 
 def make_tensor(name: str, datatype: str, array: np.ndarray) -> Any:

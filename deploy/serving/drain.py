@@ -1,7 +1,7 @@
 """How ``trtstream serve`` stops a model before it stops Triton: one line each way over a private Unix socket.
 
-Triton waits for open client streams before it finalizes a model, and a client may keep a stream open for ever. So serve
-says ``drain SECONDS``, each model lets its turns end and answers ``drained`` or ``cut``, and then Triton may go.
+Triton waits for open client streams before it finalizes a model, and a client may keep a stream open forever. So serve
+says ``drain SECONDS``, each model lets its turns end and answers ``drained`` or ``cut``, and then Triton is stopped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class DrainSocket:
-    """serve's end. Models connect when they load and wait in the listener's backlog until they are needed."""
+    """serve's end. Models connect when they load and wait in the listener's backlog until then."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "drain.sock"

@@ -1,4 +1,4 @@
-"""What ``trtstream serve`` tells the models it starts, through their environment."""
+"""Environment variables through which ``trtstream serve`` configures the models it starts."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ DRAIN_SOCKET = "TRTSTREAM_DRAIN_SOCKET"
 """Path of the Unix socket over which serve stops the model (see `trtstream.deploy.serving.drain`)."""
 
 PUBLIC = "TRTSTREAM_PUBLIC"
-"""``1`` where others than this machine's users can reach the service."""
+"""``1`` where users of other machines can reach the service."""

@@ -32,7 +32,7 @@ def package(engine: Path, output: Path, model_name: str | None) -> None:
     """Put ENGINE as a model into the Triton model repository --output.
 
     The repository can be moved. A Triton that serves it needs a python3 on PATH that has trtstream (docs/service.md).
-    Engine files are hard links where the file system allows it, so that they take no space of their own.
+    Engine files are hard links where the file system allows it, so that they take no extra space.
     """
     model = package_engine(engine, output, model_name)
     click.echo(f"{model}: {directory_bytes(model):,} bytes; serve it with `trtstream serve {output}`")
@@ -42,8 +42,8 @@ def package_engine(engine: Path, output: Path, model_name: str | None = None) ->
     """Add an engine to the model repository ``output`` atomically; returns the folder that was written.
 
     It is the model's folder ``output/model_name``, and for an engine of the tensorrt-llm target, whose models have
-    names of their own, ``output`` itself. Raises TrtstreamError if ``engine`` is not an engine, or if ``output`` has
-    that model or is something else than a repository.
+    fixed names, ``output`` itself. Raises TrtstreamError if ``engine`` is not an engine, or if ``output`` has
+    that model already or is not a repository.
     """
     config = read_engine(engine)
     output, engine = output.resolve(), engine.resolve()
@@ -54,7 +54,7 @@ def package_engine(engine: Path, output: Path, model_name: str | None = None) ->
 
 
 def package_model(engine: Path, config: EngineConfig, output: Path, model_name: str | None) -> Path:
-    """`package_engine` for what trtstream's own model runs; ``model_name`` is `DEFAULT_MODEL_NAME` where it is None."""
+    """`package_engine` for the targets of trtstream's own model; ``model_name`` None is `DEFAULT_MODEL_NAME`."""
     model_name = DEFAULT_MODEL_NAME if model_name is None else model_name
     if not MODEL_NAME.fullmatch(model_name):
         raise TrtstreamError(
@@ -66,7 +66,7 @@ def package_model(engine: Path, config: EngineConfig, output: Path, model_name: 
         raise TrtstreamError(f"{model} exists already; remove it or choose another --model-name")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the repository, not in it: Triton takes every folder in there for a model, hidden ones too.
+        # Next to the repository, not in it: Triton takes every folder there for a model, hidden ones too.
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as work:
             new = Path(work, model_name)
             write_model(new, model_name, config, engine_dir="1/engine")
@@ -106,14 +106,14 @@ def _tensors(fields: Mapping[str, Field], more: str = "") -> str:
 
 
 def model_names(repository: Path) -> list[str]:
-    """The models of a repository, sorted. Raises TrtstreamError if it has a folder that is no model."""
+    """The models of a repository, sorted. Raises TrtstreamError if it has a folder that is not a model."""
     try:
         folders = sorted(entry for entry in repository.iterdir() if entry.is_dir())
     except OSError as error:
-        raise TrtstreamError(f"{repository} is no model repository: {error.strerror}") from error
+        raise TrtstreamError(f"{repository} is not a model repository: {error.strerror}") from error
     for folder in folders:
         if not (folder / "config.pbtxt").is_file():
             raise TrtstreamError(
-                f"{repository} is no Triton model repository: {folder.name} has no config.pbtxt; move it out of there"
+                f"{repository} is not a Triton model repository: {folder.name} has no config.pbtxt; move it elsewhere"
             )
     return [folder.name for folder in folders]

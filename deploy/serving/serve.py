@@ -38,7 +38,7 @@ PEM_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the services listen: IPv4 addresses, and ports for gRPC, HTTP and metrics."""
+    """The addresses of the services: IPv4 addresses, and ports for gRPC, HTTP and metrics."""
 
     grpc_host: str
     http_host: str
@@ -47,7 +47,7 @@ class Addresses:
     metrics_port: int
 
     def http_url(self) -> str:
-        """Where this machine reaches the HTTP service."""
+        """The HTTP service, as this machine reaches it."""
         host = LOOPBACK if self.http_host == "0.0.0.0" else self.http_host
         return f"http://{host}:{self.http_port}"
 
@@ -111,7 +111,7 @@ def serve(
         options: dict[str, Any] = {}
         if engine := find_built_engine(repository):
             require_backend(installation.binary, installation.environment["PATH"], engine)
-            # Its models know no drain socket: Triton itself waits for what is in flight.
+            # Its models know no drain socket: Triton itself waits for requests in flight.
             options = {
                 "folder": repository,
                 "exit_seconds": drain_timeout,
@@ -119,8 +119,8 @@ def serve(
                 "ranked_model": MODEL,
             }
         with DrainSocket(work) as models_socket:
-            told = {environment.DRAIN_SOCKET: str(models_socket.path), environment.PUBLIC: str(int(public))}
-            with TritonProcess(installation, arguments, told, lambda: events.put(EXITED), **options) as triton:
+            variables = {environment.DRAIN_SOCKET: str(models_socket.path), environment.PUBLIC: str(int(public))}
+            with TritonProcess(installation, arguments, variables, lambda: events.put(EXITED), **options) as triton:
                 click.echo(f"starting Triton with {source}", err=True)
                 event = _wait_until_ready(addresses.http_url(), events)
                 if event is None:
@@ -140,7 +140,7 @@ def _resolve(host: str) -> str:
 
 
 def _choose_ports(grpc_host: str, http_host: str, grpc_port: int, http_port: int, metrics_port: int) -> Addresses:
-    """Put free ports in place of zeros. Raises TrtstreamError for a port that somebody listens on."""
+    """Put free ports in place of zeros. Raises TrtstreamError for a port that is in use."""
     ports: list[int] = []
     with contextlib.ExitStack() as bound:  # all at the same time, so that they differ
         for name, host, port in (
@@ -164,7 +164,7 @@ def _choose_ports(grpc_host: str, http_host: str, grpc_port: int, http_port: int
 def _repository(source: Path, work: Path) -> Path:
     """``source`` if it is a model repository; for an engine, a repository in ``work`` that points to it."""
     if not source.is_dir():
-        raise TrtstreamError(f"{source} is no folder; give an engine or a model repository")
+        raise TrtstreamError(f"{source} is not a folder; give an engine or a model repository")
     if not (source / CONFIG).exists():
         if not model_names(source):
             raise TrtstreamError(f"{source} is neither an engine nor a model repository; see `trtstream package`")
@@ -215,7 +215,7 @@ def _ready_line(addresses: Addresses, models: list[str]) -> str:
 
 
 def _death(triton: TritonProcess) -> TrtstreamError:
-    """Why Triton exited by itself: the model's own word if it gave one, else the last lines of the log."""
+    """Why Triton exited by itself: the model's error if it gave one, else the last lines of the log."""
     tail = triton.tail()
     reason = re.search(r"failed to load .*TrtstreamError: (.*?)(\\n|\"?$)", "\n".join(tail), re.MULTILINE)
     if reason:

@@ -22,7 +22,7 @@ from typing import IO
 from trtstream.errors import TrtstreamError
 
 CONTAINER_BINARY = "/opt/tritonserver/bin/tritonserver"  # where NVIDIA's container images have it
-EXIT_SECONDS = 3  # that Triton may wait for what is in flight, and then as many to take itself down
+EXIT_SECONDS = 3  # that Triton may wait for requests in flight, and then the same again to shut down
 LOG_SECONDS = 1.0  # for the rest of the log to arrive once Triton has exited
 TAIL_LINES = 20
 PR_SET_PDEATHSIG = 1
@@ -31,7 +31,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class Installation:
-    """A tritonserver binary, the environment that it runs in, and its backends where they are not in its own place."""
+    """A tritonserver binary, the environment that it runs in, and its backends where they are not next to it."""
 
     binary: Path
     environment: dict[str, str]
@@ -41,7 +41,7 @@ class Installation:
 def find_tritonserver(work: Path) -> Installation:
     """tritonserver on PATH, in its container's usual place, or in the nvidia-pytriton wheel; in this order.
 
-    ``work`` is a folder for what the wheel's backend needs besides. Raises TrtstreamError if none can run here.
+    ``work`` is a folder for a copy of the wheel's backend. Raises TrtstreamError if no Triton can run here.
     """
     # The Python backend finds its packages through the python3 on PATH: let that be ours.
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
@@ -60,7 +60,7 @@ def find_tritonserver(work: Path) -> Installation:
 
 
 def _libpython_folder() -> Path:
-    """Where this Python's shared library is. With another's the backend would fail, or worse, run."""
+    """The folder of this Python's shared library. With another Python's the backend would fail, or worse, run."""
     library = sysconfig.get_config_var("INSTSONAME")
     folder = Path(sysconfig.get_config_var("LIBDIR"))
     multiarch = sysconfig.get_config_var("MULTIARCH") or ""
@@ -77,7 +77,7 @@ def _libpython_folder() -> Path:
 
 
 def _wheel_backends(package: Path, work: Path) -> Path:
-    """A copy of the wheel's Python backend with the stub of this Python beside it, as Triton wants it."""
+    """A copy of the wheel's Python backend with the stub of this Python next to it, as Triton wants it."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     triton, backends = package / "tritonserver", work / "backends"
     stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
@@ -97,11 +97,11 @@ def mpirun(commands: list[list[str]]) -> list[str]:
 
 
 class TritonProcess:
-    """A running tritonserver with its backends' processes; leaving the context kills what is left of them.
+    """A running tritonserver with its backends' processes; leaving the context kills those that are left.
 
     ``on_exit`` is called from another thread when Triton has exited. Its log goes to our stderr from `show_log` on;
     until then it is held back. Triton starts in ``folder`` (default: this process's), and has ``exit_seconds`` to end
-    what is in flight when it is stopped. ``ranks`` above 1 start that many, under mpirun: the first serves, the others
+    requests in flight when it is stopped. ``ranks`` above 1 start that many, under mpirun: the first serves, the others
     load the model ``ranked_model`` alone and work for it.
     """
 
@@ -168,7 +168,7 @@ class TritonProcess:
         self._log_shown = True
 
     def stop(self) -> None:
-        """Ask Triton to exit, and give it the time to; it does not while a client keeps a stream open."""
+        """Ask Triton to exit, and give it time to. It does not exit while a client keeps a stream open."""
         self._process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(self._exit_seconds + EXIT_SECONDS)

@@ -1,4 +1,4 @@
-"""What serving a repository of the tensorrtllm backend takes beyond serving one of ours."""
+"""Serving a repository of the tensorrtllm backend: the engine in it, and the installation that it needs."""
 
 from __future__ import annotations
 

@@ -30,8 +30,7 @@ def package_tensorrt_llm(engine: Path, config: EngineConfig, output: Path, model
     """
     if model_name is not None:
         raise TrtstreamError(
-            f"--model-name is {model_name!r}; the models of Triton's tensorrtllm backend have names of their own: "
-            "leave it out"
+            f"--model-name is {model_name!r}; the models of Triton's tensorrtllm backend have fixed names: leave it out"
         )
     built = built_config(engine / BUILT)
     if built is None:
@@ -57,7 +56,7 @@ def package_tensorrt_llm(engine: Path, config: EngineConfig, output: Path, model
 
 
 def built_config(folder: Path) -> dict[str, Any] | None:
-    """What trtllm-build says of the engine in ``folder``, or None if there is none with all its ranks."""
+    """trtllm-build's config of the engine in ``folder``, or None if there is no engine with all its ranks."""
     try:
         config = json.loads((folder / "config.json").read_text())
     except FileNotFoundError:

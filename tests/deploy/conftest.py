@@ -42,7 +42,7 @@ def server(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 @pytest.fixture
 def start(engine: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """``start(*options, source=engine)``: a server of one's own."""
+    """``start(*options, source=engine)``: another server."""
     processes: list[subprocess.Popen[str]] = []
 
     def start(*options: str, source: Path = engine) -> Server:

@@ -23,7 +23,7 @@ from trtstream.runtime.requests import TurnOutput, TurnRequest
 ROOT = Path(__file__).parents[2]
 NOT_OF_A_TURN = {"stream"}
 TRITONS_OWN = {"session_start", "timeout", "request_id"}
-"""Fields of a turn that Triton has names of its own for, and no tensors."""
+"""Fields of a turn that Triton has its own names for, and no tensors."""
 
 VALUES: dict[str, Any] = {"BOOL": True, "BYTES": "größer", "FP32": 0.5, "INT32": 7, "UINT64": 2**64 - 1}
 

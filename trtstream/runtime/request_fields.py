@@ -16,7 +16,7 @@ Datatype = Literal["BOOL", "BYTES", "FP32", "INT32", "UINT64"]
 
 @dataclass(frozen=True)
 class Limits:
-    """Numbers from ``least`` to ``most``; with ``above``, ``least`` itself is outside. ``note`` says what one means."""
+    """Numbers from ``least`` to ``most``; with ``above``, ``least`` itself is outside. ``note`` explains one."""
 
     least: int
     most: int | None = None
@@ -61,7 +61,12 @@ INPUTS = _by_name(
     Field("system", "BYTES", "First turn only: a text that is pinned in the session's sinks and never evicted."),
     Field("session_id", "BYTES", "The session that the turn continues; a new one begins it.", attribute="session_key"),
     Field("session_end", "BOOL", "Forget the session after this turn; needs no text or ids."),
-    Field("session_tokens", "INT32", "What the client believes the session has been fed (checked).", limits=Limits(0)),
+    Field(
+        "session_tokens",
+        "INT32",
+        "The tokens that the session has been fed, in the client's belief (checked).",
+        limits=Limits(0),
+    ),
     Field("stream", "BOOL", "One response for each token, in place of one for the turn."),
     Field("max_tokens", "INT32", "The greatest number of tokens in the answer.", limits=Limits(1)),
     Field("temperature", "FP32", "Flattens the distribution that is sampled.", limits=Limits(0, note="0 is greedy")),
@@ -84,7 +89,7 @@ INPUTS = _by_name(
     Field("ignore_eos", "BOOL", "No token ends the answer."),
     Field("return_log_probs", "BOOL", "Fill `output_log_probs`."),
 )
-"""What a request may hold, by tensor name. All are optional; `stream` alone is not part of a `TurnRequest`."""
+"""A request's tensors by name. All are optional; `stream` alone is not part of a `TurnRequest`."""
 
 OUTPUTS = _by_name(
     Field("text_output", "BYTES", "New text.", attribute="text"),
@@ -95,7 +100,7 @@ OUTPUTS = _by_name(
     Field("num_output_tokens", "INT32", "Tokens in the answer so far."),
     Field("session_tokens", "INT32", "Tokens that the session has been fed."),
 )
-"""What a response holds, by tensor name: a `TurnOutput`."""
+"""A response's tensors by name: a `TurnOutput`."""
 
 
 ERROR_CODES = {

@@ -44,12 +44,12 @@ class History:
 
 
 class TensorrtLlmClient(TritonClient):
-    """As `Client`, which speaks to our own model, but this does what the server does not:
+    """The interface of `Client`; the server lacks these, so they are done here:
 
     * Sessions, of ``chat`` turns and of ``input_ids``: the recent turns go along with each new one, as many as fit into
       the engine's max_input_len. ``session_tokens`` counts generated tokens, and is not checked.
     * ``chat`` and ``system``: the engine's chat template is rendered here.
-    * ``input_ids`` go to the engine's own model, past tokenizing and detokenizing: there is no text in the answer.
+    * ``input_ids`` go to the engine's own model, without tokenizing and detokenizing: the answer has no text.
     * A last, empty response has the ``finish_reason``: ``length`` after ``max_tokens`` tokens, else ``stop``.
     """
 
@@ -228,7 +228,7 @@ def _sampling(given: dict[str, Any]) -> dict[str, Any]:
 def _response(
     text: str, tokens: tuple[int, ...], reason: str, count: int, before: History, received_at: float
 ) -> Response:
-    # As in sessions of a server, the last token of a turn does not count before the next turn.
+    # As in sessions of a server, the last token of a turn counts only when the next turn feeds it.
     return Response(text, tokens, (), reason, 0, count, before.generated + max(count - 1, 0), received_at)
 
 

@@ -1,4 +1,4 @@
-"""A command in a terminal: keys go in, and a terminal emulator shows what its user would see."""
+"""A command in a terminal: keys go in, and a terminal emulator shows the screen that its user would see."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECONDS = 60
 
 
 class Screen:
-    """``trtstream`` with ``arguments`` in a terminal of its own; leaving the context kills it."""
+    """``trtstream`` with ``arguments`` in a new terminal; leaving the context kills it."""
 
     def __init__(self, *arguments: str) -> None:
         self._master, terminal = pty.openpty()
@@ -54,7 +54,7 @@ class Screen:
         os.write(self._master, keys.encode())
 
     def lines(self) -> list[str]:
-        """What the terminal shows, without spaces at the end of lines and empty lines at the end."""
+        """The lines on the screen, without spaces at their ends and without empty lines at the end."""
         return "\n".join(line.rstrip() for line in self._screen.display).rstrip().split("\n")
 
     def read(self, seconds: float = SECONDS) -> bool:

@@ -113,7 +113,7 @@ def test_prompts_are_random_but_always_the_same() -> None:
     assert set(load.prompt(0, 1)) <= set(range(100))
 
 
-def test_interrupt_prints_what_there_is(server, tmp_path) -> None:
+def test_an_interrupt_prints_the_figures_so_far(server, tmp_path) -> None:
     json_file = tmp_path / "bench.json"
     options = ["--concurrency", "1", "--requests", "1000", "--output-tokens", "20", "--json", str(json_file)]
     command = [sys.executable, "-m", "trtstream", "bench", "--url", server.grpc_url, *options]

@@ -21,7 +21,7 @@ def client(server):
 
 
 def chat_turns(client: Client, session_id: str, *texts: str) -> str:
-    """What the server answers to these turns, one per line."""
+    """The server's answers to these turns, one per line."""
     answers = (
         client.answer(text_input=text, chat=True, session_id=session_id, max_tokens=MAX_TOKENS) for text in texts
     )
@@ -36,7 +36,7 @@ def test_two_turns_through_a_pipe(server, client: Client) -> None:
     assert result.stdout == expected
 
 
-def test_a_session_goes_on_in_another_chat(server, client: Client) -> None:
+def test_a_session_continues_in_another_chat(server, client: Client) -> None:
     with new_session(client, "test") as session_id:
         expected = chat_turns(client, session_id, "Hello", "And then?")
     first = run_trtstream("chat", "--url", server.grpc_url, stdin="Hello\n")

@@ -21,15 +21,15 @@ def client(server):
         yield client
 
 
-def test_a_stream_joins_up_to_the_whole_answer(client: Client) -> None:
+def test_a_stream_joins_up_to_the_answer(client: Client) -> None:
     request = {"input_ids": [1, 2, 3], "max_tokens": 8, "ignore_eos": True}
     responses = list(client.generate(**request, stream=True))
     assert [len(response.token_ids) for response in responses] == [1] * 8
     assert sorted(response.received_at for response in responses) == [response.received_at for response in responses]
-    whole = client.answer(**request)
+    answer = client.answer(**request)
     joined = join(responses)
-    assert (joined.text, joined.token_ids, joined.finish_reason) == (whole.text, whole.token_ids, "length")
-    assert (whole.num_input_tokens, whole.num_output_tokens) == (3, 8)
+    assert (joined.text, joined.token_ids, joined.finish_reason) == (answer.text, answer.token_ids, "length")
+    assert (answer.num_input_tokens, answer.num_output_tokens) == (3, 8)
 
 
 def test_closing_the_iterator_cancels(client: Client) -> None:

@@ -1,4 +1,4 @@
-"""Requests to a served model with nothing but tritonclient or HTTP, and what their answers say."""
+"""Requests to a served model with nothing but tritonclient or HTTP, and their answers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tensors(**values: Any) -> list[InferInput]:
 
 
 class Stream:
-    """One gRPC stream, and what arrives on it."""
+    """One gRPC stream, and the responses on it."""
 
     def __init__(self, url: str, client: InferenceServerClient | None = None) -> None:
         self.client = client or InferenceServerClient(url)

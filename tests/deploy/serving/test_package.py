@@ -1,4 +1,4 @@
-"""``trtstream package``: what it writes is a repository that Triton can read, whole or not at all."""
+"""``trtstream package``: it writes, atomically, a repository that Triton can read."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def test_engine_files_are_linked_not_copied(engine: Path, tmp_path: Path) -> Non
 
 
 def test_symbolic_links_become_files(engine: Path, tmp_path: Path) -> None:
-    own = shutil.copytree(engine, tmp_path / "engine")
-    (own / "rank0.safetensors").unlink()
-    (own / "rank0.safetensors").symlink_to(engine / "rank0.safetensors")
-    packaged = package_engine(own, tmp_path / "repository") / "1" / "engine" / "rank0.safetensors"
+    copy = shutil.copytree(engine, tmp_path / "engine")
+    (copy / "rank0.safetensors").unlink()
+    (copy / "rank0.safetensors").symlink_to(engine / "rank0.safetensors")
+    packaged = package_engine(copy, tmp_path / "repository") / "1" / "engine" / "rank0.safetensors"
     assert not packaged.is_symlink()
     assert packaged.read_bytes() == (engine / "rank0.safetensors").read_bytes()
 
@@ -86,7 +86,7 @@ def test_other_folders_are_left_alone(engine: Path, tmp_path: Path) -> None:
     with pytest.raises(TrtstreamError, match=r"photos has no config\.pbtxt"):
         package_engine(engine, tmp_path / "home")
     (tmp_path / "file").touch()
-    with pytest.raises(TrtstreamError, match="file is no model repository: Not a directory"):
+    with pytest.raises(TrtstreamError, match="file is not a model repository: Not a directory"):
         package_engine(engine, tmp_path / "file")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "home", "photos"]
 
@@ -94,9 +94,9 @@ def test_other_folders_are_left_alone(engine: Path, tmp_path: Path) -> None:
 def test_only_engines_are_packaged(engine: Path, tmp_path: Path) -> None:
     with pytest.raises(TrtstreamError, match="is not an engine"):
         package_engine(tmp_path, tmp_path / "repository")
-    own = shutil.copytree(engine, tmp_path / "engine")
+    copy = shutil.copytree(engine, tmp_path / "engine")
     with pytest.raises(TrtstreamError, match="inside the engine"):
-        package_engine(own, own / "repository")
+        package_engine(copy, copy / "repository")
 
 
 def test_a_folder_that_cannot_be_written(engine: Path, tmp_path: Path) -> None:
@@ -106,11 +106,11 @@ def test_a_folder_that_cannot_be_written(engine: Path, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_copy_leaves_nothing(engine: Path, tmp_path: Path) -> None:
-    """A file that vanishes half-way (a dangling link stands for it) fails the whole."""
-    own = shutil.copytree(engine, tmp_path / "engine")
-    (own / "dangling").symlink_to("nowhere")
+    """A file that vanishes half-way (here a dangling link) fails the package."""
+    copy = shutil.copytree(engine, tmp_path / "engine")
+    (copy / "dangling").symlink_to("nowhere")
     with pytest.raises(TrtstreamError, match="cannot write"):
-        package_engine(own, tmp_path / "repository")
+        package_engine(copy, tmp_path / "repository")
     assert [entry.name for entry in tmp_path.iterdir()] == ["engine"]
 
 

@@ -1,4 +1,4 @@
-"""``trtstream serve`` as a process: what it refuses, how it stops, and what it leaves behind."""
+"""``trtstream serve`` as a process: its refusals, how it stops, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_sigkill_leaves_no_orphans(start: Start) -> None:
     shutil.rmtree(work)  # this much is left
 
 
-def test_a_triton_that_dies_is_told(start: Start) -> None:
+def test_a_triton_that_dies_is_reported(start: Start) -> None:
     server = start()
     children = family(server.process.pid)
     (triton,) = (child for child in children if "tritonserver" in os.path.basename(os.readlink(f"/proc/{child}/exe")))
@@ -274,7 +274,7 @@ def test_two_options_cannot_have_one_port(engine: Path) -> None:
 def test_what_cannot_be_served(tmp_path: Path) -> None:
     ports = ("--grpc-port", 0, "--http-port", 0, "--metrics-port", 0)
     code, line = refused(tmp_path / "nothing", *ports)
-    assert (code, line) == (1, f"trtstream: {tmp_path}/nothing is no folder; give an engine or a model repository")
+    assert (code, line) == (1, f"trtstream: {tmp_path}/nothing is not a folder; give an engine or a model repository")
     code, line = refused(tmp_path, *ports)
     assert (code, line) == (
         1,
@@ -282,7 +282,7 @@ def test_what_cannot_be_served(tmp_path: Path) -> None:
     )
 
 
-def test_a_damaged_engine_is_told_in_one_line(engine: Path, tmp_path: Path) -> None:
+def test_a_damaged_engine_is_reported_in_one_line(engine: Path, tmp_path: Path) -> None:
     model = package_engine(shutil.copytree(engine, tmp_path / "engine"), tmp_path / "repository")
     weights = model / "1" / "engine" / "rank0.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")

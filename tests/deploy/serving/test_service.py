@@ -1,4 +1,4 @@
-"""What a client with nothing but tritonclient or HTTP can do with a served model."""
+"""A served model, as a client with nothing but tritonclient or HTTP sees it."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ def stream(server: Any) -> Iterator[Stream]:
     stream.close()
 
 
-def test_streamed_and_whole_answers_are_the_same(stream: Stream) -> None:
+def test_streamed_and_complete_answers_are_the_same(stream: Stream) -> None:
     question = {"text_input": "Hello", "max_tokens": 12, "ignore_eos": True, "return_log_probs": True}
-    whole = stream.ask(**question)
+    answer = stream.ask(**question)
     stream.send(stream=True, **question)
     pieces = stream.all()
     assert len(pieces) == 12
     assert [reason(piece) for piece in pieces] == [""] * 11 + ["length"]
-    assert ids(*pieces) == ids(whole)
-    assert len(ids(whole)) == 12
-    assert text(*pieces) == text(whole)
-    assert len(whole.as_numpy("output_log_probs")) == 12
-    assert number(whole, "num_input_tokens") == 5
-    assert number(whole, "num_output_tokens") == 12
-    assert number(whole, "session_tokens") == 16  # the last sampled one is pending
+    assert ids(*pieces) == ids(answer)
+    assert len(ids(answer)) == 12
+    assert text(*pieces) == text(answer)
+    assert len(answer.as_numpy("output_log_probs")) == 12
+    assert number(answer, "num_input_tokens") == 5
+    assert number(answer, "num_output_tokens") == 12
+    assert number(answer, "session_tokens") == 16  # the last sampled one is pending
 
 
 @pytest.mark.parametrize("kind", ["session_id", "numeric sequence_id", "string sequence_id"])
-def test_a_session_goes_on_where_it_was(stream: Stream, kind: str) -> None:
+def test_a_session_continues_where_it_was(stream: Stream, kind: str) -> None:
     options = {"numeric sequence_id": {"sequence_id": 77}, "string sequence_id": {"sequence_id": "77 in words"}}.get(
         kind
     )
@@ -55,7 +55,7 @@ def test_a_session_goes_on_where_it_was(stream: Stream, kind: str) -> None:
     assert number(first, "session_tokens") == 6
     second = stream.ask(options, text_input="de", session_tokens=6, **turn)
     assert number(second, "session_tokens") == 12
-    # What the two turns fed, in one: the session has not forgotten.
+    # The tokens of both turns in one request: the session has forgotten nothing.
     fed = [ord(c) for c in "abc"] + ids(first) + [ord(c) for c in "de"]
     assert ids(stream.ask(input_ids=fed, max_tokens=4, ignore_eos=True)) == ids(second)
     if options:
@@ -148,9 +148,9 @@ def test_http_errors_are_json(server: Any) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_clients_that_vanish_free_their_slots(server: Any, protocol: str) -> None:
+def test_clients_that_vanish_free_their_lanes(server: Any, protocol: str) -> None:
     endless = {"text_input": "a", "max_tokens": 1_000_000, "ignore_eos": True, "stream": True}
-    for _ in range(6):  # more than there are slots
+    for _ in range(6):  # more than there are lanes
         if protocol == "grpc":
             client = Stream(server.grpc_url)
             client.send(**endless)
@@ -167,7 +167,7 @@ def test_clients_that_vanish_free_their_slots(server: Any, protocol: str) -> Non
 
 def test_a_waiting_client_that_vanishes_is_forgotten(server: Any) -> None:
     streams = [Stream(server.grpc_url) for _ in range(5)]
-    for one in streams[:4]:  # all slots
+    for one in streams[:4]:  # all lanes
         one.send(text_input="a", max_tokens=1_000_000, ignore_eos=True, stream=True)
         one.next()
     streams[4].send(text_input="a", session_id="waiting", max_tokens=1_000_000, ignore_eos=True)
@@ -175,7 +175,7 @@ def test_a_waiting_client_that_vanishes_is_forgotten(server: Any) -> None:
     streams[4].close()  # without an output to notice it by
     asker = Stream(server.grpc_url)
     refusals = 0
-    while True:  # its session is free again, though no slot is: the next turn is not refused, but waits
+    while True:  # its session is free again, though no lane is: the next turn is not refused, but waits
         asker.send(text_input="b", session_id="waiting", max_tokens=1)
         try:
             _, error = asker.arrivals.get(timeout=0.5)

@@ -15,7 +15,7 @@ from trtstream.settings import BuildConfig, TensorrtLlmOptions
 
 WINDOW = 64
 CPU_ENGINE_BEHIND_UPSTREAMS_NAMES = '''
-"""In the place of TensorRT-LLM, which needs a GPU: an engine of the cpu target behind the same tensors."""
+"""In the place of TensorRT-LLM, which needs a GPU: an engine of the cpu target with the same tensors."""
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -84,14 +84,14 @@ class Answer:
 
 
 def write_text_checkpoint(folder: Path) -> Path:
-    """A random Llama with one token for each byte: most of what it says is no UTF-8."""
+    """A random Llama with one token for each byte: most of its answers are not UTF-8."""
     checkpoint = write_checkpoint(folder, "llama-gqa", vocab_size=256)
     write_byte_tokenizer(checkpoint, vocab_size=256)
     return checkpoint
 
 
 def write_engine(folder: Path, checkpoint: Path, version: str, *, world_size: int = 1, built: bool = True) -> Path:
-    """An engine directory of the tensorrt-llm target. What trtllm-build would have made is empty files and a config."""
+    """An engine directory of the tensorrt-llm target. Empty files and a config are in the place of trtllm-build's."""
     build = BuildConfig(
         max_batch_size=4,
         max_attention_window=WINDOW,

@@ -1,4 +1,4 @@
-"""The model repository for Triton's tensorrtllm backend: what is in it, when it is refused, and how it is launched."""
+"""The model repository for Triton's tensorrtllm backend: its contents, its refusals, and how it is launched."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trtstream.errors import TrtstreamError
 UPSTREAM = Path(__file__).parent / "backend"
 MODELS = ["ensemble", "postprocessing", "preprocessing", "tensorrt_llm", "tensorrt_llm_bls"]
 RELEASES = ["0.10", "0.12", "0.17", "1.0"]
-ADDED = {"output_ids", "sequence_length"}  # by our ensemble and BLS model to what they answer
+ADDED = {"output_ids", "sequence_length"}  # by our ensemble and BLS model to upstream's outputs
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_tensors_are_the_backends_own(repositories: dict[str, Path], release: st
             if kind == "outputs" and name in ADDED and model in ("ensemble", "tensorrt_llm_bls"):
                 continue
             if release == "0.10" and known[name] == [tensor[0], -1]:
-                continue  # there a batch had its own idea of a scalar: [-1] takes a 1 too
+                continue  # there a scalar of a batch was [-1], which takes a 1 too
             assert tensor == known[name], name
     assert config.name == model
     assert config.max_batch_size == 4
@@ -110,9 +110,9 @@ def test_the_repository_holds_all_it_needs(repositories: dict[str, Path]) -> Non
     assert (repository / "tensorrt_llm" / "1" / "engine" / "rank0.engine").is_file()
     assert all((repository / model / "1").is_dir() for model in MODELS)
     assert not list(repository.rglob("__pycache__"))
-    told = parameters(read_config(repository, "ensemble"))
-    assert (told["vocab_size"], told["max_input_len"], told["end_id"]) == ("256", str(WINDOW), "2")
-    assert "{{ message.content }}" in told["chat_template"]
+    found = parameters(read_config(repository, "ensemble"))
+    assert (found["vocab_size"], found["max_input_len"], found["end_id"]) == ("256", str(WINDOW), "2")
+    assert "{{ message.content }}" in found["chat_template"]
 
 
 def test_merges_are_written_as_every_release_reads_them(checkpoint: Path, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_refusals(checkpoint: Path, repositories: dict[str, Path], tmp_path: Pat
     with pytest.raises(TrtstreamError, match="no engine yet"):
         package_engine(half, tmp_path / "repository")
     engine = write_engine(tmp_path / "engine", checkpoint, "1.0")
-    with pytest.raises(TrtstreamError, match="have names of their own: leave it out"):
+    with pytest.raises(TrtstreamError, match="have fixed names: leave it out"):
         package_engine(engine, tmp_path / "repository", "other")
     with pytest.raises(TrtstreamError, match="exists already"):
         package_engine(engine, repositories["1.0"])

@@ -1,6 +1,6 @@
 """The packaged preprocessing, postprocessing, ensemble and BLS models in a real Triton, and our clients against them.
 
-TensorRT-LLM itself needs a GPU: in the place of the C++ backend stands an engine of the cpu target behind its tensors.
+TensorRT-LLM itself needs a GPU: in the place of the C++ backend is an engine of the cpu target with its tensors.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def service(repository: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def greedy(repository: tuple[Path, Path], service: Server):
-    """``greedy(ids, n)``: what the engine answers, by the Python API."""
+    """``greedy(ids, n)``: the engine's answer by the Python API."""
     with trtstream.load(repository[1]) as llm:
 
         def answer(ids: list[int], max_tokens: int) -> list[int]:
@@ -238,10 +238,10 @@ def test_a_chat_is_sent_again_as_far_as_it_fits(client: TensorrtLlmClient, greed
     with pytest.raises(TrtstreamError, match="max_input_len"):
         client.answer(text_input="x" * WINDOW, **turn)
     after = client.answer(text_input="3" * 12, **turn)
-    assert after.token_ids == answer.token_ids  # the refused turn has never been
+    assert after.token_ids == answer.token_ids  # the refused turn left nothing
 
 
-def test_what_cannot_be_asked(client: TensorrtLlmClient) -> None:
+def test_inputs_that_this_service_lacks(client: TensorrtLlmClient) -> None:
     with pytest.raises(TrtstreamError, match="text_input and input_ids were both given"):
         client.answer(text_input="x", input_ids=[1])
     with pytest.raises(TrtstreamError, match="takes chat turns or input_ids"):

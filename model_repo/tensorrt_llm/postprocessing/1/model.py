@@ -15,7 +15,7 @@ import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-"""How SentencePiece writes the space before a word; decoding drops it from the first token, but not all are first."""
+"""SentencePiece's sign for the space before a word. Decoding drops it from the first token, but not all are first."""
 
 
 class TritonPythonModel:

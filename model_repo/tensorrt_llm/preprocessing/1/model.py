@@ -71,7 +71,7 @@ class TritonPythonModel:
         return self._tokenizer.encode(decoded, add_special_tokens=not begun).ids
 
     def _encode_words(self, name: str, words: np.ndarray | None, batch_size: int) -> np.ndarray:
-        """[B, 2, n]: the ids of all words on end, and where each word ends; filled up with 0 and -1."""
+        """[B, 2, n]: the ids of all words, one after the other, and where each word ends; padded with 0 and -1."""
         rows: list[tuple[list[int], list[int]]] = []
         for row in words if words is not None else [()] * batch_size:
             ids: list[int] = []

@@ -1,7 +1,7 @@
 """Triton's ``tensorrt_llm_bls`` model: preprocessing, tensorrt_llm and postprocessing called in turn for each request.
 
-It answers what ``ensemble`` answers, but it sees all of an answer: tokens are decoded behind those that came before
-them, and a character of several tokens comes out whole.
+It answers as ``ensemble`` does, but it sees all of an answer: tokens are decoded behind those that came before them, so
+that a character of several tokens comes out in one piece.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 REQUESTS = 256
-"""That run at a time; what waits longest is tensorrt_llm's to say."""
+"""How many run at a time. Their order is up to tensorrt_llm."""
 
 TO_PREPROCESSING = {
     "text_input": "QUERY",
@@ -41,7 +41,7 @@ RENAMED = {
     "stream": "streaming",
 }
 OUTPUTS = ["output_ids", "sequence_length", "cum_log_probs", "output_log_probs"]
-REPLACEMENT = "\ufffd"  # what a decoder shows for bytes that are no complete character
+REPLACEMENT = "\ufffd"  # a decoder's sign for bytes that are not a complete character
 MAX_PENDING = 32  # tokens; only broken text holds back more
 
 
@@ -121,7 +121,7 @@ class StreamedText:
         return new
 
     def flush(self) -> str:
-        """What is held back when no more tokens come: a character that stays incomplete."""
+        """The text that is held back when no more tokens come: a character that stays incomplete."""
         return self._decode_pending() if self._pending else ""
 
     def _decode_pending(self) -> str:
