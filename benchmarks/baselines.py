@@ -1,16 +1,21 @@
 """The methods that streaming attention is compared with, on the same weights: recompute, and whole-cache rotation.
 
-Both share the decoder's fused projections with our engine, which favours them over the code they stand for. Greedy and
-for one session, as in the paper (arXiv:2309.17453, figure 10).
+Both use the decoder's fused projections, as our engine does, which makes them faster than the published code. Greedy
+and for one session, as in the paper (arXiv:2309.17453, figure 10).
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from dataclasses import asdict, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from benchmarks.models import recipes
+from trtstream.errors import TrtstreamError
 from trtstream.plugins.positions import PositionEncoding, rotate
 from trtstream.runtime.decoder import DecoderWeights, decode_layers, logits
 from trtstream.settings import ModelConfig
@@ -19,22 +24,25 @@ from trtstream.settings import ModelConfig
 class WholeCacheRotation:
     """The paper's method: keys are stored unrotated, and every step rotates all of them to their places in the cache.
 
-    Eager torch in the weights' dtype, softmax in float32, layer by layer as in the paper's code. What that code spends
-    besides is spared: memory is taken once and a new key overwrites the oldest (there the cache is copied at every
-    step), and the queries that share keys are one product (there keys and values are repeated).
+    Eager torch in the weights' dtype, softmax in float32, layer by layer as in the paper's code. Two of that code's
+    costs are left out: here memory is allocated once and a new key overwrites the oldest (there every step copies the
+    cache), and the queries that share keys are one product (there keys and values are repeated).
     """
 
     def __init__(self, model: ModelConfig, weights: DecoderWeights, sinks: int, ring: int) -> None:
+        """Raises TrtstreamError for a model with ALiBi."""
         self._model, self._weights = model, weights
         self._sinks, self._ring, self._fed = sinks, ring, 0
-        like = {"device": weights.embedding.device, "dtype": weights.embedding.dtype}
-        cos, sin = PositionEncoding.of(model).rotation(torch.arange(sinks + ring))
-        self._cos, self._sin = cos.to(**like), sin.to(**like)  # [C, head_dim / 2], by place
+        like = weights.embedding
+        rotation = PositionEncoding.of(model).rotation(torch.arange(sinks + ring))
+        if rotation is None:
+            raise TrtstreamError("the model has no rotary embedding: there is nothing to rotate")
+        self._cos, self._sin = (x.to(like) for x in rotation)  # [C, head_dim / 2], by place
         shape = (2, model.num_key_value_heads, sinks + ring, model.head_dim)
-        self._cache = [torch.zeros(shape, **like) for _ in range(model.num_hidden_layers)]  # keys and values, by slot
+        self._cache = [like.new_zeros(shape) for _ in range(model.num_hidden_layers)]  # keys and values, by slot
 
     def fill(self) -> None:
-        """Make the cache full, of random keys and values."""
+        """Fill the cache with random keys and values."""
         self._fed = self._sinks + self._ring
         for layer in self._cache:
             layer.normal_()
@@ -59,12 +67,9 @@ class WholeCacheRotation:
     def _attention(
         self, cache: torch.Tensor, qkv: torch.Tensor, new: int, cos: torch.Tensor, sin: torch.Tensor
     ) -> torch.Tensor:
-        """Of one token, which goes to slot ``new``; cos and sin [slots, head_dim / 2] are the slots'."""
-        heads, kv_heads, head_dim = (
-            self._model.num_attention_heads,
-            self._model.num_key_value_heads,
-            self._model.head_dim,
-        )
+        """Attention of one token, which goes to slot ``new``; cos and sin [slots, head_dim / 2] are the slots'."""
+        model = self._model
+        heads, kv_heads, head_dim = model.num_attention_heads, model.num_key_value_heads, model.head_dim
         q, k, v = qkv.view(-1, head_dim).split((heads, kv_heads, kv_heads))
         cache[0, :, new], cache[1, :, new] = k, v
         keys, values = cache
@@ -78,27 +83,37 @@ Recompute = Callable[[torch.Tensor], torch.Tensor]
 
 
 def recompute(model: ModelConfig, weights: DecoderWeights) -> tuple[str, Recompute]:
-    """Which implementation it is, and the function: transformers' where it is installed, else the same in torch."""
-    try:
-        from transformers import LlamaForCausalLM  # noqa: F401
-    except ImportError:
-        return "torch", torch_recompute(model, weights)
-    return "transformers", transformers_recompute(model, weights)
+    """``transformers`` where it is installed and has this model, else ``torch``; and that implementation."""
+    if importlib.util.find_spec("transformers") and is_transformers_llama(model, weights):
+        return "transformers", transformers_recompute(model, weights)
+    return "torch", torch_recompute(model, weights)
+
+
+def is_transformers_llama(model: ModelConfig, weights: DecoderWeights) -> bool:
+    """Whether `transformers_recompute` computes this model: a Llama with plain rotary embedding and without biases."""
+    biases = (each.bias for layer in weights.layers for each in (layer.qkv, layer.attention_output, layer.up))
+    plain = model.rope is not None and model.rope.kind == "default"
+    return model.architecture == "LlamaForCausalLM" and plain and all(bias is None for bias in biases)
 
 
 def torch_recompute(model: ModelConfig, weights: DecoderWeights) -> Recompute:
-    """A dense forward in plain torch; attention is ``scaled_dot_product_attention``, only the last token has logits."""
+    """A dense forward in plain torch, with ``scaled_dot_product_attention`` and logits of the last token alone.
+
+    Raises TrtstreamError for a model with ALiBi.
+    """
     heads, kv_heads, head_dim = model.num_attention_heads, model.num_key_value_heads, model.head_dim
     positions = PositionEncoding.of(model).to(weights.embedding.device)
 
     @torch.inference_mode()
     def run(tokens: torch.Tensor) -> torch.Tensor:
-        cos, sin = positions.rotation(torch.arange(len(tokens), device=tokens.device))
+        rotation = positions.rotation(torch.arange(len(tokens), device=tokens.device))
+        if rotation is None:
+            raise TrtstreamError("recompute supports rotary embedding only, and the model has ALiBi")
 
         def attention(layer: int, qkv: torch.Tensor) -> torch.Tensor:
             x = qkv.view(len(qkv), -1, head_dim).transpose(0, 1)
             q, k, v = x.split((heads, kv_heads, kv_heads))
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
             attended = F.scaled_dot_product_attention(
                 q[None], k[None], v[None], is_causal=True, enable_gqa=heads != kv_heads
             )
@@ -115,42 +130,22 @@ def transformers_recompute(model: ModelConfig, weights: DecoderWeights) -> Recom
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+    assert model.rope is not None
+    sizes: dict[str, Any] = asdict(model)
+    rope = {"rope_type": "default", "rope_theta": model.rope.theta}
     config = LlamaConfig(
-        vocab_size=model.vocab_size,
-        hidden_size=model.hidden_size,
-        intermediate_size=model.intermediate_size,
-        num_hidden_layers=model.num_hidden_layers,
-        num_attention_heads=model.num_attention_heads,
-        num_key_value_heads=model.num_key_value_heads,
-        head_dim=model.head_dim,
-        max_position_embeddings=model.max_position_embeddings,
-        rms_norm_eps=model.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": model.rope.theta},
-        tie_word_embeddings=model.tie_word_embeddings,
-        attn_implementation="sdpa",
+        **sizes | {"rms_norm_eps": model.norm_eps, "rope_parameters": rope, "attn_implementation": "sdpa"}
     )
-    query_rows = model.num_attention_heads * model.head_dim
-    key_rows = model.num_key_value_heads * model.head_dim
-    state = {
-        "model.embed_tokens.weight": weights.embedding,
-        "model.norm.weight": weights.norm.weight,
-        "lm_head.weight": weights.lm_head.weight,
-    }
+    fused: dict[str, Any] = {"embedding": weights.embedding, "norm": weights.norm.weight}
+    fused["lm_head"] = weights.lm_head.weight
     for i, layer in enumerate(weights.layers):
-        q, k, v = layer.qkv.weight.split((query_rows, key_rows, key_rows))
-        gate, up = layer.up.weight.chunk(2)
-        names = {
-            "input_layernorm": layer.attention_norm.weight,
-            "self_attn.q_proj": q,
-            "self_attn.k_proj": k,
-            "self_attn.v_proj": v,
-            "self_attn.o_proj": layer.attention_output.weight,
-            "post_attention_layernorm": layer.mlp_norm.weight,
-            "mlp.gate_proj": gate,
-            "mlp.up_proj": up,
-            "mlp.down_proj": layer.down.weight,
-        }
-        state |= {f"model.layers.{i}.{name}.weight": tensor for name, tensor in names.items()}
+        for field in fields(layer):
+            name = "gate_up" if field.name == "up" else field.name
+            fused[f"layers.{i}.{name}"] = getattr(layer, field.name).weight
+    state = {"lm_head.weight": fused["lm_head"]}
+    for name, recipe in recipes(model).items():
+        rows = [shape[0] for shape in recipe.sources.values()]
+        state |= zip(recipe.sources, fused[name.removesuffix(".weight")].split(rows), strict=True)
     with torch.device("meta"):
         llama = LlamaForCausalLM(config)
     llama.load_state_dict(state, assign=True)

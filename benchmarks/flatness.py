@@ -13,17 +13,19 @@ import json
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.timing import in_turn
 from trtstream.machine import machine, resident_memory
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.streaming_engine import StreamingEngine
 
 
-def feed(engine: StreamingEngine, total: int, samples: int) -> list[dict[str, float]]:
+def feed(engine: StreamingEngine, total: int, samples: int) -> list[dict[str, Any]]:
     """Feed ``total`` random tokens to lane 0 in equal parts; position, resident bytes and ms per token after each."""
     generator = torch.Generator().manual_seed(0)
     history = []
@@ -32,27 +34,18 @@ def feed(engine: StreamingEngine, total: int, samples: int) -> list[dict[str, fl
         started = time.perf_counter()
         engine.prefill(0, tokens)
         elapsed = time.perf_counter() - started
-        history.append(
-            {
-                "position": engine.position(0),
-                "resident_bytes": resident_memory(),
-                "prefill_ms_per_token": elapsed / len(tokens) * 1e3,
-            }
-        )
-        print(f"{engine.position(0):>9,} tokens, {resident_memory() / 1e6:,.1f} MB", file=sys.stderr)
+        sample = {"position": engine.position(0), "resident_bytes": resident_memory()}
+        history.append(sample | {"prefill_ms_per_token": elapsed / len(tokens) * 1e3})
+        print(f"{sample['position']:>9,} tokens, {sample['resident_bytes'] / 1e6:,.1f} MB", file=sys.stderr)
     return history
 
 
 def step_in_turn(engine: StreamingEngine, steps: int) -> dict[str, float]:
     """Median milliseconds of a decode step of the old session (lane 0) and of a young one (lane 1), A B A B."""
     engine.prefill(1, list(range(2 * engine.build.max_attention_window)))
-    times: dict[int, list[float]] = {0: [], 1: []}
-    for _ in range(steps):
-        for lane, taken in times.items():
-            started = time.perf_counter()
-            engine.decode([lane], [7])
-            taken.append((time.perf_counter() - started) * 1e3)
-    old, young = (statistics.median(taken) for taken in times.values())
+    runs = {name: partial(engine.decode, [lane], [7]) for lane, name in enumerate(("old", "young"))}
+    times = in_turn(runs, torch.device("cpu"), steps)
+    old, young = (statistics.median(times[name]) for name in ("old", "young"))
     return {"steps": steps, "old_ms": old, "young_ms": young, "old_to_young": old / young}
 
 
@@ -69,19 +62,19 @@ def main() -> None:
     engine.prefill(0, list(range(2 * engine.build.max_attention_window)))  # warm: every buffer exists
     history = feed(engine, arguments.tokens, arguments.samples)
     resident = [sample["resident_bytes"] for sample in history]
-    result: dict[str, Any] = {
+    growth, decode = max(resident) / resident[0] - 1, step_in_turn(engine, arguments.steps)
+    result = {
         "machine": machine(),
         "architecture": engine.model.architecture,
         "max_attention_window": engine.build.max_attention_window,
         "dtype": engine.build.dtype,
         "history": history,
-        "resident_growth": max(resident) / resident[0] - 1,
-        "decode": step_in_turn(engine, arguments.steps),
+        "resident_growth": growth,
+        "decode": decode,
     }
-    decode = result["decode"]
     print(
-        f"{engine.position(0):,} tokens: resident memory grew by {result['resident_growth']:.2%}; decode "
-        f"{decode['old_ms']:.1f} ms old, {decode['young_ms']:.1f} ms young, ratio {decode['old_to_young']:.3f}"
+        f"{engine.position(0):,} tokens: resident memory grew by {growth:.2%}; decode {decode['old_ms']:.1f} ms old, "
+        f"{decode['young_ms']:.1f} ms young, ratio {decode['old_to_young']:.3f}"
     )
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")

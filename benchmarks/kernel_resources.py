@@ -1,9 +1,9 @@
-"""Registers, shared memory and stack of the cuda target's kernels as machine code, for GPUs that need not be here.
+"""Registers, shared memory and stack of the cuda target's kernels as machine code, without a GPU.
 
     python -m benchmarks.kernel_resources [--json FILE] [--arch 80 --arch 90 ...]
 
 Compiles each kernel for each compute capability, model and number format exactly as the runtime launches it, and prints
-a table. A stack is where spilled registers go: there should be none. Needs torch and triton; nothing is run.
+a table. Spilled registers go to the stack, so it should be empty. Needs torch and triton; no kernel runs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -21,36 +22,30 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.markdown import table
+from benchmarks.models import FALCON_7B, FALCON_RW_1B, LLAMA_2_7B, LLAMA_3_8B, SMOLLM2
 from trtstream.plugins import cuda_decode, cuda_prefill
 
 # Bytes of shared memory that a block may take, by compute capability (CUDA C++ Programming Guide, table of technical
-# specifications; sm_86, sm_89 and sm_120 have the least of those that we take).
+# specifications; of the supported ones, sm_86, sm_89 and sm_120 have the least).
 SHARED_MEMORY_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 120: 99 * 1024}
 DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 WINDOW, MAX_SINKS = 1024, 4
 
 
-@dataclass(frozen=True)
-class Model:
-    heads: int
-    kv_heads: int
-    head_dim: int
-    alibi: bool = False
-
-
 MODELS = {
-    "Llama-2-7B": Model(32, 32, 128),
-    "Llama-3-8B": Model(32, 8, 128),
-    "SmolLM2-135M": Model(9, 3, 64),
-    "Falcon-7B": Model(71, 1, 64),
-    "Falcon-RW-1B": Model(32, 32, 64, alibi=True),
+    "Llama-2-7B": LLAMA_2_7B,
+    "Llama-3-8B": LLAMA_3_8B,
+    "SmolLM2-135M": SMOLLM2,
+    "Falcon-7B": FALCON_7B,
+    "Falcon-RW-1B": FALCON_RW_1B,
 }
 KERNELS = ("decode", "prefill")
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one kernel takes of a GPU: registers and stack bytes a thread, shared memory bytes a block."""
+    """The resources of one kernel: registers and stack bytes per thread, shared memory bytes per block."""
 
     kernel: str
     model: str
@@ -63,14 +58,15 @@ class Resources:
 
 
 def resources(kernel: str, model: str, dtype: str, capability: int) -> Resources:
-    """Compile ``kernel`` ("decode", of a cache split over programs, or "prefill") and read the machine code's needs."""
+    """Compile ``kernel`` ("decode", with the cache split over programs, or "prefill") and read its machine code's."""
     sizes = MODELS[model]
+    heads, kv_heads, head_dim = sizes.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim
     module = {"decode": cuda_decode, "prefill": cuda_prefill}[kernel]
     constants = getattr(module, f"{kernel}_constants")(
-        sizes.heads, sizes.kv_heads, sizes.head_dim, WINDOW, MAX_SINKS, getattr(torch, dtype)
+        heads, kv_heads, head_dim, WINDOW, MAX_SINKS, getattr(torch, dtype)
     )
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
-    constants["rotation" if sizes.alibi else "slopes"] = None
+    constants["slopes" if sizes.rope else "rotation"] = None
     if kernel == "decode":
         constants["SPLIT"] = True
     function = getattr(module, f"{kernel}_kernel")
@@ -85,7 +81,7 @@ def resources(kernel: str, model: str, dtype: str, capability: int) -> Resources
 
 
 def _source(function: triton.JITFunction, constants: dict[str, object], dtype: str) -> ASTSource:
-    """The kernel with the argument types of a launch: pointers and strides are multiples of 16 there."""
+    """The kernel with the argument types of a launch, where pointers and strides are multiples of 16."""
     types = {"rows": "*i64", "scale": "fp32"}
     types |= dict.fromkeys(("rotation", "slopes", "peaks", "totals", "partials"), "*fp32")
     types |= dict.fromkeys(("qkv", "cache", "out", "chunk_keys", "chunk_values"), f"*{dtype}")
@@ -101,7 +97,7 @@ def _source(function: triton.JITFunction, constants: dict[str, object], dtype: s
 
 
 def _resource_usage(cubin: bytes) -> dict[str, int]:
-    """What cuobjdump says: " REG:128 STACK:0 SHARED:0 LOCAL:0 ..." as a dictionary."""
+    """cuobjdump's " REG:128 STACK:0 SHARED:0 LOCAL:0 ..." as a dictionary."""
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -120,21 +116,17 @@ def main() -> None:
     parser.add_argument("--model", action="append", choices=MODELS, help="default: all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
     options = parser.parse_args()
-    table = []
-    columns = list(Resources.__dataclass_fields__)
-    print("| " + " | ".join(columns) + " |\n" + "| --- " * len(columns) + "|")
-    for capability in options.arch or SHARED_MEMORY_LIMIT:
-        for model in options.model or MODELS:
-            for dtype in options.dtype or DTYPES:
-                for kernel in KERNELS:
-                    row = asdict(resources(kernel, model, dtype, capability))
-                    table.append(row)
-                    print("| " + " | ".join(map(str, row.values())) + " |", flush=True)
+    cells = product(options.arch or SHARED_MEMORY_LIMIT, options.model or MODELS, options.dtype or DTYPES, KERNELS)
+    rows = []
+    for capability, model, dtype, kernel in cells:
+        rows.append(asdict(resources(kernel, model, dtype, capability)))
+        print(*rows[-1].values(), file=sys.stderr)
+    print(table(rows))
     if options.json:
-        options.json.write_text(json.dumps({"triton": triton.__version__, "kernels": table}, indent=1) + "\n")
-    spilled = [row for row in table if row["stack"] or row["shared_memory"] > SHARED_MEMORY_LIMIT[row["capability"]]]
+        options.json.write_text(json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1) + "\n")
+    spilled = [row for row in rows if row["stack"] or row["shared_memory"] > SHARED_MEMORY_LIMIT[row["capability"]]]
     if spilled:
-        sys.exit(f"{len(spilled)} of {len(table)} kernels spill registers or take more shared memory than there is")
+        sys.exit(f"{len(spilled)} of {len(rows)} kernels spill registers or take more shared memory than there is")
 
 
 if __name__ == "__main__":

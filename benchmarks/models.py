@@ -2,130 +2,105 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from trtstream.build.families import ARCHITECTURES
+from trtstream.build.families.raw_config import RawConfig
+from trtstream.build.recipes import Recipes
 from trtstream.plugins.kv_cache import kv_bytes_per_session
 from trtstream.plugins.quantized_weight import quantize
 from trtstream.runtime.decoder import DecoderWeights, collect_weights
-from trtstream.settings import DTYPE_BYTES, BuildConfig, ModelConfig, RopeConfig
+from trtstream.settings import DTYPE_BYTES, BuildConfig, ModelConfig
+
+
+def _model(architecture: str, vocab: int, hidden: int, layers: int, heads: int, **others: Any) -> ModelConfig:
+    """A model without biases, from a config in Hugging Face's spelling."""
+    sizes = {"vocab_size": vocab, "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads}
+    sizes["max_position_embeddings"] = 4096
+    return ARCHITECTURES[architecture].model_config(RawConfig(architecture, sizes | others))
 
 
 def llama(
     vocab: int, hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, *, theta: float, tied: bool
 ) -> ModelConfig:
-    return ModelConfig(
-        architecture="LlamaForCausalLM",
-        vocab_size=vocab,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=hidden // heads,
-        max_position_embeddings=4096,
-        norm="rms",
-        norm_eps=1e-5,
-        hidden_act="silu",
-        gated_mlp=True,
-        residual="sequential",
-        shared_norm=False,
-        tie_word_embeddings=tied,
-        rope=RopeConfig(theta=theta),
-        bos_token_id=None,
-        eos_token_ids=(),
+    others = {"intermediate_size": intermediate, "num_key_value_heads": kv_heads, "rms_norm_eps": 1e-5}
+    return _model(
+        "LlamaForCausalLM", vocab, hidden, layers, heads, rope_theta=theta, tie_word_embeddings=tied, **others
     )
 
 
-def falcon(vocab: int, hidden: int, layers: int, heads: int, kv_heads: int, *, alibi: bool = False) -> ModelConfig:
-    return ModelConfig(
-        architecture="FalconForCausalLM",
-        vocab_size=vocab,
-        hidden_size=hidden,
-        intermediate_size=4 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=hidden // heads,
-        max_position_embeddings=4096,
-        norm="layer",
-        norm_eps=1e-5,
-        hidden_act="gelu",
-        gated_mlp=False,
-        residual="sequential" if alibi else "parallel",
-        shared_norm=not alibi,
-        tie_word_embeddings=True,
-        rope=None if alibi else RopeConfig(),
-        bos_token_id=None,
-        eos_token_ids=(),
-    )
+def falcon(vocab: int, hidden: int, layers: int, heads: int, *, rw: bool = False) -> ModelConfig:
+    """One key-value head and a parallel MLP, as Falcon-7B; or ``rw``: multi-head, sequential, ALiBi."""
+    return _model("FalconForCausalLM", vocab, hidden, layers, heads, alibi=rw, multi_query=not rw, parallel_attn=not rw)
 
 
 SMOLLM2 = llama(49152, 576, 1536, 30, 9, 3, theta=100_000.0, tied=True)
 TINYLLAMA = llama(32000, 2048, 5632, 22, 32, 4, theta=10_000.0, tied=False)
 LLAMA_2_7B = llama(32000, 4096, 11008, 32, 32, 32, theta=10_000.0, tied=False)
-FALCON_7B = falcon(65024, 4544, 32, 71, 1)
+LLAMA_3_8B = llama(128256, 4096, 14336, 32, 32, 8, theta=500_000.0, tied=False)
+FALCON_7B = falcon(65024, 4544, 32, 71)
+FALCON_RW_1B = falcon(50304, 2048, 24, 32, rw=True)
 TINY_LLAMA = llama(128, 64, 128, 2, 4, 2, theta=10_000.0, tied=False)
-TINY_FALCON = falcon(128, 80, 2, 5, 1)
-TINY_FALCON_RW = falcon(128, 128, 2, 8, 8, alibi=True)
+TINY_FALCON = falcon(128, 80, 2, 5)
+TINY_FALCON_RW = falcon(128, 128, 2, 8, rw=True)
 
 
-def tensor_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the model, as an engine's weights file has them (Falcon: norms with biases)."""
-    hidden, intermediate = model.hidden_size, model.intermediate_size
-    attended = model.num_attention_heads * model.head_dim
-    projections: dict[str, tuple[int, int]] = {
-        "qkv": (attended + 2 * model.num_key_value_heads * model.head_dim, hidden),
-        "attention_output": (hidden, attended),
-        "gate_up" if model.gated_mlp else "up": (intermediate * (2 if model.gated_mlp else 1), hidden),
-        "down": (hidden, intermediate),
-    }
-    norms = ["attention_norm"] if model.shared_norm else ["attention_norm", "mlp_norm"]
-    shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (model.vocab_size, hidden)}
-    if not model.tie_word_embeddings:
-        shapes["lm_head.weight"] = (model.vocab_size, hidden)
-    layers = [f"layers.{i}" for i in range(model.num_hidden_layers)]
-    shapes |= {f"{layer}.{name}.weight": shape for layer in layers for name, shape in projections.items()}
-    for norm in ["norm", *(f"{layer}.{name}" for layer in layers for name in norms)]:
-        shapes[f"{norm}.weight"] = (hidden,)
-        if model.norm == "layer":
-            shapes[f"{norm}.bias"] = (hidden,)
-    return shapes
+def recipes(model: ModelConfig) -> Recipes:
+    """The recipes of the model's tensors, by name."""
+    return ARCHITECTURES[model.architecture].recipes(RawConfig(model.architecture, {}), model, "huggingface")
 
 
-Reader = Callable[[str], torch.Tensor]
-"""The tensor of a name: see `tensor_shapes`."""
+@dataclass(frozen=True)
+class RandomCheckpoint:
+    """Random weights in the place of a `trtstream.build.checkpoint.Checkpoint`, the same for the same name.
 
+    They are made on ``device``. Norm weights lie around 1. A large ``std`` lets small mistakes show.
+    """
 
-def random_tensors(model: ModelConfig, dtype: torch.dtype, device: torch.device, std: float = 0.02) -> Reader:
-    """A reader of random tensors by name, the same for the same name; norm weights lie around 1."""
-    shapes = tensor_shapes(model)
-    seeds = {name: seed for seed, name in enumerate(shapes)}
+    model: ModelConfig
+    dtype: torch.dtype
+    device: torch.device
+    std: float = 0.02
 
-    def read(name: str) -> torch.Tensor:
-        generator = torch.Generator(device).manual_seed(seeds[name])
-        tensor = torch.empty(shapes[name], dtype=dtype, device=device).normal_(0.0, std, generator=generator)
+    @cached_property
+    def recipes(self) -> Recipes:
+        return recipes(self.model)
+
+    def tensor_names(self) -> list[str]:
+        return list(self.recipes)
+
+    def blank_tensor(self, name: str) -> torch.Tensor:
+        recipe = self.recipes[name]
+        return recipe.make([torch.empty(shape, device="meta") for shape in recipe.sources.values()])
+
+    def random_tensor(self, name: str) -> torch.Tensor:
+        generator = torch.Generator(self.device).manual_seed(self.tensor_names().index(name))
+        shape = self.blank_tensor(name).shape
+        tensor = torch.empty(shape, dtype=self.dtype, device=self.device).normal_(0.0, self.std, generator=generator)
         return tensor + 1 if name.endswith("norm.weight") else tensor
 
-    return read
+    def tensor(self, name: str) -> torch.Tensor:
+        return self.random_tensor(name).cpu()
 
+    def save_tokenizer(self, folder: Path) -> bool:
+        return False
 
-def random_weights(model: ModelConfig, dtype: torch.dtype, device: torch.device, std: float = 0.02) -> DecoderWeights:
-    """Random weights of the model's sizes, made where they stay. A large ``std`` lets small mistakes show."""
-    return weights_from(model, random_tensors(model, dtype, device, std))
-
-
-def weights_from(model: ModelConfig, read: Reader) -> DecoderWeights:
-    return collect_weights(model, set(tensor_shapes(model)), read, pack=False)
+    def weights(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> DecoderWeights:
+        """The weights to compute with, where and as they were made, or on another device, in another dtype."""
+        device, dtype = device or self.device, dtype or self.dtype
+        names = set(self.tensor_names())
+        return collect_weights(self.model, names, lambda name: self.random_tensor(name).to(device, dtype), pack=False)
 
 
 def weight_bytes(model: ModelConfig, dtype: str) -> int:
     """Bytes of all weights."""
-    return sum(math.prod(shape) for shape in tensor_shapes(model).values()) * DTYPE_BYTES[dtype]
+    checkpoint = RandomCheckpoint(model, torch.float32, torch.device("meta"))
+    return sum(checkpoint.blank_tensor(name).numel() for name in checkpoint.tensor_names()) * DTYPE_BYTES[dtype]
 
 
 def step_bytes(model: ModelConfig, build: BuildConfig, weights: DecoderWeights, batch: int) -> int:
@@ -155,8 +130,8 @@ def quantized(weights: DecoderWeights, quantization: str) -> DecoderWeights:
     for layer in weights.layers:
         projections = {name: getattr(layer, name) for name in ("qkv", "attention_output", "up", "down")}
         changed = {
-            name: replace(found, weight=quantize(found.weight, quantization, found.weight.dtype))
-            for name, found in projections.items()
+            name: replace(projection, weight=quantize(projection.weight, quantization, projection.weight.dtype))
+            for name, projection in projections.items()
         }
         layers.append(replace(layer, **changed))
     return replace(weights, layers=layers)

@@ -1,6 +1,6 @@
-"""The StreamingLLM paper's own figures (Xiao et al., ICLR 2024), which report.py sets beside ours.
+"""The StreamingLLM paper's own figures (Xiao et al., ICLR 2024), for comparison with ours in docs/results.md.
 
-Each is as the paper prints it, with the table or figure that it stands in. Its models and texts are not ours.
+Each is as the paper prints it, under the table or figure that has it. The models and texts are the paper's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Times on the device and end to end, and the memory's bandwidth. On the CPU all of it is the host's clock."""
+"""Times on the device and end to end, and the memory's bandwidth. On the CPU, all times are the host's."""
 
 from __future__ import annotations
 
@@ -17,13 +17,8 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def end_to_end_milliseconds(run: Callable[[], object], device: torch.device, calls: int) -> list[float]:
-    """Each call's time by the host's clock, until the device has finished."""
-    return in_turn({"run": run}, device, calls)["run"]
-
-
 def in_turn(runs: Mapping[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each call, end to end, all runs one after the other in every round (A B A B ...)."""
+    """Milliseconds of each call until the device has finished, all runs in turn in every round (A B A B ...)."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(WARM_UP + rounds):
         for name, run in runs.items():
@@ -37,9 +32,9 @@ def in_turn(runs: Mapping[str, Callable[[], object]], device: torch.device, roun
 
 
 def device_milliseconds(run: Callable[[], object], device: torch.device, calls: int) -> list[float]:
-    """Each call's time on the device by CUDA events, calls queued one after the other, without waiting in between."""
+    """Milliseconds of each call on the device, by CUDA events: calls are queued, without waiting in between."""
     if device.type != "cuda":
-        return end_to_end_milliseconds(run, device, calls)
+        return in_turn({"run": run}, device, calls)["run"]
     for _ in range(WARM_UP):
         run()
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(calls + 1)]
@@ -52,7 +47,7 @@ def device_milliseconds(run: Callable[[], object], device: torch.device, calls: 
 
 
 def summary(times: list[float]) -> dict[str, float]:
-    """Median, and the spread: 10th and 90th percentile (of few calls, nearly the least and the most)."""
+    """Median and spread: 10th and 90th percentile (of few calls, nearly the least and the most)."""
     ordered = sorted(times)
     at = (len(ordered) - 1) / 10
     return {

@@ -1,14 +1,15 @@
-"""How fast is this engine beside its peers, and how near to what the memory allows?
+"""How fast is this engine compared with its peers, and how near is it to the memory's limit?
 
-Steps all contestants in turn, each in a process of its own, past the window and along the same text, so that what
-is timed is also checked: every table says by how much a contestant's predictions differ from this engine's.
+Steps all contestants in turn, each in a process of its own, past the window and along the same text. All that is timed
+is also checked: the table says by how much a contestant's predictions differ from this engine's.
 
     python -m benchmarks.compare CHECKPOINT --text FILE
 
-Peers: recompute (a dense pass over the last W tokens for each token, on transformers), the paper's method (the whole
-cache rotated at each step; our own few lines of torch), and llama.cpp where llama-cpp-python is installed and the
-checkpoint is a .gguf file: in its own format, Q8_0 and F16, discarding one token at a time (which is StreamingLLM), or
-half of them. The floor of a step is what it reads, weights and visible KV cache, over the measured bandwidth.
+Peers: recompute (a dense pass over the last W tokens for each token, by transformers where it can), the paper's method
+(the whole cache is rotated at each step; in our own few lines of torch), and llama.cpp where llama-cpp-python is
+installed and the checkpoint is a .gguf file: in its own format, Q8_0 and F16, discarding one token at a time (which is
+StreamingLLM) or half of them. The floor of a step is the time in which its weights and visible KV cache can be read, at
+the measured bandwidth.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.compare.entries import PEERS, STEPS, memory, our_entries, peer_entries
-from benchmarks.compare.findings import COLUMNS, bandwidth, cells, chunked_evaluation, evaluation_line, rows, verdicts
-from benchmarks.compare.measure import Plan, measure
+from benchmarks import RESULTS
+from benchmarks.compare.entries import MEMORY, PEERS, STEPS, our_entries, peer_entries
+from benchmarks.compare.findings import bandwidth, cells, chunked_evaluation, evaluation_line, rows, verdicts
+from benchmarks.compare.measure import measure, plan
 from benchmarks.compare.picture import plot
-from benchmarks.report import RESULTS, table
+from benchmarks.markdown import table
 from trtstream.errors import TrtstreamError
 from trtstream.output_file import OutputFile, PlotFile
 
@@ -74,16 +76,16 @@ def compare(
 
     window, sinks = max_attention_window, sink_token_length
     threads = len(os.sched_getaffinity(0)) if threads is None else threads
-    plan = Plan(window, rounds)
+    parts = plan(window, rounds)
+    num_tokens = sum(part.rounds * part.tokens for part in parts) + 1  # the last is predicted only
     source = open_checkpoint(checkpoint)
     ours = our_entries(checkpoint, source, window, sinks)
     with tempfile.TemporaryDirectory() as scratch:
-        ids = token_ids(source, text, plan.all_tokens, Path(scratch))
+        ids = token_ids(source, text, num_tokens, Path(scratch))
         others = peer_entries(peers, checkpoint, source, window, sinks, Path(scratch))
-        entries = [memory(), *ours, *others]
-        floor, *records = measure(entries, 1 + len(ours), ids, plan, threads)
+        floor, *records = measure([MEMORY, *ours, *others], 1 + len(ours), ids, parts, threads)
     bytes_per_s = bandwidth(floor)
-    found = rows(records, bytes_per_s, plan)
+    found = rows(records, bytes_per_s, window)
     evaluation = chunked_evaluation(found, records[0])
     values: dict[str, Any] = {
         "checkpoint": checkpoint.name,
@@ -100,7 +102,7 @@ def compare(
     }
     json_file.write_text(json.dumps(values, indent=2) + "\n")
     plot(plot_file, f"A decode step of {checkpoint.name}, window {window}, {threads} threads", found)
-    click.echo("\n".join(table(COLUMNS, cells(found))))
+    click.echo(table(map(cells, found)))
     for line in ([evaluation_line(evaluation)] if evaluation else []) + values["verdicts"]:
         click.echo(line)
 

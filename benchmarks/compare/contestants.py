@@ -6,17 +6,19 @@ import tempfile
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.baselines import WholeCacheRotation, torch_recompute, transformers_recompute
+from benchmarks import baselines
+from benchmarks.compare.entries import RECOMPUTED
+from benchmarks.compare.peer import Contestant
 from benchmarks.models import step_bytes
-from trtstream.build.checkpoint import Checkpoint, open_checkpoint
+from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.cpu import build_cpu_engine
-from trtstream.engine_dir import WEIGHTS
-from trtstream.errors import TrtstreamError
-from trtstream.runtime.decoder import DecoderWeights, collect_weights, read_weights
+from trtstream.runtime.cpu import CpuBackend
+from trtstream.runtime.decoder import DecoderWeights, collect_weights
 from trtstream.runtime.loading import load_engine
 from trtstream.settings import BuildConfig, ModelConfig
 
@@ -26,67 +28,69 @@ MEMORY_BYTES = 1 << 29  # far more than any cache holds
 class Memory:
     """Reads memory and does nothing else: a product of a matrix and a vector, the fastest read torch has here."""
 
+    note = ""
+    step_bytes = MEMORY_BYTES
+
     def __init__(self) -> None:
         self._matrix = torch.ones(MEMORY_BYTES >> 16, 1 << 14)
         self._vector = torch.ones(1 << 14)
-        self.step_bytes = MEMORY_BYTES
 
     def feed(self, tokens: Sequence[int]) -> None:
         torch.mv(self._matrix, self._vector)
 
 
 class Engine:
-    """This engine, one session. A prompt runs in chunks, exactly, wherever the session stands."""
+    """This engine, one session."""
 
-    def __init__(self, checkpoint: Checkpoint, build: BuildConfig) -> None:
+    note = "prompts in chunks, exactly"
+
+    def __init__(self, checkpoint: str, build: BuildConfig) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "engine"
-            build_cpu_engine(checkpoint, build, folder, lambda done, total: None)
-            weights = read_weights(folder / WEIGHTS, checkpoint.model, torch.device("cpu"), pack=False)
-            self.step_bytes = step_bytes(checkpoint.model, build, weights, 1)
-            del weights
+            build_cpu_engine(open_checkpoint(checkpoint), build, folder, lambda done, total: None)
             self._engine = load_engine(folder)
+        assert isinstance(self._engine.backend, CpuBackend)
+        self.step_bytes = step_bytes(self._engine.model, build, self._engine.backend.weights, 1)
 
     def feed(self, tokens: Sequence[int]) -> np.ndarray:
-        if len(tokens) == 1:
-            return self._engine.decode([0], tokens)[0].numpy()
-        return self._engine.prefill(0, tokens).numpy()
+        return self._engine.decode([0], tokens)[0].numpy() if len(tokens) == 1 else self.prefill(tokens)
 
     def evaluate(self, tokens: Sequence[int]) -> np.ndarray:
         return self._engine.score(0, tokens).numpy()
 
-    def prefill(self, tokens: Sequence[int]) -> None:
-        self._engine.prefill(0, tokens)
+    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+        return self._engine.prefill(0, tokens).numpy()
 
 
 class Recompute:
     """A dense forward over the last W tokens for each prediction; of a prompt, the one forward."""
 
-    def __init__(self, checkpoint: Checkpoint, build: BuildConfig) -> None:
-        weights = float32_weights(checkpoint, pack=False)
-        self.step_bytes = step_bytes(checkpoint.model, build, weights, 1)
-        recompute = transformers_recompute if runs_on_transformers(checkpoint) else torch_recompute
-        self._logits = recompute(checkpoint.model, weights)
+    def __init__(self, checkpoint: str, build: BuildConfig) -> None:
+        model, weights = float32_weights(checkpoint, pack=False)
+        self.step_bytes = step_bytes(model, build, weights, 1)
+        by, self._logits = baselines.recompute(model, weights)
+        by = {"torch": "our own torch"}.get(by, by)
+        self.note = f"by {by}, every {RECOMPUTED}th token; the prompt is one dense pass over W tokens"
         self._visible: deque[int] = deque(maxlen=build.max_attention_window)
 
     def feed(self, tokens: Sequence[int]) -> np.ndarray:
         self._visible.extend(tokens)
-        return self._logits(torch.tensor(self._visible)).numpy()
+        return self.prefill(self._visible)
 
-    def prefill(self, tokens: Sequence[int]) -> None:
-        self._logits(torch.tensor(tokens))
+    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+        return self._logits(torch.tensor(tokens)).numpy()
 
 
 class Rotation:
     """The paper's method, token by token, prompts too; its projections are packed as this engine's are."""
 
-    def __init__(self, checkpoint: Checkpoint, build: BuildConfig) -> None:
-        if checkpoint.model.rope is None:
-            raise TrtstreamError("the model has no rotary embedding: there is nothing to rotate")
-        weights = float32_weights(checkpoint, pack=True)
-        self.step_bytes = step_bytes(checkpoint.model, build, weights, 1)
-        self._method = WholeCacheRotation(checkpoint.model, weights, build.sink_token_length, build.ring)
-        self._last: torch.Tensor | None = None
+    note = "the paper's method, in our own torch; prompts token by token"
+
+    def __init__(self, checkpoint: str, build: BuildConfig) -> None:
+        model, weights = float32_weights(checkpoint, pack=True)
+        self.step_bytes = step_bytes(model, build, weights, 1)
+        self._method = baselines.WholeCacheRotation(model, weights, build.sink_token_length, build.ring)
+        self._last = torch.empty(0)
 
     def feed(self, tokens: Sequence[int]) -> np.ndarray:
         for token in tokens:
@@ -101,24 +105,16 @@ class Rotation:
         return np.array(log_probs, dtype=np.float32)
 
 
-def float32_weights(checkpoint: Checkpoint, *, pack: bool) -> DecoderWeights:
+def make(threads: int, kind: str, **settings: Any) -> Contestant:
+    """A contestant that computes with that many threads."""
+    torch.set_num_threads(threads)
+    return {"memory": Memory, "engine": Engine, "recompute": Recompute, "rotation": Rotation}[kind](**settings)
+
+
+def float32_weights(path: str, *, pack: bool) -> tuple[ModelConfig, DecoderWeights]:
+    """The checkpoint's model and weights; for ``pack`` see `collect_weights`."""
+    checkpoint = open_checkpoint(path)
     names = set(checkpoint.tensor_names())
-    return collect_weights(checkpoint.model, names, lambda name: checkpoint.tensor(name).float(), pack=pack)
-
-
-def runs_on_transformers(checkpoint: Checkpoint) -> bool:
-    """Whether recompute is transformers' own model; else it is the same in torch."""
-    model: ModelConfig = checkpoint.model
-    plain = model.architecture == "LlamaForCausalLM" and model.rope is not None and model.rope.kind == "default"
-    return plain and not any(name.endswith(".bias") for name in checkpoint.tensor_names())
-
-
-def memory(threads: int) -> Memory:
-    torch.set_num_threads(threads)
-    return Memory()
-
-
-def make(threads: int, kind: str, checkpoint: str, build: BuildConfig) -> Engine | Recompute | Rotation:
-    """The contestant of class ``kind``."""
-    torch.set_num_threads(threads)
-    return {"engine": Engine, "recompute": Recompute, "rotation": Rotation}[kind](open_checkpoint(checkpoint), build)
+    return checkpoint.model, collect_weights(
+        checkpoint.model, names, lambda name: checkpoint.tensor(name).float(), pack=pack
+    )

@@ -1,13 +1,13 @@
-"""What the turns say: a row for each contestant, its ratios to this engine and to its floor, and who wins, in words."""
+"""A row for each contestant, with its ratios to this engine and to its floor; and who wins, in words."""
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from benchmarks.compare.measure import Plan, Record
+from benchmarks.compare.measure import Record
+from benchmarks.timing import summary
 
 Row = dict[str, Any]
 
@@ -17,37 +17,36 @@ def bandwidth(memory: Record) -> float:
     return _step_bytes(memory) / statistics.median(_step_ms(memory)) * 1e3
 
 
-def rows(records: Sequence[Record], bytes_per_s: float, plan: Plan) -> list[Row]:
-    """Of all contestants; the first is what the others are compared with. Fields say their units; ``to_``: ratios."""
-    return [_row(record, records[0], bytes_per_s, plan) for record in records]
+def rows(records: Sequence[Record], bytes_per_s: float, window: int) -> list[Row]:
+    """A row for each contestant; all are compared with the first. Names have the units; ``to_`` begins a ratio."""
+    return [_row(record, records[0], bytes_per_s, window) for record in records]
 
 
-def _row(record: Record, ours: Record, bytes_per_s: float, plan: Plan) -> Row:
+def _row(record: Record, ours: Record, bytes_per_s: float, window: int) -> Row:
     row: Row = {"name": record.entry.name}
-    if record.failure is not None or record.entry.maker is None:
-        return row | {"note": record.failure or record.entry.note}
-    ordered = sorted(_step_ms(record))
-    last = len(ordered) - 1
-    ms, floor = statistics.median(ordered), _step_bytes(record) / bytes_per_s * 1e3
-    below = {position for position in record.log_probs if position <= plan.window}
+    if record.failure is not None:
+        return row | {"note": record.failure}
+    steps = summary(_step_ms(record))
+    floor = _step_bytes(record) / bytes_per_s * 1e3
+    below = {position for position in record.log_probs if position <= window}
     return row | {
-        "decode_ms": ms,
-        "decode_ms_p10": ordered[math.floor(last * 0.1)],
-        "decode_ms_p90": ordered[math.ceil(last * 0.9)],
-        "decode_steps": len(ordered),
-        "to_ours": ms / statistics.median(_step_ms(ours)),
+        "decode_ms": steps["ms"],
+        "decode_ms_p10": steps["ms_p10"],
+        "decode_ms_p90": steps["ms_p90"],
+        "decode_steps": len(_step_ms(record)),
+        "to_ours": steps["ms"] / statistics.median(_step_ms(ours)),
         "floor_ms": floor,
-        "to_floor": ms / floor,
-        "prefill_tokens_per_s": _tokens_per_s(record, "prefill", plan),
-        "evaluation_tokens_per_s": _tokens_per_s(record, "evaluate", plan),
-        "below_window": agreement(record, ours, below),
-        "past_window": agreement(record, ours, set(record.log_probs) - below),
-        "note": record.entry.note,
+        "to_floor": steps["ms"] / floor,
+        "prefill_tokens_per_s": _tokens_per_s(record, "prefill"),
+        "evaluation_tokens_per_s": _tokens_per_s(record, "evaluate"),
+        "below_window": _agreement(record, ours, below),
+        "past_window": _agreement(record, ours, set(record.log_probs) - below),
+        "note": record.note,
     }
 
 
-def agreement(record: Record, ours: Record, positions: Iterable[int]) -> Row:
-    """How log-probabilities of the same tokens differ from ours: nats, mean and largest, over the common positions."""
+def _agreement(record: Record, ours: Record, positions: Iterable[int]) -> Row:
+    """Mean and largest difference (nats) from our log-probabilities of the same tokens, at the common positions."""
     mine, others = ours.log_probs, record.log_probs
     differences = [others[position] - mine[position] for position in positions if position in mine]
     return {
@@ -58,7 +57,7 @@ def agreement(record: Record, ours: Record, positions: Iterable[int]) -> Row:
 
 
 def chunked_evaluation(found: Sequence[Row], ours: Record) -> Row | None:
-    """Our evaluation in chunks against the paper's method, which goes token by token, on the same text."""
+    """Our evaluation in chunks against the paper's method, which evaluates token by token, on the same text."""
     mine = found[0]
     theirs = next((row for row in found[1:] if row.get("evaluation_tokens_per_s") and "rotation" in row["name"]), None)
     if theirs is None:
@@ -76,62 +75,50 @@ def chunked_evaluation(found: Sequence[Row], ours: Record) -> Row | None:
     }
 
 
-def verdicts(found: Sequence[Row], is_ours: int) -> list[str]:
-    """In words, where a peer is ahead of this engine's fastest format; the first ``is_ours`` rows are this engine's."""
-    measured = [row for row in found[:is_ours] if "decode_ms" in row]
-    peers = [row for row in found[is_ours:] if "decode_ms" in row]
-    said = []
-    best = min(measured, key=lambda row: row["decode_ms"])
-    for peer in sorted(peers, key=lambda row: row["decode_ms"]):
-        ms, ours = peer["decode_ms"], best["decode_ms"]
-        if ms < ours:
-            said.append(
-                f"{peer['name']} wins in decoding: {ms:.1f} ms a token against {ours:.1f} ms of {best['name']}, "
-                f"{ours / ms:.2f} times as fast."
-            )
-    fastest = max(measured, key=lambda row: row["prefill_tokens_per_s"])
-    for peer in sorted(peers, key=lambda row: -(row["prefill_tokens_per_s"] or 0)):
-        speed, ours = peer["prefill_tokens_per_s"] or 0, fastest["prefill_tokens_per_s"]
-        if speed > ours:
-            said.append(
-                f"{peer['name']} wins in prefill, though below the window only: {speed:,.0f} tokens/s against "
-                f"{ours:,.0f} of {fastest['name']}, {speed / ours:.2f} times as fast."
-            )
-    return said or [f"No peer that was measured decodes or prefills faster than {best['name']}."]
-
-
-COLUMNS = (
-    "contestant",
-    "decode ms (p10 to p90)",
-    "to trtstream float32",
-    "floor ms",
-    "to floor",
-    "prefill tokens/s",
-    "loss to ours, nats",
-    "",
+DECODING = (
+    "{peer} wins in decoding: {theirs:.1f} ms a token against {ours:.1f} ms of {name}, {ratio:.2f} times as fast."
+)
+PREFILL = (
+    "{peer} wins in prefill, though below the window only: {theirs:,.0f} tokens/s against {ours:,.0f} of {name}, "
+    "{ratio:.2f} times as fast."
 )
 
 
-def cells(found: Iterable[Row]) -> list[tuple[str, ...]]:
-    """The rows as text, in `COLUMNS`."""
-    return [_cells(row) for row in found]
+def verdicts(found: Sequence[Row], num_ours: int) -> list[str]:
+    """Each win of a peer over this engine's fastest format, in words. The first ``num_ours`` rows are this engine's."""
+    decoding = _wins(found, num_ours, "decode_ms", DECODING, lambda ms: 1 / ms)
+    prefill = _wins(found, num_ours, "prefill_tokens_per_s", PREFILL, lambda tokens_per_s: tokens_per_s)
+    best = min(found[:num_ours], key=lambda row: row["decode_ms"])
+    return [*decoding, *prefill] or [f"No peer that was measured decodes or prefills faster than {best['name']}."]
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _wins(found: Sequence[Row], num_ours: int, key: str, text: str, speed: Callable[[float], float]) -> list[str]:
+    ours = max(found[:num_ours], key=lambda row: speed(row[key]))
+    peers = sorted((row for row in found[num_ours:] if row.get(key)), key=lambda row: -speed(row[key]))
+    ratios = [speed(peer[key]) / speed(ours[key]) for peer in peers]
+    return [
+        text.format(peer=peer["name"], theirs=peer[key], ours=ours[key], name=ours["name"], ratio=ratio)
+        for peer, ratio in zip(peers, ratios, strict=True)
+        if ratio > 1
+    ]
+
+
+def cells(row: Row) -> dict[str, str]:
+    """A row as text, by the columns of a table."""
     if "decode_ms" not in row:
-        return row["name"], *[""] * (len(COLUMNS) - 2), row["note"]
+        return {"contestant": row["name"], "": row["note"]}
     loss = row["past_window"]["mean_difference"]
     prefill = row["prefill_tokens_per_s"] or row["evaluation_tokens_per_s"]
-    return (
-        row["name"],
-        f"{row['decode_ms']:.1f} ({row['decode_ms_p10']:.1f} to {row['decode_ms_p90']:.1f})",
-        f"{row['to_ours']:.2f}",
-        f"{row['floor_ms']:.1f}",
-        f"{row['to_floor']:.2f}",
-        f"{prefill:,.0f}" if prefill else "",
-        "" if loss is None else f"{0.0 - loss:+.4f}",
-        row["note"],
-    )
+    return {
+        "contestant": row["name"],
+        "decode ms (p10 to p90)": f"{row['decode_ms']:.1f} ({row['decode_ms_p10']:.1f} to {row['decode_ms_p90']:.1f})",
+        "to trtstream float32": f"{row['to_ours']:.2f}",
+        "floor ms": f"{row['floor_ms']:.1f}",
+        "to floor": f"{row['to_floor']:.2f}",
+        "prefill tokens/s": f"{prefill:,.0f}" if prefill else "",
+        "loss to ours, nats": "" if loss is None else f"{0.0 - loss:+.4f}",
+        "": row["note"],
+    }
 
 
 def evaluation_line(values: Row) -> str:
@@ -153,6 +140,6 @@ def _step_bytes(record: Record) -> float:
     return statistics.fmean(each for turn in record.turns["decode"] for each in turn.bytes_read)
 
 
-def _tokens_per_s(record: Record, part: str, plan: Plan) -> float | None:
+def _tokens_per_s(record: Record, part: str) -> float | None:
     turns = record.turns.get(part)
-    return plan.tokens(part) / statistics.median(turn.milliseconds[0] for turn in turns) * 1e3 if turns else None
+    return turns[0].tokens / statistics.median(turn.milliseconds[0] for turn in turns) * 1e3 if turns else None

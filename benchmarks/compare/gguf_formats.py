@@ -1,4 +1,4 @@
-"""The same checkpoint in other number formats, as .gguf files: what llama.cpp is compared in."""
+"""The same checkpoint in other number formats, as .gguf files for llama.cpp."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def shipped_format(path: str | Path) -> str:
 
 
 def weight_bytes(path: str | Path) -> int:
-    """Bytes that a decode step reads of the file's tensors: all, but the embedding only where it is the head too."""
+    """Bytes of the file's tensors that a decode step reads: all except an embedding that is not the head too."""
     from gguf import GGUFReader
 
     sizes = {tensor.name: int(tensor.n_bytes) for tensor in GGUFReader(path).tensors}
@@ -23,7 +23,7 @@ def weight_bytes(path: str | Path) -> int:
 
 
 def write_in_format(source: Path, kind: str, output: Path) -> None:
-    """Write ``source`` once more with its matrices in the format ``kind`` (F16, Q8_0), vectors and metadata as is."""
+    """Write a copy of ``source`` with its matrices in the format ``kind`` (F16, Q8_0); the rest stays as it is."""
     from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
     from gguf.quants import dequantize, quantize
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,18 +17,20 @@ FLOAT16 = 2  # bytes
 
 
 class LlamaCpp:
-    """A context of W tokens. When it is full it shifts: behind the first S tokens it discards one, or half of all.
+    """A context of W tokens. When it is full it shifts: it discards one token after the first S, or half of them.
 
-    One at a time is StreamingLLM; half at a time is what llama.cpp's own programs do. All settings but the sizes and
-    the threads are its defaults, a float16 cache among them. A prompt runs in a new context, below the window:
-    llama.cpp has no batch past it.
+    One at a time is StreamingLLM; llama.cpp's own programs discard half. All settings except sizes and threads are its
+    defaults, including a float16 cache. A prompt runs in a new context, below the window: llama.cpp has no batch past
+    it.
     """
 
     def __init__(self, threads: int, gguf: str, model: ModelConfig, window: int, sinks: int, discard: str) -> None:
         import llama_cpp
 
         self._api = llama_cpp
-        self._log = llama_cpp.llama_log_callback(lambda level, text, data: None)  # held: llama.cpp keeps a pointer
+        version = importlib.metadata.version("llama-cpp-python")
+        self.note = f"llama-cpp-python {version}, float16 cache; the prompt is one batch of W tokens"
+        self._log = llama_cpp.llama_log_callback(lambda level, text, data: None)  # llama.cpp keeps a pointer to it
         llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
         self._model = llama_cpp.llama_model_load_from_file(gguf.encode(), llama_cpp.llama_model_default_params())
         if not self._model:

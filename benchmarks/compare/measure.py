@@ -5,65 +5,47 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
 from benchmarks.compare.entries import STEPS, Entry
 from benchmarks.compare.peer import Peer, Turn
 from trtstream.errors import TrtstreamError
 from trtstream.progress import progress_bar
 
-FILL_PARTS = 8  # in which the window is filled: so many predictions below it
+FILL_CALLS = 8  # in which the window is filled, with a prediction after each
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How often contestants take turns, and how many tokens of the text a turn takes."""
+class Part:
+    """A part of the measurement: in each round a contestant is given ``tokens`` tokens of the text.
 
-    window: int
+    ``every`` of them go into a call of ``method`` (see `Contestant`); 0: as many as the contestant's entry says.
+    """
+
+    name: str
+    method: str
     rounds: int
+    tokens: int
+    every: int = 0
 
-    @property
-    def long_rounds(self) -> int:
-        """Those of evaluation and prefill, whose turns are long."""
-        return max(self.rounds // 4, 1)
 
-    @property
-    def parts(self) -> dict[str, int]:
-        """The parts of the measurement in their order, and the rounds of each."""
-        return {
-            "fill": 1,
-            "warm up": 1,
-            "decode": self.rounds,
-            "evaluate": self.long_rounds,
-            "prefill": self.long_rounds,
-        }
-
-    def tokens(self, part: str) -> int:
-        """Tokens of a turn."""
-        if part == "fill":
-            return self.window - self.window % FILL_PARTS
-        return {"evaluate": self.window // 2, "prefill": self.window}.get(part, STEPS)
-
-    @property
-    def all_tokens(self) -> int:
-        """Of the text; the last is predicted only."""
-        return sum(rounds * self.tokens(part) for part, rounds in self.parts.items()) + 1
-
-    def request(self, part: str, entry: Entry) -> tuple[Any, ...] | None:
-        """What a contestant is asked for in its turn: a method of its `Player` and arguments; None: it has no part."""
-        tokens = self.tokens(part)
-        if part == "evaluate":
-            return ("evaluate", tokens) if entry.evaluates else None
-        if part == "prefill":
-            return ("prefill", tokens) if entry.prefills else None
-        return "steps", tokens, tokens // FILL_PARTS if part == "fill" else entry.every
+def plan(window: int, rounds: int) -> list[Part]:
+    """The parts in their order. Those of evaluation and prefill have fewer rounds, as their turns are long."""
+    long_rounds, filled = max(rounds // 4, 1), window - window % FILL_CALLS
+    return [
+        Part("fill", "feed", 1, filled, filled // FILL_CALLS),
+        Part("warm up", "feed", 1, STEPS),
+        Part("decode", "feed", rounds, STEPS),
+        Part("evaluate", "evaluate", long_rounds, window // 2, window // 2),
+        Part("prefill", "prefill", long_rounds, window, window),
+    ]
 
 
 @dataclass
 class Record:
-    """What a contestant did: its turns of each part, and why it is out, if it is."""
+    """A contestant's turns in each part. ``failure`` says why it is out, if it is."""
 
     entry: Entry
+    note: str = ""
     turns: dict[str, list[Turn]] = field(default_factory=dict)
     failure: str | None = None
 
@@ -74,30 +56,30 @@ class Record:
         return {position: value for turn in turns for position, value in turn.log_probs.items()}
 
 
-def measure(entries: Sequence[Entry], needed: int, ids: Sequence[int], plan: Plan, threads: int) -> list[Record]:
-    """Let all contestants run. One that fails is out; raises TrtstreamError if it is among the first ``needed``."""
-    records = [Record(entry) for entry in entries]
+def measure(
+    entries: Sequence[Entry], needed: int, ids: Sequence[int], parts: Sequence[Part], threads: int
+) -> list[Record]:
+    """Run all contestants. One that fails is out; raises TrtstreamError if it is among the first ``needed``."""
+    records = [Record(entry, failure=entry.why_not) for entry in entries]
     with ExitStack() as stack:
         running: list[tuple[Record, Peer]] = []
         with progress_bar("load") as progress:
             for done, record in enumerate(records, 1):
-                entry = record.entry
-                if entry.maker is not None:
-                    peer = Peer(entry.maker, entry.settings, ids, threads)
+                if record.failure is None:
+                    peer = Peer(record.entry.maker, record.entry.settings, ids, threads)
                     stack.callback(peer.close)
-                    peer.wait()
+                    record.note = peer.wait()
                     running.append((record, peer))
                 progress(done, len(records))
-        for part, rounds in plan.parts.items():
-            with progress_bar(part) as progress:
-                for done in range(1, rounds + 1):
+        for part in parts:
+            with progress_bar(part.name) as progress:
+                for done in range(1, part.rounds + 1):
                     for record, peer in running:
-                        request = plan.request(part, record.entry)
-                        turn = None if request is None else peer.ask(*request)
+                        turn = peer.ask(part.method, part.tokens, part.every or record.entry.every)
                         if turn is not None:
-                            record.turns.setdefault(part, []).append(turn)
+                            record.turns.setdefault(part.name, []).append(turn)
                         record.failure = peer.failure
                         if record in records[:needed] and peer.failure is not None:
                             raise TrtstreamError(f"{record.entry.name}: {peer.failure}")
-                    progress(done, rounds)
+                    progress(done, part.rounds)
     return records

@@ -1,4 +1,4 @@
-"""A contestant in a process of its own: it lives as long as the comparison, computes when asked, and else waits.
+"""A contestant in a process of its own: it lives as long as the comparison, computes when asked, and otherwise waits.
 
 Imports nothing heavy: a process sets its number of threads before torch is loaded there.
 """
@@ -14,39 +14,42 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from trtstream.errors import TrtstreamError
 
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
 QUIET = 0.02  # seconds without work after which a process's threads count as asleep
 
 
 class Contestant(Protocol):
-    """What is measured. Fed the tokens of one text, in order; ``step_bytes`` is what the last call had to read."""
+    """A way to decode, which is fed the tokens of one text in order.
+
+    ``step_bytes`` is the least that the last call had to read. ``note`` goes into the last column of the table. Some
+    also have ``evaluate(tokens)``, which feeds tokens and returns the log-probability [T] (float32) of each given those
+    before it, and ``prefill(tokens)``, which feeds a prompt in the fastest way.
+    """
 
     step_bytes: int
+    note: str
 
     def feed(self, tokens: Sequence[int]) -> np.ndarray | None:
-        """Feed tokens; logits [vocab] (float32) after the last, or None of what predicts nothing."""
-
-    def evaluate(self, tokens: Sequence[int]) -> np.ndarray:
-        """Feed tokens; log-probability [T] (float32) of each given those before it."""
-
-    def prefill(self, tokens: Sequence[int]) -> None:
-        """Take in a prompt, the fastest way there is."""
+        """Feed tokens; logits [vocab] (float32) after the last, or None if it predicts nothing."""
 
 
 @dataclass
 class Turn:
-    """What a contestant did in a turn. Log-probabilities are by the position of the token that was predicted."""
+    """A contestant's turn. Log-probabilities are by the position of the token that was predicted."""
 
+    tokens: int
     milliseconds: list[float] = field(default_factory=list)  # of each call
     bytes_read: list[int] = field(default_factory=list)  # the least that each call had to read
     log_probs: dict[int, float] = field(default_factory=dict)
-    logits_std: float | None = None
+    logits_std: float = 0.0
 
 
 @dataclass
@@ -55,47 +58,37 @@ class Failure:
 
 
 class Player:
-    """Feeds a text to a contestant, and times it."""
+    """Feeds a text to a contestant and times it."""
 
     def __init__(self, contestant: Contestant, text: Sequence[int]) -> None:
         self._contestant, self._text, self._position = contestant, text, 0
 
-    def steps(self, count: int, every: int) -> Turn:
-        """Feed ``count`` tokens, ``every`` of them at once; each call is timed until the logits are there."""
-        turn = Turn()
+    def play(self, method: str, count: int, every: int) -> Turn | None:
+        """Feed the next ``count`` tokens, ``every`` of them in each timed call of ``method``: a method of `Contestant`.
+
+        None from a contestant without it.
+        """
+        call = getattr(self._contestant, method, None)
+        if call is None:
+            return None
+        turn = Turn(count)
         for _ in range(count // every):
-            tokens = self._next(every)
+            first, self._position = self._position, self._position + every
+            tokens = self._text[first : self._position]
             started = time.perf_counter()
-            logits = self._contestant.feed(tokens)
+            found = call(tokens)
             turn.milliseconds.append((time.perf_counter() - started) * 1e3)
             turn.bytes_read.append(self._contestant.step_bytes)
-            if logits is not None:
-                turn.log_probs[self._position] = _log_prob(logits, self._text[self._position])
-                turn.logits_std = float(logits.std())
+            if method == "evaluate":
+                turn.log_probs |= enumerate(found.tolist(), first)
+            elif method == "feed" and found is not None:
+                turn.log_probs[self._position] = _log_prob(found, self._text[self._position])
+                turn.logits_std = float(found.std())
         return turn
-
-    def evaluate(self, count: int) -> Turn:
-        """Feed ``count`` tokens in one timed call that predicts each."""
-        first, tokens = self._position, self._next(count)
-        started = time.perf_counter()
-        log_probs = self._contestant.evaluate(tokens)
-        milliseconds = (time.perf_counter() - started) * 1e3
-        return Turn([milliseconds], log_probs=dict(enumerate(log_probs.tolist(), first)))
-
-    def prefill(self, count: int) -> Turn:
-        """Feed ``count`` tokens as a prompt, in one timed call."""
-        tokens = self._next(count)
-        started = time.perf_counter()
-        self._contestant.prefill(tokens)
-        return Turn([(time.perf_counter() - started) * 1e3])
-
-    def _next(self, count: int) -> Sequence[int]:
-        self._position += count
-        return self._text[self._position - count : self._position]
 
 
 def _log_prob(logits: np.ndarray, token: int) -> float:
-    """Not by torch, whose threads would go on spinning while another library computes."""
+    """In numpy, since torch's threads would keep spinning while another library computes."""
     shifted = logits.astype(np.float64) - logits.max()
     return float(shifted[token] - np.log(np.exp(shifted).sum()))
 
@@ -104,7 +97,7 @@ class Peer:
     """The comparison's end of a contestant. ``failure`` says in one line why it is out, if it is."""
 
     def __init__(self, maker: str, settings: dict[str, Any], text: Sequence[int], threads: int) -> None:
-        """Start the process. ``maker`` ("module:function") makes the contestant there, of ``settings``."""
+        """Start the process, where ``maker`` ("module:function") makes the contestant from ``settings``."""
         self.failure: str | None = None
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
@@ -113,7 +106,7 @@ class Peer:
         theirs.close()
 
     def wait(self) -> Any:
-        """The answer to what was asked, first to being started; None from one that is out."""
+        """The next answer: first the contestant's note, then a `Turn` for each `ask`. None from one that is out."""
         if self.failure is not None:
             return None
         try:
@@ -126,11 +119,11 @@ class Peer:
             return None
         return answer
 
-    def ask(self, method: str, *arguments: int) -> Turn | None:
-        """Call a method of the contestant's `Player`, and wait until it is done and its threads sleep."""
+    def ask(self, method: str, count: int, every: int) -> Turn | None:
+        """Let the contestant's `Player` play, and wait until it is done and its threads sleep."""
         if self.failure is None:
-            with suppress(ConnectionError):  # why it ended is for `wait` to say
-                self._connection.send((method, arguments))
+            with suppress(ConnectionError):  # `wait` says why it ended
+                self._connection.send((method, count, every))
         return self.wait()
 
     def close(self) -> None:
@@ -138,7 +131,7 @@ class Peer:
         self._process.join()
 
 
-def _how_it_ended(status: int) -> str:
+def _how_it_ended(status: int | None) -> str:
     if status == -signal.SIGILL:
         return "its process met an instruction that it may not use; docs/results.md has CMAKE_ARGS without such"
     return f"its process ended with status {status}"
@@ -149,11 +142,11 @@ def _serve(connection: Connection, maker: str, settings: dict[str, Any], text: S
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the comparison, which then ends this process
     module, _, function = maker.partition(":")
     try:
-        player = Player(getattr(importlib.import_module(module), function)(threads=threads, **settings), text)
-        connection.send(True)
+        contestant = getattr(importlib.import_module(module), function)(threads=threads, **settings)
+        player = Player(contestant, text)
+        connection.send(contestant.note)
         while True:
-            method, arguments = connection.recv()
-            turn = getattr(player, method)(*arguments)
+            turn = player.play(*connection.recv())
             _sleep_until_quiet()
             connection.send(turn)
     except (EOFError, ConnectionError):  # the comparison has ended
@@ -165,7 +158,7 @@ def _serve(connection: Connection, maker: str, settings: dict[str, Any], text: S
 
 
 def _sleep_until_quiet() -> None:
-    """Return when this process's threads have stopped spinning for work: the next contestant has the cores alone."""
+    """Return when this process's threads have stopped spinning for work, so that the next contestant has all cores."""
     used = QUIET
     while used > QUIET / 10:
         before = time.process_time()

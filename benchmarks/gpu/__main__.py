@@ -1,16 +1,16 @@
-"""Everything of the GPU targets that only an NVIDIA GPU can tell: correctness first, then speed.
+"""Measures the GPU targets on an NVIDIA GPU: correctness first, then speed.
 
     python -m benchmarks.gpu                         all parts that the JSON lacks; cuda's: under 8 minutes on an H100
-    python -m benchmarks.gpu --parts decode,methods  these, whatever the JSON holds
+    python -m benchmarks.gpu --parts decode,methods  these, even if the JSON has them
     python -m benchmarks.gpu --tiny                  every part on tiny models, to see that all of it runs
 
-It runs from the sources, installed or not, and needs torch with CUDA and the Triton language, nothing else;
-transformers, where it is installed, does the recomputing. Weights are random, of published models' sizes. Every
-measurement goes to a JSON file at once, and all of them as markdown tables to stdout. A part is not measured again if
-the file has it complete and from the same sources. Each part has a process of its own.
+Run it from the sources, installed or not. It needs only torch with CUDA and the Triton language; where transformers is
+installed, it does the recomputing. Weights are random, of published models' sizes. Each measurement goes to a JSON file
+at once, and all of them to stdout as markdown tables. A part that the file has complete and from the same sources is
+not measured again. Each part has a process of its own.
 
-The parts that begin with ``tensorrt`` set TensorRT and TensorRT-RTX beside the cuda target: those of the two that can
-be imported (with click, numpy and safetensors, which the build needs), for which a folder on PYTHONPATH is enough:
+The parts that begin with ``tensorrt`` compare TensorRT and TensorRT-RTX with the cuda target: those of the two that can
+be imported (with click, numpy and safetensors, which the build needs). A folder on PYTHONPATH is enough:
 
     pip install --target libraries tensorrt-rtx-cu13
     PYTHONPATH=libraries python -m benchmarks.gpu --parts tensorrt,tensorrt_decode,tensorrt_prefill
@@ -18,7 +18,7 @@ be imported (with click, numpy and safetensors, which the build needs), for whic
 They build their engines on the machine that they measure, 14 for each library. So their models are SmolLM2-135M and
 TinyLlama-1.1B, which should take well under a minute each.
 
-Exit status: 0 all measured, 1 a part failed (the others ran; the JSON says why), 2 bad usage, 3 no GPU to run on.
+Exit status: 0 all measured, 1 a part failed (the others ran; the JSON says why), 2 bad usage, 3 no usable GPU.
 No GPU has run it yet.
 """
 
@@ -38,10 +38,13 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import RESULTS
+
 if TYPE_CHECKING:
     from benchmarks.gpu.bench import Bench, Row
 
-# Module and function of each part, in the order in which they run.
+# The module of each part, in the order in which they run. A part is a function of a Bench that yields its rows one by
+# one, so that a failure keeps the rows before it.
 PARTS = {
     "environment": "measurements",
     "correctness": "correctness",
@@ -63,13 +66,13 @@ BUILDING_PART_SECONDS = 900  # one that builds TensorRT engines, several for eac
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED = (
     *(f"benchmarks/{name}.py" for name in ("baselines", "models", "timing", "gpu/*")),
-    *("build/tensorrt/*.py", "plugins/*.py", "trtstream/runtime/*.py"),
+    *("build/families/*.py", "build/recipes.py", "build/tensorrt/*.py", "plugins/*.py", "trtstream/runtime/*.py"),
 )
 NO_GPU = 3
 
 
 def why_no_gpu() -> str | None:
-    """What this machine lacks, in one line, or None."""
+    """What this machine lacks, in one line; None if it can run the measurements."""
     if importlib.util.find_spec("torch") is None:
         return "PyTorch is not installed"
     from trtstream.plugins.cuda_device import why_no_cuda
@@ -80,9 +83,8 @@ def why_no_gpu() -> str | None:
 def sources_digest() -> str:
     """Names the state of the code that is measured, with or without git."""
     digest = hashlib.sha256()
-    for pattern in MEASURED:
-        for path in sorted(ROOT.glob(pattern)):
-            digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    for path in sorted(path for pattern in MEASURED for path in ROOT.glob(pattern)):
+        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -142,10 +144,11 @@ def measure(part: str, bench: Bench, results: Results) -> bool:
 
 
 def measure_apart(part: str, command: list[str], results: Results) -> bool:
-    """Run one part in a process of its own: what crashes or hangs there takes no other part along."""
+    """Run one part in a process of its own, so that a crash or a hang there harms no other part."""
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
     seconds = BUILDING_PART_SECONDS if PARTS[part] == "tensorrt" else PART_SECONDS
+    results.start(part)
     try:
         done = subprocess.run([*command, "--parts", part], env=environment, stdout=subprocess.DEVNULL, timeout=seconds)
         status = done.returncode
@@ -176,7 +179,7 @@ def main() -> int:
     title = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     if arguments.tiny:
         title += ", tiny sizes"
-    path = arguments.json or ROOT / "benchmarks" / "results" / f"gpu-{re.sub('[^a-z0-9]+', '-', title.lower())}.json"
+    path = arguments.json or RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', title.lower())}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     results = Results(path, title, sources_digest())
     if len(arguments.parts) == 1:

@@ -1,10 +1,9 @@
-"""What the parts share: the device, the sizes to measure, the bandwidth that floors are computed from."""
+"""What the parts share: the device, the sizes to measure, and the bandwidth from which floors are computed."""
 
 from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,24 +17,24 @@ from trtstream.settings import BuildConfig, ModelConfig
 Row = dict[str, Any]
 """One measurement: flat, JSON's types, every figure's unit in its name (``ms``: median milliseconds)."""
 
-FAR = 4_000_000  # a position far beyond anything that the cache holds
+FAR = 4_000_000  # a position far beyond any that the cache still has
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Everything that sets how large the measurements are."""
+    """The sizes of the measurements."""
 
     models: dict[str, ModelConfig]
-    main_model: str  # the one that is compared with other methods
+    main_model: str  # for comparisons with other methods
     dtype: str
     windows: tuple[int, ...]
     main_windows: tuple[int, ...]  # of comparisons
     batches: tuple[int, ...]
     chunks: tuple[int, ...]
     correctness_window: int
-    calls: int  # that a median is of
-    tensorrt_models: dict[str, ModelConfig]  # engines of theirs build in less than a minute each
-    compiled_layers: int  # torch.compile unrolls layers, so it is compared on a model cut to these
+    calls: int  # in a median
+    tensorrt_models: dict[str, ModelConfig]  # whose engines build in less than a minute each
+    compiled_layers: int  # torch.compile unrolls layers, so it compiles a model cut to that many
     copied_bytes: int
 
 
@@ -70,7 +69,7 @@ TINY = Sizes(
 
 
 class CheckFailed(Exception):
-    """Figures are outside their tolerances: they are recorded, and the script exits 1."""
+    """Figures are outside their tolerances. They are recorded, and the script exits 1."""
 
 
 WORKSPACE = 2 << 30  # activations, CUDA graphs, kernels
@@ -86,16 +85,12 @@ class Bench:
         """Measured bytes per second: ``copy`` and ``read``."""
         return bandwidths(self.device, min(self.sizes.copied_bytes, self.free_bytes() // 4))
 
-    @property
-    def bandwidth(self) -> float:
-        """The larger of the two, which gives the lower floor."""
-        return max(self.bandwidths.values())
-
     def floor_ms(self, num_bytes: int) -> float:
-        return num_bytes / self.bandwidth * 1e3
+        """The least time in which that many bytes can be read: at the larger bandwidth."""
+        return num_bytes / max(self.bandwidths.values()) * 1e3
 
     def free_bytes(self) -> int:
-        """Memory that new tensors can have."""
+        """Memory that is free for new tensors."""
         if self.device.type != "cuda":
             return sys.maxsize  # tests, with tiny models
         gc.collect()
@@ -103,7 +98,7 @@ class Bench:
         return torch.cuda.mem_get_info(self.device)[0]
 
     def fits(self, num_bytes: int) -> bool:
-        """Whether so much can be allocated, with some space left to compute in."""
+        """Whether that many bytes can be allocated, with space left to compute in."""
         return num_bytes + WORKSPACE <= self.free_bytes()
 
     @property
@@ -118,10 +113,6 @@ class Bench:
         return BuildConfig(
             max_batch_size=batch, max_num_tokens=chunk, max_attention_window=window, dtype=self.sizes.dtype
         )
-
-
-Part = Callable[[Bench], Iterator[Row]]
-"""A part yields its rows one by one, so that what was measured before a failure is kept."""
 
 
 def goal(text: str, met: bool) -> Row:

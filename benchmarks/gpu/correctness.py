@@ -1,54 +1,52 @@
 """Part ``correctness``: the kernels against the definition in float64, and whole engines against the CPU's.
 
-Sessions of one batch stand where mistakes show: young, exactly full, wrapped, at position 4,000,000, with other numbers
-of sinks, between padding rows; and each is stepped alone, when its cache is split over several programs. Every figure
-has its tolerance beside it; in float32 each comparison must also fail when the reference's ring is one token shorter.
+The sessions of a batch are where mistakes show: young, exactly full, wrapped, at position 4,000,000, with different
+numbers of sinks, between padding rows. Each is also stepped alone, with its cache split over several programs. Each
+error comes with its tolerance; in float32 a comparison must also fail when the reference's ring is one token shorter.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, pairwise
 
 import torch
 
 from benchmarks.gpu.bench import FAR, Bench, CheckFailed, Row
 from benchmarks.gpu.engines import make_engine
-from benchmarks.models import TINY_FALCON, TINY_FALCON_RW, TINY_LLAMA, Reader, random_tensors, weights_from
+from benchmarks.models import (
+    FALCON_7B,
+    FALCON_RW_1B,
+    LLAMA_2_7B,
+    LLAMA_3_8B,
+    SMOLLM2,
+    TINY_FALCON,
+    TINY_FALCON_RW,
+    TINY_LLAMA,
+    RandomCheckpoint,
+)
 from trtstream.plugins.decode_plan import Step, step_rotation
-from trtstream.plugins.positions import PositionEncoding, alibi_slopes, inverse_frequencies
+from trtstream.plugins.positions import PositionEncoding
 from trtstream.plugins.reference import streaming_attention
 from trtstream.plugins.window import Window
 from trtstream.runtime.cuda import PADDING
 from trtstream.runtime.streaming_engine import StreamingEngine
-from trtstream.settings import BuildConfig, ModelConfig, RopeConfig
+from trtstream.settings import BuildConfig, ModelConfig
 
 MAX_SINKS = 4
 STEPS = 3  # decode steps at the end of each session
 TOLERANCES = {"float32": 3e-5, "float16": 5e-3, "bfloat16": 4e-2}  # of values around 1: an error is absolute
 
 
-@dataclass(frozen=True)
-class Layout:
-    heads: int
-    kv_heads: int
-    head_dim: int
-    alibi: bool = False
-
-    def positions(self) -> PositionEncoding:
-        if self.alibi:
-            return PositionEncoding(slopes=alibi_slopes(self.heads) * self.head_dim**-0.5)
-        return PositionEncoding(*inverse_frequencies(RopeConfig(), self.head_dim))
-
-
 LAYOUTS = {
-    "MHA 32/32 x 128 (Llama-2-7B)": Layout(32, 32, 128),
-    "GQA 32/8 x 128 (Llama-3-8B)": Layout(32, 8, 128),
-    "GQA 9/3 x 64 (SmolLM2-135M)": Layout(9, 3, 64),
-    "MQA 71/1 x 64 (Falcon-7B)": Layout(71, 1, 64),
-    "ALiBi 32/32 x 64 (Falcon-RW-1B)": Layout(32, 32, 64, alibi=True),
+    "MHA 32/32 x 128 (Llama-2-7B)": LLAMA_2_7B,
+    "GQA 32/8 x 128 (Llama-3-8B)": LLAMA_3_8B,
+    "GQA 9/3 x 64 (SmolLM2-135M)": SMOLLM2,
+    "MQA 71/1 x 64 (Falcon-7B)": FALCON_7B,
+    "ALiBi 32/32 x 64 (Falcon-RW-1B)": FALCON_RW_1B,
 }
 BFLOAT16_LAYOUT = "GQA 32/8 x 128 (Llama-3-8B)"  # kernels take long to compile
 
@@ -60,20 +58,23 @@ class Session:
     where: str
     window: Window
     t: torch.Tensor
-    qkv: torch.Tensor | None = None  # [T, (heads + 2 * kv_heads) * head_dim]
+    qkv: torch.Tensor  # [T, (heads + 2 * kv_heads) * head_dim]
 
     @property
     def ring_first(self) -> int:
         return max(int(self.t[min(self.window.sinks, len(self.t) - 1)]), self.window.sinks)
 
 
-def sessions(max_window: int) -> list[Session]:
+def sessions(model: ModelConfig, max_window: int, dtype: str, device: torch.device) -> list[Session]:
+    """Sessions with random queries, keys and values."""
     ring = max_window - MAX_SINKS
+    width = (model.num_attention_heads + 2 * model.num_key_value_heads) * model.head_dim
+    generator = torch.Generator().manual_seed(0)
 
     def session(where: str, sinks: int, length: int, gap: int = 0) -> Session:
-        window = Window(sinks, MAX_SINKS, ring)
         t = torch.arange(length)
-        return Session(where, window, torch.where(t < sinks, t, t + gap))
+        qkv = torch.randn(length, width, generator=generator).to(device, getattr(torch, dtype))
+        return Session(where, Window(sinks, MAX_SINKS, ring), torch.where(t < sinks, t, t + gap), qkv)
 
     return [
         session("below C", 2, ring // 2),
@@ -86,8 +87,13 @@ def sessions(max_window: int) -> list[Session]:
 
 
 def correctness(bench: Bench) -> Iterator[Row]:
+    yield from checked(chain(_kernels(bench), engine_checks(partial(_cuda_engine, bench.device))))
+
+
+def checked(rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows. Raises CheckFailed after the last if some are not ``ok``."""
     failed = 0
-    for row in chain(_kernels(bench), _engines(bench)):
+    for row in rows:
         failed += not row["ok"]
         yield row
     if failed:
@@ -95,35 +101,29 @@ def correctness(bench: Bench) -> Iterator[Row]:
 
 
 def _kernels(bench: Bench) -> Iterator[Row]:
-    for name, layout in LAYOUTS.items():
+    for name, model in LAYOUTS.items():
         for dtype in TOLERANCES if name == BFLOAT16_LAYOUT else ("float32", "float16"):
-            yield from _kernels_of(name, layout, bench.sizes.correctness_window, dtype, bench.device)
+            yield from _kernels_of(name, model, bench.sizes.correctness_window, dtype, bench.device)
 
 
 @torch.inference_mode()
-def _kernels_of(name: str, layout: Layout, max_window: int, dtype: str, device: torch.device) -> Iterator[Row]:
-    batch = sessions(max_window)
-    generator = torch.Generator().manual_seed(0)
-    width = (layout.heads + 2 * layout.kv_heads) * layout.head_dim
-    shape = (len(batch) + 1, 2, 2, layout.kv_heads, max_window, layout.head_dim)
-    # A layer of a larger cache, as in an engine, with what earlier sessions left: it would show if it were read.
+def _kernels_of(name: str, model: ModelConfig, max_window: int, dtype: str, device: torch.device) -> Iterator[Row]:
+    positions = PositionEncoding.of(model).to(device)
+    batch = sessions(model, max_window, dtype, device)
+    # A layer of a larger cache, as in an engine, full of what earlier sessions left: reading it would show.
+    shape = (len(batch) + 1, 2, 2, model.num_key_value_heads, max_window, model.head_dim)
     cache = torch.full(shape, 30.0, dtype=getattr(torch, dtype), device=device)[:, 1]
-    positions = layout.positions().to(device)
-    found = []
-    for lane, session in enumerate(batch):
-        session.qkv = torch.randn(len(session.t), width, generator=generator).to(device, cache.dtype)
-        found.append(_feed(session, lane, cache, positions))
-    for number in range(STEPS):
-        last = number == STEPS - 1  # each session alone; before, all together
-        together = [[lane] for lane in range(len(batch))] if last else [list(range(len(batch)))]
-        for lanes in together:
+    found = [_feed(session, cache[lane], positions) for lane, session in enumerate(batch)]
+    everyone = list(range(len(batch)))
+    for number in range(STEPS):  # the last time each session alone, before that all together
+        for lanes in [[lane] for lane in everyone] if number == STEPS - 1 else [everyone]:
             for lane, output in _step(batch, lanes, number, cache, positions):
                 found[lane].append(output[None])
 
     worst: dict[str, tuple[float, str]] = {"chunk_attention": (0.0, ""), "decode_attention": (0.0, "")}
     least_if_shorter = dict.fromkeys(worst, math.inf)
     for session, outputs in zip(batch, found, strict=True):
-        expected, if_shorter = (_reference(session, layout, session.window.ring - less) for less in (0, 1))
+        expected, if_shorter = (_reference(session, model, session.window.ring - less) for less in (0, 1))
         output, fed = torch.cat(outputs), len(session.t) - STEPS
         for operator, part in (("chunk_attention", slice(0, fed)), ("decode_attention", slice(fed, None))):
             worst[operator] = max(worst[operator], (_error(output[part], expected[part]), session.where))
@@ -131,7 +131,7 @@ def _kernels_of(name: str, layout: Layout, max_window: int, dtype: str, device: 
                 error = _error(output[part], if_shorter[part])
                 least_if_shorter[operator] = min(least_if_shorter[operator], error)
     for operator, (error, where) in worst.items():
-        row = {"check": operator, "of": name, "window": max_window, "dtype": dtype}
+        row: Row = {"check": operator, "of": name, "window": max_window, "dtype": dtype}
         row |= {"error": error, "tolerance": TOLERANCES[dtype], "worst_at": where}
         row["ok"] = error < TOLERANCES[dtype]
         if dtype == "float32":
@@ -140,40 +140,27 @@ def _kernels_of(name: str, layout: Layout, max_window: int, dtype: str, device: 
         yield row
 
 
-def _feed(session: Session, lane: int, cache: torch.Tensor, positions: PositionEncoding) -> list[torch.Tensor]:
+def _feed(session: Session, cache: torch.Tensor, positions: PositionEncoding) -> list[torch.Tensor]:
     """All but the last tokens in chunks that begin inside the sinks, cross the wrap, and end before the gap in t."""
     window, end = session.window, len(session.t) - STEPS
     sinks = min(window.sinks, end)
     bounds = [0, sinks] if session.ring_first > window.sinks else [0, sinks // 2]
     bounds += [*range(bounds[-1] + window.ring // 3 + 1, end, window.ring // 3 + 1), end]
     outputs = []
-    for first, last in pairwise(bounds):
-        if first == last:
-            continue
+    for first, last in pairwise(sorted(set(bounds))):
         t = session.t[first:last]
-        rotation = None
-        if positions.slopes is None:
-            rotation = step_rotation(positions, torch.stack((t, t.clamp(max=window.capacity - 1)), 1).to(cache.device))
+        at = torch.stack((t, t.clamp(max=window.capacity - 1)), 1).to(cache.device)
+        rotation = step_rotation(positions, at) if positions.slopes is None else None
+        numbers = int(t[0]), session.ring_first, window.sinks, window.max_sinks
         chunk = session.qkv[first:last]
-        outputs.append(
-            torch.ops.trtstream.chunk_attention(
-                chunk,
-                cache[lane],
-                rotation,
-                positions.slopes,
-                int(t[0]),
-                session.ring_first,
-                window.sinks,
-                window.max_sinks,
-            )
-        )
+        outputs.append(torch.ops.trtstream.chunk_attention(chunk, cache, rotation, positions.slopes, *numbers))
     return outputs
 
 
 def _step(
     batch: list[Session], lanes: list[int], number: int, cache: torch.Tensor, positions: PositionEncoding
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """The next tokens of the sessions in ``lanes``: each lane's output. Several have padding rows between and after."""
+    """Lane and output of the next token of each session in ``lanes``. Several have padding rows between and after."""
     rows, at, qkv = [], [], []
     for lane in lanes:
         session = batch[lane]
@@ -197,16 +184,12 @@ def _step(
             raise CheckFailed("decode_attention: the output of a padding row is not zero")
 
 
-def _reference(session: Session, layout: Layout, ring: int) -> torch.Tensor:
-    """What the session's outputs [T, heads * head_dim] must be, in float64, from the same rounded inputs."""
-    device = session.qkv.device
-    q, k, v = (
-        session.qkv.double()
-        .unflatten(1, (-1, layout.head_dim))
-        .split((layout.heads, layout.kv_heads, layout.kv_heads), 1)
-    )
-    positions = layout.positions().to(device)
-    with device:  # what the reference makes anew is made there
+def _reference(session: Session, model: ModelConfig, ring: int) -> torch.Tensor:
+    """The outputs [T, heads * head_dim] that the session must have, in float64, from the same rounded inputs."""
+    device, heads, kv_heads = session.qkv.device, model.num_attention_heads, model.num_key_value_heads
+    q, k, v = session.qkv.double().unflatten(1, (-1, model.head_dim)).split((heads, kv_heads, kv_heads), 1)
+    positions = PositionEncoding.of(model).to(device)
+    with device:  # the reference's own tensors go there, too
         outputs = streaming_attention(
             q, k, v, session.window.sinks, ring, positions.frequencies, positions.scale, session.t.to(device)
         )
@@ -218,16 +201,12 @@ def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return (found.double() - expected).abs().nan_to_num(nan=1e9).max().item()
 
 
-def _engines(bench: Bench) -> Iterator[Row]:
-    def cuda_engine(model: ModelConfig, build: BuildConfig, read: Reader) -> StreamingEngine:
-        weights = weights_from(model, lambda name: read(name).to(bench.device))
-        return make_engine(model, build, weights)
-
-    return engine_checks(cuda_engine)
+Maker = Callable[[RandomCheckpoint, BuildConfig], StreamingEngine]
+"""Makes an engine of some target from tensors in the engine's dtype."""
 
 
-Maker = Callable[[ModelConfig, BuildConfig, Reader], StreamingEngine]
-"""Makes an engine of some target from tensors that are read on the CPU, in the engine's dtype."""
+def _cuda_engine(device: torch.device, checkpoint: RandomCheckpoint, build: BuildConfig) -> StreamingEngine:
+    return make_engine(checkpoint.model, build, checkpoint.weights(device))
 
 
 def engine_checks(make: Maker) -> Iterator[Row]:
@@ -256,10 +235,9 @@ def _engine_error(model: ModelConfig, dtype: str, make: Maker) -> float:
         max_sink_token_length=6,
         dtype=dtype,
     )
-    cpu = torch.device("cpu")
-    read = random_tensors(model, getattr(torch, dtype), cpu, std=0.2)
-    weights = weights_from(model, lambda name: read(name).float())
-    engines = make(model, build, read), make_engine(model, replace(build, dtype="float32"), weights)
+    checkpoint = RandomCheckpoint(model, getattr(torch, dtype), torch.device("cpu"), std=0.2)
+    on_cpu = make_engine(model, replace(build, dtype="float32"), checkpoint.weights(dtype=torch.float32))
+    engines = make(checkpoint, build), on_cpu
     generator = torch.Generator().manual_seed(1)
     lengths = (3, 31, 128)
     prompts = [torch.randint(model.vocab_size, (length,), generator=generator).tolist() for length in lengths]

@@ -1,26 +1,34 @@
-"""Engines to measure: random weights, full caches, steps as functions. A further target is one more maker here."""
+"""Engines to measure: full caches, and steps as functions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from benchmarks.gpu.bench import Bench, Row
-from benchmarks.models import random_weights, weight_bytes
+from benchmarks.gpu.tensorrt_engines import make_tensorrt_engine
+from benchmarks.models import RandomCheckpoint, weight_bytes
+from trtstream.plugins.kv_cache import kv_bytes_per_session
+from trtstream.runtime.batch_steps import BatchStep
 from trtstream.runtime.cuda import CudaBackend
 from trtstream.runtime.decoder import DecoderWeights
 from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.streaming_engine import StreamingEngine
+from trtstream.runtime.tensorrt import TensorrtBackend
 from trtstream.settings import BuildConfig, ModelConfig
+
+Engines = Mapping[str, StreamingEngine]
+"""Engines of the same weights and sizes by target, ``cuda`` first."""
 
 
 def make_engine(model: ModelConfig, build: BuildConfig, weights: DecoderWeights) -> StreamingEngine:
+    """A cuda engine on the device of its weights."""
     return StreamingEngine(model, build, CudaBackend(model, build, weights))
 
 
 def full_engine(model: ModelConfig, build: BuildConfig, weights: DecoderWeights) -> StreamingEngine:
-    """An engine whose sessions all have a full cache."""
+    """A cuda engine whose sessions all have a full cache."""
     return filled(make_engine(model, build, weights))
 
 
@@ -29,6 +37,19 @@ def filled(engine: StreamingEngine) -> StreamingEngine:
     for lane in range(engine.build.max_batch_size):
         place_session(engine, lane, 2 * engine.build.max_attention_window)
     return engine
+
+
+def full_engines(bench: Bench, model: ModelConfig, build: BuildConfig, targets: Sequence[str]) -> Engines:
+    """Engines of ``targets``, with full caches and the same weights. TensorRT's are built while GPU memory is free."""
+    checkpoint = RandomCheckpoint(model, bench.dtype, bench.device)
+    others = {target: filled(make_tensorrt_engine(target, checkpoint, build)) for target in targets if target != "cuda"}
+    return {"cuda": full_engine(model, build, checkpoint.weights()), **others}
+
+
+def engine_bytes(model: ModelConfig, build: BuildConfig, targets: Sequence[str]) -> int:
+    """Bytes of the weights and KV caches of `full_engines`."""
+    caches = sum(kv_bytes_per_session(model, build, target) for target in targets) * build.max_batch_size
+    return len(targets) * weight_bytes(model, build.dtype) + caches
 
 
 def place_session(engine: StreamingEngine, lane: int, position: int) -> None:
@@ -49,10 +70,16 @@ def greedy_step(engine: StreamingEngine, batch: int, first_lane: int = 0) -> Cal
     return run
 
 
+def batch_steps(engine: StreamingEngine) -> list[BatchStep]:
+    """The decode steps of a GPU target's engine."""
+    assert isinstance(engine.backend, CudaBackend | TensorrtBackend)
+    return engine.backend.steps
+
+
 def decode_on_device(engine: StreamingEngine, batch: int) -> Callable[[], object]:
     """The device's part of a decode step alone: the CUDA graph of a batch, over and over with the same inputs."""
     engine.decode(list(range(batch)), [1] * batch)
-    step = next(step for step in engine.backend.steps if step.size == batch)
+    step = next(step for step in batch_steps(engine) if step.size == batch)
     return torch.inference_mode()(step.run)
 
 
@@ -72,16 +99,9 @@ def captured(run: Callable[[], object], device: torch.device) -> Callable[[], ob
 
     def replay() -> object:
         graph.replay()
-        return run  # held, with it what the graph reads and writes
+        return run  # and keep alive what the graph reads and writes
 
     return replay
-
-
-def loaded_models(bench: Bench) -> Iterator[tuple[str, ModelConfig, DecoderWeights | None]]:
-    """The models with their weights, or None where these do not fit. Drop one's weights before asking for the next."""
-    for name, model in bench.sizes.models.items():
-        fits = bench.fits(weight_bytes(model, bench.sizes.dtype))
-        yield name, model, random_weights(model, bench.dtype, bench.device) if fits else None
 
 
 def does_not_fit(num_bytes: int, what: str) -> Row:

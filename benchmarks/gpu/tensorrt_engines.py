@@ -1,62 +1,41 @@
-"""TensorRT engines to measure: random weights, built and loaded on this machine by what users build and load with."""
+"""TensorRT engines to measure: random weights, built and loaded on this machine with the users' own commands."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
 from benchmarks.gpu.bench import Bench, Row
-from benchmarks.models import TINY_LLAMA, Reader, random_tensors, tensor_shapes
+from benchmarks.models import TINY_LLAMA, RandomCheckpoint
 from trtstream.engine_dir import directory_bytes
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.tensorrt_library import LIBRARIES, load_tensorrt
 from trtstream.runtime.streaming_engine import StreamingEngine
-from trtstream.settings import BuildConfig, ModelConfig
+from trtstream.settings import BuildConfig
 from trtstream.targets import TARGETS
 
 
-@dataclass(frozen=True)
-class RandomCheckpoint:
-    """Random weights in the place of a `trtstream.build.checkpoint.Checkpoint`."""
-
-    model: ModelConfig
-    read: Reader
-
-    def tensor_names(self) -> list[str]:
-        return list(tensor_shapes(self.model))
-
-    def tensor(self, name: str) -> torch.Tensor:
-        return self.read(name).cpu()
-
-    def blank_tensor(self, name: str) -> torch.Tensor:
-        return torch.empty(tensor_shapes(self.model)[name], device="meta")
-
-    def save_tokenizer(self, folder: Path) -> bool:
-        return False
-
-
-def make_tensorrt_engine(target: str, model: ModelConfig, build: BuildConfig, read: Reader) -> StreamingEngine:
+def make_tensorrt_engine(target: str, checkpoint: RandomCheckpoint, build: BuildConfig) -> StreamingEngine:
     """Build an engine and load it. Raises TrtstreamError where it cannot run here."""
     from trtstream.runtime.loading import load_engine
 
     with TemporaryDirectory() as folder:
-        build_engine(target, model, build, read, Path(folder) / "engine")
+        build_engine(target, checkpoint, build, Path(folder) / "engine")
         return load_engine(Path(folder) / "engine")
 
 
-def build_engine(target: str, model: ModelConfig, build: BuildConfig, read: Reader, folder: Path) -> None:
-    TARGETS[target].build(RandomCheckpoint(model, read), build, folder, lambda done, total: None)
+def build_engine(target: str, checkpoint: RandomCheckpoint, build: BuildConfig, folder: Path) -> None:
+    TARGETS[target].build(checkpoint, build, folder, lambda done, total: None)
 
 
 def libraries(bench: Bench) -> Generator[Row, None, list[str]]:
-    """A row for each TensorRT library that is here: its version, and whether it runs a tiny engine on this GPU.
+    """A row for each installed TensorRT library: its version, and whether it runs a tiny engine on this GPU.
 
-    Returns the targets that do. The note of one that does not has TensorRT's own error.
+    Returns the targets that do. The others' notes have TensorRT's own error.
     """
     found, missing = [], []
     for target in LIBRARIES:
@@ -77,13 +56,13 @@ def _tiny_engine(bench: Bench, target: str) -> Row:
     from trtstream.runtime.loading import load_engine
 
     build = BuildConfig(max_batch_size=2, max_num_tokens=8, max_attention_window=32, dtype="float16")
-    read = random_tensors(TINY_LLAMA, torch.float16, torch.device("cpu"))
+    checkpoint = RandomCheckpoint(TINY_LLAMA, torch.float16, torch.device("cpu"))
     with TemporaryDirectory() as folder:
         engine = Path(folder) / "engine"
         row: Row = {"runs": False}
         started = time.perf_counter()
         try:
-            build_engine(target, TINY_LLAMA, build, read, engine)
+            build_engine(target, checkpoint, build, engine)
             row |= {"tiny_build_s": time.perf_counter() - started, "tiny_mb": directory_bytes(engine) / 1e6}
             if bench.device.type != "cuda":
                 return row | {"note": "running it needs an NVIDIA GPU"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,8 +81,13 @@ def test_they_predict_the_same(values: dict[str, Any]) -> None:
     assert values["chunked_evaluation"]["tokens_compared"] == rotation["past_window"]["tokens"]
 
 
-def test_the_document_takes_the_figures(values: dict[str, Any]) -> None:
-    text = "\n".join(report.compare(values))
+def test_the_document_takes_the_figures(
+    values: dict[str, Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(report.RESULTS, tmp_path, dirs_exist_ok=True)
+    shutil.copy(folder / "compare.json", tmp_path)
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    text = report.document()
     assert all(row["name"] in text for row in values["contestants"])
     assert all(line in text for line in values["verdicts"])
     assert f"{values['chunked_evaluation']['times_as_fast']:.1f} times as fast" in text
@@ -102,12 +108,12 @@ def test_a_winning_peer_is_named() -> None:
 
 
 def test_a_contestant_that_dies_is_out_and_says_why() -> None:
-    peer = Peer("builtins:dict", {}, [], threads=1)  # never asked, so anything will do
-    assert peer.wait() is True
+    peer = Peer("types:SimpleNamespace", {"note": "does nothing"}, [], threads=1)
+    assert peer.wait() == "does nothing"
     os.kill(peer._process.pid, signal.SIGILL)
-    assert peer.ask("steps", 1, 1) is None
+    assert peer.ask("feed", 1, 1) is None
     assert peer.failure.startswith("its process met an instruction that it may not use")
-    assert peer.ask("steps", 1, 1) is None
+    assert peer.ask("feed", 1, 1) is None
     peer.close()
 
 

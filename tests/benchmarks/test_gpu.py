@@ -21,11 +21,11 @@ from packaging.requirements import Requirement
 
 from benchmarks import baselines, models
 from benchmarks.gpu import __main__ as script
-from benchmarks.gpu import engines, measurements, tensorrt
+from benchmarks.gpu import engines, measurements
 from benchmarks.gpu.bench import TINY, WORKSPACE, Bench, Row
 from benchmarks.gpu.correctness import engine_checks
-from benchmarks.gpu.report import markdown, table
-from benchmarks.gpu.tensorrt_engines import RandomCheckpoint
+from benchmarks.gpu.report import markdown
+from benchmarks.markdown import table
 from tests.tensorrt.interpreted_engine import interpreted_engine
 from trtstream.plugins.kv_cache import kv_bytes_per_session
 from trtstream.runtime.streaming_engine import StreamingEngine
@@ -114,11 +114,12 @@ def test_a_part_that_fails_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_part_that_crashes_takes_no_other_along(tmp_path: Path) -> None:
     results = script.Results(tmp_path / "results.json", "CPU", "today")
-    results.record("environment", state="complete")
+    results.record("environment", state="complete", seconds=1.0, rows=[])
     assert not script.measure_apart("decode", [sys.executable, "-c", "import os; os.abort()"], results)
     found = parts_of(tmp_path / "results.json")
-    assert found["environment"] == {"state": "complete"}
-    assert found["decode"] == {"state": "failed", "error": "its process ended with status -6"}
+    assert found["environment"] == {"state": "complete", "seconds": 1.0, "rows": []}
+    assert found["decode"].items() >= {"state": "failed", "error": "its process ended with status -6"}.items()
+    assert "Failed: its process ended with status -6" in markdown(results.values)
 
 
 def test_results_of_another_device_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,12 +133,12 @@ def python_with_torch_alone(folder: Path) -> Path:
     """The interpreter of an environment that holds torch, Triton, what these require, and no other package."""
     venv.create(folder, symlinks=True)
     (packages,) = folder.glob("lib/python*/site-packages")
-    wanted, held = ["torch", "triton"], set()
+    wanted, linked = ["torch", "triton"], set()
     while wanted:
         package = wanted.pop()
-        if package in held:
+        if package in linked:
             continue
-        held.add(package)
+        linked.add(package)
         for name in {file.parts[0] for file in metadata.files(package) or ()} - {"..", "__pycache__"}:
             if not (packages / name).exists():
                 (packages / name).symlink_to(metadata.distribution(package).locate_file(name))
@@ -180,36 +181,31 @@ def test_tensorrt_builds_here_and_needs_a_gpu_to_run(tmp_path: Path, monkeypatch
     assert row["note"] == "running it needs an NVIDIA GPU"
 
 
-def interpreted(model: ModelConfig, build: BuildConfig, read: models.Reader) -> StreamingEngine:
-    """What runs on a GPU, but for TensorRT itself."""
-    return interpreted_engine(RandomCheckpoint(model, read), build)
-
-
 def test_tensorrt_engines_pass_their_checks() -> None:
-    assert all(row["ok"] for row in engine_checks(interpreted))
+    assert all(row["ok"] for row in engine_checks(interpreted_engine))
 
 
 def test_the_checks_see_a_ring_that_is_one_shorter() -> None:
-    def shorter(model: ModelConfig, build: BuildConfig, read: models.Reader) -> StreamingEngine:
-        return interpreted(model, replace(build, max_sink_token_length=build.max_sink_token_length + 1), read)
+    def shorter(checkpoint: models.RandomCheckpoint, build: BuildConfig) -> StreamingEngine:
+        return interpreted_engine(checkpoint, replace(build, max_sink_token_length=build.max_sink_token_length + 1))
 
     assert not next(engine_checks(shorter))["ok"]
 
 
 def test_tensorrt_rows_stand_beside_cudas() -> None:
     bench, model = Bench(CPU, TINY), models.TINY_LLAMA
-    build, read = bench.build(32, 4, chunk=8), models.random_tensors(model, torch.float32, CPU)
+    build, checkpoint = bench.build(32, 4, chunk=8), models.RandomCheckpoint(model, torch.float32, CPU)
     compared = {
-        "cuda": engines.full_engine(model, build, models.weights_from(model, read)),
-        "tensorrt-rtx": engines.filled(interpreted(model, build, read)),
+        "cuda": engines.full_engine(model, build, checkpoint.weights()),
+        "tensorrt-rtx": engines.filled(interpreted_engine(checkpoint, build)),
     }
     for part, rows in {
-        "decode": list(tensorrt.decode_rows(bench, compared, 4)),
-        "prefill": list(tensorrt.prefill_rows(bench, compared)),
+        "decode": list(measurements.decode_rows(bench, compared, 4)),
+        "prefill": list(measurements.prefill_rows(bench, compared)),
     }.items():
         cuda, rtx = rows
         assert [row["target"] for row in rows] == ["cuda", "tensorrt-rtx"]
-        assert cuda.keys() == rtx.keys() >= COLUMNS[part] - {"model", "window"}
+        assert cuda.keys() == rtx.keys() >= COLUMNS[part] - {"model", "window", "batch", "chunk"}
         assert cuda["times_cuda"] == 1.0
         assert cuda.get("floor_ms") == rtx.get("floor_ms")
 
@@ -229,7 +225,7 @@ def test_models_have_their_published_sizes(model: ModelConfig, parameters: int) 
 
 def test_the_floor_counts_what_a_step_reads() -> None:
     model, build = models.TINY_LLAMA, BuildConfig(max_attention_window=40, sink_token_length=4, max_sink_token_length=8)
-    weights = models.random_weights(model, torch.float32, CPU)
+    weights = models.RandomCheckpoint(model, torch.float32, CPU).weights()
     layer = (64 + 2 * 32) * 64 + 64 * 64 + 2 * 128 * 64 + 64 * 128 + 2 * 64  # qkv, output, gate and up, down, norms
     head = 64 + 128 * 64
     keys_and_values = 2 * 2 * 2 * 16 * (4 + 32)  # 2 layers, 2 kv heads of 16, C = 36 of 40 slots
@@ -250,7 +246,7 @@ def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "note" not in rows[0]
     monkeypatch.setattr(Bench, "free_bytes", lambda self: WORKSPACE)
     notes = [row["note"] for row in measurements.decode(bench)]
-    assert notes == ["does not fit: 0.0 GB of weights"] * 2
+    assert notes == ["does not fit: 0.0 GB of weights and KV caches"] * 8
 
 
 @pytest.fixture(scope="module", params=[models.TINY_LLAMA, models.TINY_FALCON], ids=["llama", "falcon"])
@@ -260,7 +256,7 @@ def model(request: pytest.FixtureRequest) -> ModelConfig:
 
 def differences(model: ModelConfig, other: Callable[[torch.Tensor], torch.Tensor], length: int) -> torch.Tensor:
     """Of the engine's logits after each token, against those of ``other``, in standard deviations [length]."""
-    weights = models.random_weights(model, torch.float32, CPU, std=0.2)
+    weights = models.RandomCheckpoint(model, torch.float32, CPU, std=0.2).weights()
     build = BuildConfig(max_batch_size=1, max_attention_window=20, dtype="float32")
     engine = engines.make_engine(model, build, weights)
     tokens = torch.randint(model.vocab_size, (length,), generator=torch.Generator().manual_seed(0))
@@ -270,7 +266,7 @@ def differences(model: ModelConfig, other: Callable[[torch.Tensor], torch.Tensor
 
 def test_whole_cache_rotation_gives_what_the_engine_gives(model: ModelConfig) -> None:
     def rotation(sinks: int, ring: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        weights = models.random_weights(model, torch.float32, CPU, std=0.2)
+        weights = models.RandomCheckpoint(model, torch.float32, CPU, std=0.2).weights()
         method = baselines.WholeCacheRotation(model, weights, sinks, ring)
         return lambda tokens: torch.stack([method.step(token[None]) for token in tokens])
 
@@ -280,7 +276,7 @@ def test_whole_cache_rotation_gives_what_the_engine_gives(model: ModelConfig) ->
 
 
 def test_recompute_gives_what_the_engine_gives_below_c(model: ModelConfig) -> None:
-    weights = models.random_weights(model, torch.float32, CPU, std=0.2)
+    weights = models.RandomCheckpoint(model, torch.float32, CPU, std=0.2).weights()
     methods = [baselines.torch_recompute(model, weights)]
     if model.architecture == "LlamaForCausalLM":
         methods.append(baselines.transformers_recompute(model, weights))
@@ -300,7 +296,7 @@ def test_goals_stand_on_top_of_the_tables() -> None:
 
 def test_table() -> None:
     rows = [{"model": "a", "ms": 1.23456, "met": False}, {"model": "b", "note": "does not fit"}]
-    assert table(rows) == [
+    assert table(rows).splitlines() == [
         "| model | ms | met | note |",
         "| --- | --- | --- | --- |",
         "| a | 1.235 | **no** |  |",

@@ -29,7 +29,7 @@ class CpuBackend:
         self, model: ModelConfig, build: BuildConfig, weights: DecoderWeights, kernel: DecodeKernel | None = None
     ) -> None:
         self._model = model
-        self._weights = weights
+        self.weights = weights
         self._kernel = kernel
         self._positions = PositionEncoding.of(model)
         # Zeroing it again touches its pages, so that a lack of memory shows at load.
@@ -58,11 +58,11 @@ class CpuBackend:
         return self._cache[lane]
 
     def _hidden(self, tokens: Sequence[int], attention: Attention) -> torch.Tensor:
-        embedded = self._weights.embedding[torch.tensor(tokens)]
-        return decode_layers(embedded, self._weights, self._model, attention)
+        embedded = self.weights.embedding[torch.tensor(tokens)]
+        return decode_layers(embedded, self.weights, self._model, attention)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return logits(hidden, self._weights, self._model).float()
+        return logits(hidden, self.weights, self._model).float()
 
 
 def load(folder: Path, config: EngineConfig) -> CpuBackend:
