@@ -21,10 +21,10 @@ from trtstream.engine_dir import engine_memory, read_engine
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.cuda_device import why_no_cuda
 from trtstream.plugins.quantized_weight import QuantizedWeight, dequantize
+from trtstream.samples.gpl import GPL
 from trtstream.settings import BuildConfig
 from trtstream.targets import TARGETS, best_target
 
-GPL = Path("/usr/share/common-licenses/GPL-3")
 SIZES = {"max_attention_window": 24, "max_batch_size": 2}
 
 

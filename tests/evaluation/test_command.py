@@ -15,9 +15,8 @@ from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.cpu import build_cpu_engine
 from trtstream.errors import TrtstreamError
 from trtstream.evaluation.command import evaluate
+from trtstream.samples.gpl import GPL
 from trtstream.settings import BuildConfig
-
-GPL = Path("/usr/share/common-licenses/GPL-3")
 
 
 def run(*arguments: object) -> Result:

@@ -13,8 +13,8 @@ from trtstream.evaluation.facts import make_facts
 from trtstream.evaluation.recall import recall, tokens_needed
 from trtstream.evaluation.tokens import TokenFile, tokenize
 from trtstream.runtime.streaming_engine import StreamingEngine
+from trtstream.samples.gpl import GPL
 
-GPL = Path("/usr/share/common-licenses/GPL-3")
 DISTANCES = (20, 40, 300)
 
 

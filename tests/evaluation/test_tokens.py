@@ -13,8 +13,7 @@ from tests.runtime.clients import byte_tokenizer
 from trtstream.errors import TrtstreamError
 from trtstream.evaluation import tokens as tokens_module
 from trtstream.evaluation.tokens import tokenize
-
-GPL = Path("/usr/share/common-licenses/GPL-3")
+from trtstream.samples.gpl import GPL
 
 
 def awkward_text() -> str:

@@ -18,8 +18,8 @@ from trtstream.runtime.cpu import CpuBackend
 from trtstream.runtime.decoder import read_weights
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.streaming_engine import StreamingEngine
+from trtstream.samples.gpl import GPL
 
-GPL = Path("/usr/share/common-licenses/GPL-3")
 RING = 20
 TOLERANCE = 1e-4  # of the logits' standard deviation
 

@@ -10,9 +10,8 @@ from transformers import AutoTokenizer
 
 from tests.tensorrt.interpreted_engine import interpreted_engine
 from trtstream.build.checkpoint import open_checkpoint
+from trtstream.samples.gpl import GPL
 from trtstream.settings import BuildConfig
-
-GPL = Path("/usr/share/common-licenses/GPL-3")
 
 
 @pytest.mark.parametrize(("dtype", "expected", "tolerance"), [("float32", 21.1092, 0.002), ("bfloat16", 21.237, 0.01)])
