@@ -111,6 +111,8 @@ def model_names(repository: Path) -> list[str]:
         folders = sorted(entry for entry in repository.iterdir() if entry.is_dir())
     except OSError as error:
         raise TrtstreamError(f"{repository} is not a model repository: {error.strerror}") from error
+    if (repository / "config.pbtxt").is_file():
+        raise TrtstreamError(f"{repository} is a model and not a repository of models; give {repository.parent}")
     for folder in folders:
         if not (folder / "config.pbtxt").is_file():
             raise TrtstreamError(

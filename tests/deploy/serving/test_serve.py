@@ -280,6 +280,11 @@ def test_what_cannot_be_served(tmp_path: Path) -> None:
         1,
         f"trtstream: {tmp_path} is neither an engine nor a model repository; see `trtstream package`",
     )
+    (tmp_path / "repository" / "model" / "1").mkdir(parents=True)
+    (tmp_path / "repository" / "model" / "config.pbtxt").touch()
+    code, line = refused(tmp_path / "repository" / "model", *ports)
+    assert code == 1
+    assert line.endswith(f"model is a model and not a repository of models; give {tmp_path}/repository")
 
 
 def test_a_damaged_engine_is_reported_in_one_line(engine: Path, tmp_path: Path) -> None:

@@ -102,6 +102,13 @@ def test_http_generate(server: Any) -> None:
     assert [event["finish_reason"] for event in events] == [""] * 7 + ["length"]
 
 
+def test_http_generate_is_for_one_response(server: Any) -> None:
+    """docs/service.md quotes Triton's error."""
+    answer = post(server, "generate", {"text_input": "Hello", "max_tokens": 8, "ignore_eos": True, "stream": True})
+    assert answer.status == 200
+    assert "generate expects model to produce exactly 1 response" in json.load(answer)["error"]
+
+
 def test_http_sessions(server: Any) -> None:
     turn = {"id": "mine", "text_input": "abc", "max_tokens": 2, "ignore_eos": True, "timeout": 30_000_000}
     first = json.load(post(server, "generate", {**turn, "sequence_id": 9, "sequence_start": True}))
