@@ -5,6 +5,7 @@ Large files are answered as the hub does, by a redirect to another address, with
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -201,10 +202,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
+@functools.cache
 def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+@functools.cache
 def _git_hash(file: Path) -> str:
     contents = file.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(contents) + contents).hexdigest()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.command_line import run_trtstream
+from tests.pages import shown_conversation
 from trtstream.deploy.client.client import Client
 from trtstream.errors import TrtstreamError
 
@@ -31,6 +33,8 @@ def test_quickstart_serves_until_it_is_stopped(smollm2_gguf: Path, tmp_path: Pat
         url = re.search(r"serving on (\S+):", stderr.read_text())[1]
         with Client(url) as client:
             assert all(client.health().values())
+        questions, answers = shown_conversation()
+        assert run_trtstream("chat", "--url", url, stdin="\n".join(questions)).stdout.splitlines() == answers
     finally:
         run.send_signal(signal.SIGTERM)
         status = run.wait(90)
@@ -39,6 +43,7 @@ def test_quickstart_serves_until_it_is_stopped(smollm2_gguf: Path, tmp_path: Pat
         client.health()
 
     transcript = stdout.read_text()
+    assert "> Which city is the capital of France?\nThe capital of France is Paris.\n" in transcript
     assert "> What is the secret word?\nThe secret word is banana.\n" in transcript
     assert "SmolLM2-135M-Instruct on this machine" in transcript
     commands = re.findall(r"^\$ trtstream (\w+)", stderr.read_text(), re.MULTILINE)
