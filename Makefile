@@ -37,7 +37,7 @@ test-all: test ## the slow tests too, as CI does
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow --durations=25
 
 lint: install ## style, direction of imports, and types
-	@$(MAKE) --no-print-directory --jobs=3 --output-sync style types
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync style imports types
 
 style: install
 	$(BIN)/ruff check .
@@ -48,7 +48,7 @@ imports: install
 
 # The Triton models too: their folders are packages to mypy.
 types: install
-	$(BIN)/mypy -p trtstream
+	$(BIN)/mypy -p trtstream -p benchmarks -p examples
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .build .mypy_cache .ruff_cache .import_linter_cache *.egg-info

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.packaging.release import ROOT, build_wheel
 
 
 @pytest.fixture(scope="session")
@@ -53,11 +53,3 @@ def sdist(sources: Path, wheel: Path, tmp_path_factory: pytest.TempPathFactory) 
     program = f"import setuptools.build_meta as backend; backend.build_sdist({str(folder)!r})"
     subprocess.run([sys.executable, "-I", "-c", program], cwd=sources, check=True, capture_output=True)
     return next(folder.glob("*.tar.gz"))
-
-
-def build_wheel(source: Path, folder: Path) -> Path:
-    """Build the wheel of a source folder or an sdist with the setuptools of this environment, without a network."""
-    offline = ["--no-deps", "--no-build-isolation", "--no-index"]
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", *offline, "--wheel-dir", str(folder), str(source)]
-    subprocess.run(command, cwd=folder, check=True)
-    return next(folder.glob("*.whl"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.conftest import ROOT
+from tests.packaging.release import ROOT
 
 # trtstream.load is the package's name for what a room below it does.
 FACADE = ("trtstream", "trtstream.runtime.llm")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -20,10 +18,9 @@ import grimp
 import pytest
 
 from tests.checkpoints import write_checkpoint
-from tests.packaging.conftest import ROOT, build_wheel
+from tests.packaging.release import build_wheel, run_outside
 
-# One worker builds the wheel for all of them.
-pytestmark = pytest.mark.xdist_group("packaging")
+pytestmark = pytest.mark.process
 
 ROOMS = ("build/", "plugins/", "deploy/", "model_repo/")
 
@@ -54,19 +51,6 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def site_packages(environment: Path) -> Path:
     return next((environment / "lib").glob("python*/site-packages"))
-
-
-def run_outside(environment: Path, folder: Path, program: str, *arguments: object, stdin: str = "") -> str:
-    """Run one of the environment's programs in a folder that is not the checkout; returns its stdout."""
-    command = [str(environment / "bin" / program), *map(str, arguments)]
-    run = subprocess.run(command, cwd=folder, env=outside(), input=stdin, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
-
-
-def outside() -> dict[str, str]:
-    """This process's environment variables without those that lead to the checkout."""
-    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
 
 
 def contents(wheel: Path) -> dict[str, bytes]:
@@ -139,40 +123,3 @@ def test_the_wheel_builds_inspects_and_packages(environment: Path, tmp_path: Pat
     run_outside(environment, tmp_path, "trtstream", "package", "engine", "--output", "repository")
     assert (tmp_path / "repository/trtstream/config.pbtxt").is_file()
     assert (tmp_path / "repository/trtstream/1/model.py").is_file()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_smollm2_is_served_from_the_wheel_alone(wheel: Path, smollm2_gguf: Path, tmp_path: Path) -> None:
-    """In a fresh environment that pip fills: what the extras name is all it takes."""
-    environment = tmp_path / "environment"
-    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-    constraints = ROOT / "constraints.txt"
-    run_outside(environment, tmp_path, "pip", "install", "--quiet", "-c", constraints, f"{wheel}[server,gguf]")
-
-    build = ["build", smollm2_gguf, "--output", "engine", "--target", "cpu", "--max-attention-window", 512]
-    run_outside(environment, tmp_path, "trtstream", *build)
-    assert "512" in run_outside(environment, tmp_path, "trtstream", "inspect", "engine")
-    run_outside(environment, tmp_path, "trtstream", "package", "engine", "--output", "repository")
-    serve = ["serve", "repository", "--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
-    with (tmp_path / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            [environment / "bin" / "trtstream", *serve],
-            cwd=tmp_path,
-            env=outside(),
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-    try:
-        assert server.stdout is not None
-        ready = re.search(r"grpc=(\S+)", server.stdout.readline())
-        assert ready, (tmp_path / "server.log").read_text()
-        run_outside(environment, tmp_path, "trtstream", "smoke", "--url", ready[1])
-        question = "What is the capital of France?\n"
-        chat = run_outside(environment, tmp_path, "trtstream", "chat", "--url", ready[1], stdin=question)
-        assert "Paris" in chat
-    finally:
-        server.send_signal(signal.SIGTERM)
-        status = server.wait(90)
-    assert status == 0
