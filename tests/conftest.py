@@ -14,7 +14,7 @@ from xdist.remote import Producer
 from tests import compiler
 from tests.checkpoints import VARIANTS
 from tests.processor_time import pytest_runtest_call  # noqa: F401
-from tests.workers import ByModule
+from tests.workers import ByModule, longest_first
 from trtstream.samples.smollm2 import fetch_smollm2
 
 # Tests share the processors with those of pytest-xdist's other workers, and their tensors are too small for threads.
@@ -45,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
         compiler.install(Path(folder.name))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Set the marks that can be seen from outside; see [tool.pytest.ini_options] in pyproject.toml."""
     others = set(VARIANTS) - {"llama-gqa", "falcon-rw"}
     for item in items:
@@ -53,6 +53,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.smollm2)
         if any(variant in item.name for variant in others):
             item.add_marker(pytest.mark.variants)
+    if hasattr(config, "workerinput"):
+        longest_first(items)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -159,8 +159,8 @@ def _run(program: Path, version: str, arguments: dict[str, str], folder: Path, r
         preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
     )
     tail: deque[str] = deque(maxlen=TAIL_LINES)
+    assert process.stdout is not None  # it is a pipe
     try:
-        assert process.stdout is not None  # it is a pipe
         progress(0, ranks)
         for line in process.stdout:
             tail.append(line.rstrip())
@@ -171,6 +171,7 @@ def _run(program: Path, version: str, arguments: dict[str, str], folder: Path, r
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        process.stdout.close()
     built = len(_built_ranks(folder))
     if code != 0 or built != ranks:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from tests.checkpoints import write_checkpoint
-from tests.deploy.server import START_SECONDS, Server, serve_process
+from tests.deploy.server import Server, serving
 from tests.deploy.tokenizer import write_byte_tokenizer
 
 
@@ -31,26 +32,13 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A served engine, shared by all tests that leave it as it was."""
-    log = tmp_path_factory.mktemp("server") / "log"
-    process = serve_process(engine, log)
-    try:
-        yield Server(process, log, process.stdout.readline())
-    finally:
-        process.terminate()
-        process.wait(START_SECONDS)
+    with serving(engine, tmp_path_factory.mktemp("server") / "log") as server:
+        yield server
 
 
 @pytest.fixture
 def start(engine: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """``start(*options, source=engine)``: another server."""
-    processes: list[subprocess.Popen[str]] = []
-
-    def start(*options: str, source: Path = engine) -> Server:
-        log = tmp_path / f"log{len(processes)}"
-        processes.append(serve_process(source, log, *options))
-        return Server(processes[-1], log, processes[-1].stdout.readline())
-
-    yield start
-    for process in processes:
-        process.terminate()
-        process.wait(START_SECONDS)
+    logs = (tmp_path / f"log{number}" for number in count())
+    with ExitStack() as servers:
+        yield lambda *options, source=engine: servers.enter_context(serving(source, next(logs), *options))

@@ -7,6 +7,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,12 +42,22 @@ class Server:
 
 
 def serve_process(source: Path, log: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
-    """Start ``trtstream serve`` on free ports, as a user would."""
+    """Start ``trtstream serve`` on free ports, as a user would. Leaving its context waits for its end."""
+    command = [sys.executable, "-m", "trtstream", "serve", str(source), *options]
     ports = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
-    return subprocess.Popen(
-        [sys.executable, "-m", "trtstream", "serve", str(source), *ports, *options],
-        stdout=subprocess.PIPE,
-        stderr=log.open("w"),
-        text=True,
-        env={**os.environ, **environment},
-    )
+    with log.open("w") as stderr:
+        return subprocess.Popen(
+            [*command, *ports], stdout=subprocess.PIPE, stderr=stderr, text=True, env={**os.environ, **environment}
+        )
+
+
+@contextmanager
+def serving(source: Path, log: Path, *options: str) -> Iterator[Server]:
+    """A server that is ready; leaving the context stops it."""
+    with serve_process(source, log, *options) as process:
+        try:
+            assert process.stdout is not None
+            yield Server(process, log, process.stdout.readline())
+        finally:
+            process.terminate()
+            process.wait(START_SECONDS)

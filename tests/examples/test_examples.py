@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.server import START_SECONDS, Server, serve_process
+from tests.deploy.server import Server, serving
 
 pytestmark = pytest.mark.triton
 
@@ -34,14 +34,8 @@ def engine(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def server(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    log = tmp_path_factory.mktemp("server") / "log"
-    process = serve_process(engine, log)
-    try:
-        assert process.stdout is not None
-        yield Server(process, log, process.stdout.readline())
-    finally:
-        process.terminate()
-        process.wait(START_SECONDS)
+    with serving(engine, tmp_path_factory.mktemp("server") / "log") as server:
+        yield server
 
 
 def run(name: str, argument: object, stdin: str = "") -> str:

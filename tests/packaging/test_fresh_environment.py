@@ -28,24 +28,20 @@ def test_smollm2_is_served_from_the_wheel_alone(wheel: Path, smollm2_gguf: Path,
     assert "512" in run_outside(environment, tmp_path, "trtstream", "inspect", "engine")
     run_outside(environment, tmp_path, "trtstream", "package", "engine", "--output", "repository")
     serve = ["serve", "repository", "--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
-    with (tmp_path / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            [environment / "bin" / "trtstream", *serve],
-            cwd=tmp_path,
-            env=outside(),
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-    try:
-        assert server.stdout is not None
-        ready = re.search(r"grpc=(\S+)", server.stdout.readline())
-        assert ready, (tmp_path / "server.log").read_text()
-        run_outside(environment, tmp_path, "trtstream", "smoke", "--url", ready[1])
-        question = "What is the capital of France?\n"
-        chat = run_outside(environment, tmp_path, "trtstream", "chat", "--url", ready[1], stdin=question)
-        assert "Paris" in chat
-    finally:
-        server.send_signal(signal.SIGTERM)
-        status = server.wait(90)
+    command = [environment / "bin" / "trtstream", *serve]
+    with (
+        (tmp_path / "server.log").open("w") as log,
+        subprocess.Popen(command, cwd=tmp_path, env=outside(), stdout=subprocess.PIPE, stderr=log, text=True) as server,
+    ):
+        try:
+            assert server.stdout is not None
+            ready = re.search(r"grpc=(\S+)", server.stdout.readline())
+            assert ready, (tmp_path / "server.log").read_text()
+            run_outside(environment, tmp_path, "trtstream", "smoke", "--url", ready[1])
+            question = "What is the capital of France?\n"
+            chat = run_outside(environment, tmp_path, "trtstream", "chat", "--url", ready[1], stdin=question)
+            assert "Paris" in chat
+        finally:
+            server.send_signal(signal.SIGTERM)
+            status = server.wait(90)
     assert status == 0

@@ -9,7 +9,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,15 +165,19 @@ def build_command(checkpoint: Path, engine: Path, *options: object) -> list[str]
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_build_leaves_nothing(stop: signal.Signals, tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint", "llama-gqa", num_hidden_layers=20)
-    process = subprocess.Popen(build_command(checkpoint, tmp_path / "engine"), stderr=subprocess.PIPE, text=True)
-    try:
-        while not list(tmp_path.glob(f".engine.*/{ENGINE}")):
-            assert process.poll() is None
-            time.sleep(0.02)
-        process.send_signal(stop)
-        _, stderr = process.communicate(timeout=120)
-    finally:
-        process.kill()
+    command = build_command(checkpoint, tmp_path / "engine")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            builder_works = False  # in the second half of the progress
+            while not builder_works:
+                progress = re.match(r"Building: (\d+) of (\d+)", process.stderr.readline())
+                assert process.poll() is None
+                builder_works = progress is not None and int(progress[1]) > int(progress[2]) / 2
+            assert list(tmp_path.glob(f".engine.*/{ENGINE}"))
+            process.send_signal(stop)
+            stderr = process.stderr.read()
+        finally:
+            process.kill()
     assert process.returncode != 0
     assert "stopping TensorRT's builder" in stderr
     assert "Traceback" not in stderr

@@ -292,22 +292,22 @@ def test_a_damaged_engine_is_reported_in_one_line(engine: Path, tmp_path: Path) 
     weights = model / "1" / "engine" / "rank0.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     log = tmp_path / "log"
-    process = serve_process(tmp_path / "repository", log)
-    assert process.wait(60) == 1
-    assert process.stdout.read() == ""
+    with serve_process(tmp_path / "repository", log) as process:
+        assert process.wait(60) == 1
+        assert process.stdout.read() == ""
     lines = log.read_text().splitlines()
     assert re.fullmatch(r"trtstream: .*rank0.safetensors is damaged .*; rebuild the engine", lines[-1])
     assert len(lines) == 2  # and that it was starting
 
 
 def test_a_stop_before_it_is_ready(engine: Path, tmp_path: Path) -> None:
-    process = serve_process(engine, tmp_path / "log")
-    while "starting" not in (tmp_path / "log").read_text():
-        time.sleep(0.01)
-    children = family(process.pid)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
-    assert process.stdout.read() == ""
+    with serve_process(engine, tmp_path / "log") as process:
+        while "starting" not in (tmp_path / "log").read_text():
+            time.sleep(0.01)
+        children = family(process.pid)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert process.stdout.read() == ""
     wait_for_death(children)
 
 
@@ -331,8 +331,8 @@ def test_no_shared_python_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def test_a_temporary_folder_with_a_long_path(engine: Path, tmp_path: Path) -> None:
     deep = tmp_path / ("x" * 100)
     deep.mkdir()
-    process = serve_process(engine, tmp_path / "log", TMPDIR=str(deep))
-    assert process.wait(30) == 1
+    with serve_process(engine, tmp_path / "log", TMPDIR=str(deep)) as process:
+        assert process.wait(30) == 1
     assert "set TMPDIR to a shorter path" in (tmp_path / "log").read_text()
     assert not list(deep.iterdir())
 

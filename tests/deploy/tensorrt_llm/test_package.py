@@ -151,8 +151,8 @@ def test_refusals(checkpoint: Path, repositories: dict[str, Path], tmp_path: Pat
 
 
 def serve_error(source: Path, log: Path, **environment: str) -> str:
-    process = serve_process(source, log, **environment)
-    assert process.wait(60) == 1
+    with serve_process(source, log, **environment) as process:
+        assert process.wait(60) == 1
     return log.read_text()
 
 

@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 import trtstream
 from tests.command_line import run_trtstream
-from tests.deploy.server import START_SECONDS, Server, serve_process
+from tests.deploy.server import Server, serving
 from tests.deploy.tensorrt_llm.engines import WINDOW, write_stand_in_repository
 from trtstream.deploy.client.client import Client
 from trtstream.deploy.client.connect import connect
@@ -38,13 +38,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def service(repository: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    log = tmp_path_factory.mktemp("service") / "log"
-    process = serve_process(repository[0], log)
-    try:
-        yield Server(process, log, process.stdout.readline())
-    finally:
-        process.terminate()
-        process.wait(START_SECONDS)
+    with serving(repository[0], tmp_path_factory.mktemp("service") / "log") as service:
+        yield service
 
 
 @pytest.fixture(scope="module")
