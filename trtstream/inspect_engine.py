@@ -24,10 +24,10 @@ def inspect(engine: Path, as_json: bool) -> None:
         click.echo(json.dumps({**config.to_dict(), "memory": _memory_bytes(memory)}, indent=2))
         return
 
-    tokenizer = "with a tokenizer" if (engine / TOKENIZER).is_dir() else "without a tokenizer (input_ids only)"
+    tokenizer = "with a tokenizer" if (engine / TOKENIZER).is_dir() else "without a tokenizer: for input_ids only"
     print_values(
         [
-            ("engine", f"{engine} ({tokenizer})"),
+            ("engine", f"{engine}, {tokenizer}"),
             ("target", f"{config.target}, {_toolchain(config.toolchain)}"),
             *model_rows(config.pretrained_config, config.build_config),
             *memory_rows(memory),

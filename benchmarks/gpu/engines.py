@@ -17,6 +17,7 @@ from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.runtime.tensorrt import TensorrtBackend
 from trtstream.settings import BuildConfig, ModelConfig
+from trtstream.targets import TARGETS
 
 Engines = Mapping[str, StreamingEngine]
 """Engines of the same weights and sizes by target, ``cuda`` first."""
@@ -42,7 +43,8 @@ def filled(engine: StreamingEngine) -> StreamingEngine:
 def full_engines(bench: Bench, model: ModelConfig, build: BuildConfig, targets: Sequence[str]) -> Engines:
     """Engines of ``targets``, with full caches and the same weights. TensorRT's are built while GPU memory is free."""
     checkpoint = RandomCheckpoint(model, bench.dtype, bench.device)
-    others = {target: filled(make_tensorrt_engine(target, checkpoint, build)) for target in targets if target != "cuda"}
+    of_tensorrt = [target for target in targets if TARGETS[target].library is not None]
+    others = {target: filled(make_tensorrt_engine(target, checkpoint, build)) for target in of_tensorrt}
     return {"cuda": full_engine(model, build, checkpoint.weights()), **others}
 
 
