@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trtstream.runtime.llm import LLM
+    from trtstream.runtime.scheduler_limits import SchedulerLimits
 
 try:
     __version__ = version("trtstream")
@@ -16,8 +17,8 @@ except PackageNotFoundError:  # sources that were not installed, as `python -m b
     __version__ = "unknown"
 
 
-def load(engine: str | Path) -> LLM:
+def load(engine: str | Path, limits: SchedulerLimits | None = None) -> LLM:
     """Load an engine directory for use in this process. Raises TrtstreamError if it cannot run here."""
     from trtstream.runtime.llm import LLM
 
-    return LLM(engine)
+    return LLM(engine, limits)

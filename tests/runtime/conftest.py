@@ -14,6 +14,7 @@ from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.cpu import build_cpu_engine
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.scheduler import Scheduler
+from trtstream.runtime.scheduler_limits import SchedulerLimits
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import BuildConfig
 
@@ -44,8 +45,8 @@ def schedule(engine_folder: Path, tokenizer: PreTrainedTokenizerBase) -> Iterato
     """Makes schedulers, by default on an engine of their own, and closes them when the test ends."""
     schedulers: list[Scheduler] = []
 
-    def schedule(engine: StreamingEngine | None = None, **limits: int) -> Scheduler:
-        schedulers.append(Scheduler(engine or load_engine(engine_folder), tokenizer, **limits))
+    def schedule(engine: StreamingEngine | None = None, **limits: float) -> Scheduler:
+        schedulers.append(Scheduler(engine or load_engine(engine_folder), tokenizer, SchedulerLimits(**limits)))
         return schedulers[-1]
 
     yield schedule

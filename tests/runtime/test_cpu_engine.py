@@ -12,8 +12,9 @@ import torch
 from transformers import AutoTokenizer
 
 from tests.engines import build_variant, random_tokens
-from trtstream.engine_dir import WEIGHTS
+from trtstream.engine_dir import KERNEL, WEIGHTS
 from trtstream.errors import TrtstreamError
+from trtstream.plugins.cpu_kernel import DecodeKernel
 from trtstream.runtime.cpu import CpuBackend
 from trtstream.runtime.decoder import read_weights
 from trtstream.runtime.loading import load_engine
@@ -27,7 +28,7 @@ TOLERANCE = 1e-4  # of the logits' standard deviation
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _, engine = build_variant(
-        tmp_path_factory.mktemp("engine"), "llama-gqa", max_batch_size=3, max_attention_window=28, max_num_tokens=16,
+        tmp_path_factory.mktemp("engine"), "llama-gqa", max_batch_size=6, max_attention_window=28, max_num_tokens=16,
         max_sink_token_length=8,
     )  # fmt: skip
     return engine
@@ -58,6 +59,37 @@ def test_rollback_leaves_no_trace(engine: StreamingEngine, before: int, turn: in
     engine.prefill(0, random_tokens(turn, seed=3))
     engine.prefill(1, random_tokens(turn, seed=3))
     assert torch.equal(*(engine.decode([lane], [5]) for lane in (0, 1)))
+
+
+@pytest.mark.parametrize("has_kernel", [True, False])
+@pytest.mark.parametrize("lengths", [[5], [30, 1, 47]])
+@pytest.mark.parametrize("decoding", [[], [2], [5, 1]])
+def test_a_mixed_step_equals_its_parts(engine, folder, has_kernel, lengths, decoding) -> None:
+    weights = read_weights(folder / WEIGHTS, engine.model, torch.device("cpu"), pack=True)
+    kernel = DecodeKernel(folder / KERNEL, engine.model, engine.build) if has_kernel else None
+    mixing = StreamingEngine(engine.model, engine.build, CpuBackend(engine.model, engine.build, weights, kernel))
+    prefilling = [lane for lane in range(6) if lane not in decoding][: len(lengths)]
+    for each in (engine, mixing):
+        for lane in range(6):
+            each.reset(lane)
+            each.prefill(lane, random_tokens(1 + 17 * lane, seed=lane))
+    for step in range(3):
+        tokens = random_tokens(len(decoding), seed=step)
+        chunks = {lane: random_tokens(n, seed=n + step) for lane, n in zip(prefilling, lengths, strict=True)}
+        parts = [engine.decode(decoding, tokens)] if decoding else []
+        parts += [engine.prefill(lane, chunk)[None] for lane, chunk in chunks.items()]
+        expected, found = torch.cat(parts), mixing.decode_and_prefill(decoding, tokens, chunks)
+        assert (found - expected).abs().max() < 1e-4 * expected.std()
+    for lane in range(6):
+        one, other = engine.export_state(lane), mixing.export_state(lane)
+        assert (one.position, one.token_ids) == (other.position, other.token_ids)
+
+
+def test_a_mixed_step_takes_each_lane_once(engine) -> None:
+    with pytest.raises(TrtstreamError, match="distinct lanes"):
+        engine.decode_and_prefill([0, 1], [5, 5], {1: [3, 4]})
+    with pytest.raises(TrtstreamError, match="token id 9999999 is outside the vocabulary"):
+        engine.decode_and_prefill([0], [5], {1: [9999999]})
 
 
 def test_a_turn_without_a_log_cannot_be_rolled_back(engine: StreamingEngine) -> None:

@@ -22,16 +22,16 @@ def tokens(length: int, seed: int) -> tuple[int, ...]:
     return tuple(random.Random(seed).choices(range(256), k=length))
 
 
-def fail_once(engine, method: str, after: int) -> None:
-    """Let the engine's method raise on one call, after it has been called ``after`` times."""
-    real, calls = getattr(engine, method), count()
+def fail_step(engine, kind: str, after: int) -> None:
+    """Let one step fail that decodes, or that feeds a prompt, after ``after`` others of its kind."""
+    real, calls = engine.decode_and_prefill, count()
 
-    def failing(*arguments):
-        if next(calls) == after:
+    def failing(lanes, tokens, chunks):
+        if (lanes if kind == "decode" else chunks) and next(calls) == after:
             raise RuntimeError("out of luck")
-        return real(*arguments)
+        return real(lanes, tokens, chunks)
 
-    setattr(engine, method, failing)
+    engine.decode_and_prefill = failing
 
 
 def started(scheduler: Scheduler, **request) -> Client:
@@ -214,7 +214,7 @@ def test_a_failed_turn_leaves_the_session_as_it_was(schedule, engine, failure, r
     if failure == "deadline":
         client = Client(scheduler, **turn, timeout=0.3)
     else:
-        fail_once(engine, failure, after=30 if failure == "decode" else 7)
+        fail_step(engine, failure, after=30 if failure == "decode" else 7)
         client = Client(scheduler, **turn)
     with pytest.raises(TrtstreamError, match=r"timeout of 0.3 s|failed in this turn: RuntimeError: out of luck"):
         client.wait()
@@ -241,7 +241,7 @@ def test_an_engine_error_fails_the_turns_of_its_step_and_nothing_else(schedule, 
     scheduler = schedule(engine)
     clients = [started(scheduler, text=f"{i}", session_key=i, **ENDLESS) for i in range(3)]
     queued = Client(scheduler, text="queued", max_tokens=3)
-    fail_once(engine, "decode", after=3)
+    fail_step(engine, "decode", after=3)
     for client in clients:
         with pytest.raises(TrtstreamError, match="out of luck"):
             client.wait()
@@ -249,11 +249,11 @@ def test_an_engine_error_fails_the_turns_of_its_step_and_nothing_else(schedule, 
     wait_until(lambda: scheduler.stats() == SchedulerStats(0, 0, 0))
 
 
-def test_a_session_that_cannot_be_undone_is_lost_and_its_lane_is_not(schedule, engine):
+def test_a_session_that_cannot_be_undone_is_lost_and_its_lane_is_not(schedule, engine, monkeypatch):
     scheduler = schedule(engine)
     ask(scheduler, text="a", session_key="s", max_tokens=3)
-    fail_once(engine, "decode", after=0)
-    fail_once(engine, "rollback_turn", after=0)
+    fail_step(engine, "decode", after=0)
+    monkeypatch.setattr(engine, "rollback_turn", lambda lane: 1 // 0)
     with pytest.raises(TrtstreamError, match="out of luck"):
         ask(scheduler, text="b", session_key="s", max_tokens=3)
     with pytest.raises(TrtstreamError, match="does not exist"):
@@ -271,6 +271,62 @@ def test_a_full_queue(schedule):
     running[0].turn.cancel()
     queued.wait()
     ask(scheduler, text="c", session_key="s", max_tokens=1)  # the refused turn has released its session
+
+
+def test_a_turn_that_asks_for_more_tokens_than_the_server_gives(schedule):
+    scheduler = schedule(max_tokens_limit=20)
+    message = r"max_tokens is 21; it must be an integer from 1 to 20 \(this server's --max-tokens-limit\)"
+    with pytest.raises(TrtstreamError, match=message):
+        Client(scheduler, text="a", max_tokens=21)
+    # A request that leaves it out is not refused for the default.
+    assert ask(scheduler, text="a", ignore_eos=True).last.num_output_tokens == 20
+
+
+@pytest.mark.parametrize("timeout", [None, 1000.0])
+def test_a_turn_that_takes_longer_than_the_server_gives(schedule, timeout):
+    scheduler = schedule(turn_timeout=0.2)
+    with pytest.raises(TrtstreamError, match=r"did not end within the 0\.2 s that this server gives a turn"):
+        ask(scheduler, text="a", timeout=timeout, **ENDLESS)
+    with pytest.raises(TrtstreamError, match=r"did not end within its timeout of 0\.1 s"):
+        ask(scheduler, text="a", timeout=0.1, **ENDLESS)
+
+
+def test_a_long_text_holds_up_nobody_else(scheduler):
+    """Its turn has the session from the first moment on, and a turn that came later is answered before it is read."""
+    text = "long " * 200_000
+    long = Client(scheduler, text=text, session_key="s", max_tokens=1)
+    assert scheduler.stats() == SchedulerStats(running=0, queued=0, sessions=0)
+    with pytest.raises(TrtstreamError, match="has a turn running"):
+        Client(scheduler, text="a", session_key="s")
+    ask(scheduler, text="short", max_tokens=2)
+    assert not long.outputs
+    long.turn.cancel()
+    assert long.wait().last.finish_reason == "cancelled"
+    ask(scheduler, text="a", session_key="s", max_tokens=1)
+
+
+def test_a_long_text_that_cannot_be_served_fails_its_turn(engine):
+    scheduler = Scheduler(engine, None)
+    long = Client(scheduler, text="a" * 100_000, session_key="s")
+    with pytest.raises(TrtstreamError, match="the engine has no tokenizer"):
+        long.wait()
+    assert scheduler.drain(60)
+    scheduler.close()
+
+
+def test_drain_waits_for_a_turn_that_is_being_read(scheduler):
+    text = "long " * 4_000
+    long = Client(scheduler, text=text, max_tokens=1)
+    assert scheduler.drain(120)
+    assert (long.last.finish_reason, long.last.num_input_tokens) == ("length", len(text))
+
+
+def test_close_ends_a_turn_that_is_being_read(scheduler):
+    long = [Client(scheduler, text="long " * 200_000, max_tokens=1) for _ in range(3)]
+    scheduler.close()
+    for client in long:
+        with pytest.raises(TrtstreamError, match=r"the engine is closed|closed before the turn ended"):
+            client.wait()
 
 
 def test_drain_lets_turns_end_and_takes_no_new_ones(scheduler):

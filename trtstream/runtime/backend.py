@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -30,3 +30,16 @@ class Backend(Protocol):
 
     def session_cache(self, lane: int) -> torch.Tensor:
         """A session's cache [layers, 2, kv_heads, slots, head_dim]: a view, to be read and written in place."""
+
+
+@runtime_checkable
+class MixingBackend(Backend, Protocol):
+    """A backend for which decode steps and prefill chunks cost less in one pass than one after the other."""
+
+    def mixed(
+        self, steps: Sequence[Step], tokens: Sequence[int], chunks: Sequence[tuple[Step, Sequence[int]]]
+    ) -> torch.Tensor:
+        """Feed one token to each of several sessions, and a chunk to each of several others.
+
+        Returns the logits [len(steps) + len(chunks), vocab] after the tokens, and then after each chunk's last.
+        """

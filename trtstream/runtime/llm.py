@@ -15,6 +15,7 @@ from trtstream.errors import TrtstreamError
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.requests import TurnOutput, TurnRequest
 from trtstream.runtime.scheduler import Scheduler
+from trtstream.runtime.scheduler_limits import SchedulerLimits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,14 +24,14 @@ if TYPE_CHECKING:
 class LLM:
     """An engine ready for use: ``with trtstream.load("engine") as llm: ...``. Methods may be called from any thread."""
 
-    def __init__(self, engine: str | Path) -> None:
+    def __init__(self, engine: str | Path, limits: SchedulerLimits | None = None) -> None:
         folder = Path(engine)
         # In a thread that ends: OpenMP keeps a pool of threads for each thread that computes, and once there are more
         # threads than cores, it makes the scheduler's sleep where they should spin (1.5 times the latency).
         with ThreadPoolExecutor(1) as loading:
             self.engine = loading.submit(load_engine, folder).result()
         self.tokenizer = load_tokenizer(folder / TOKENIZER)
-        self.scheduler = Scheduler(self.engine, self.tokenizer)
+        self.scheduler = Scheduler(self.engine, self.tokenizer, limits or SchedulerLimits())
 
     def session(self) -> ChatSession:
         """A new conversation, which each turn continues."""

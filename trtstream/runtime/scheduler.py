@@ -6,15 +6,20 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from trtstream.errors import TrtstreamError
+from trtstream.machine import release_freed_memory
+from trtstream.runtime.prefill_pacing import PrefillPacing
 from trtstream.runtime.prompt import first_prompt, next_prompt
 from trtstream.runtime.requests import TurnOutput, TurnRequest
 from trtstream.runtime.sampling import sample
+from trtstream.runtime.scheduler_limits import SchedulerLimits
 from trtstream.runtime.session import Session, SessionStore, default_max_idle_bytes
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.runtime.turn import OnOutput, Turn
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LONG_TEXT = 1 << 14  # characters; tokenizing a longer text takes more than some 10 ms
 NOT_FINITE = "the model's logits are not finite; check the checkpoint, or build with dtype float32"
 
 
@@ -40,9 +46,10 @@ class SchedulerStats:
 class Scheduler:
     """Runs turns on an engine, which from now on belongs to the scheduler's thread.
 
-    Every step feeds one token of each decoding turn in one batch, then chunks of prompts, up to a total of
-    ``build.max_num_tokens`` tokens, so that a long prompt does not stall the others' tokens. Prompts take turns. Turns
-    get lanes in the order of submission; ``max_queue_size`` turns may wait. For the other limits see `SessionStore`.
+    Every step feeds one token of each decoding turn in one batch, then chunks of prompts: `PrefillPacing` says how many
+    tokens, so that a long prompt does not stall the others' tokens. Prompts take turns. Turns get lanes in the order of
+    submission. When all lanes are taken and a turn waits, the turn that has run longest yields its lane once it has had
+    its fair share, and waits behind the others. For the limits see `SchedulerLimits`.
 
     ``tokenizer`` is a fast one without truncation, or None: then requests need input_ids, and outputs have ids only.
     """
@@ -51,22 +58,22 @@ class Scheduler:
         self,
         engine: StreamingEngine,
         tokenizer: PreTrainedTokenizerBase | None,
-        *,
-        max_queue_size: int = 256,
-        max_sessions: int = 4096,
-        max_idle_bytes: int | None = None,
+        limits: SchedulerLimits | None = None,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
-        self._max_queue_size = max_queue_size
-        self._sessions = SessionStore(
-            engine, default_max_idle_bytes() if max_idle_bytes is None else max_idle_bytes, max_sessions
-        )
+        self._limits = limits = limits or SchedulerLimits()
+        max_idle_bytes = default_max_idle_bytes() if limits.max_idle_bytes is None else limits.max_idle_bytes
+        self._sessions = SessionStore(engine, max_idle_bytes, limits.max_sessions)
+        self._pacing = PrefillPacing(limits.max_itl_ms, engine.build.max_num_tokens)
+        self._steps = 0
+        self._reading: set[Turn] = set()  # accepted, but not tokenized yet
         self._queue: deque[Turn] = deque()
         self._running: list[Turn] = []  # those whose prompt was fed least recently first
         self._changed = threading.Condition()  # guards all of the above except the engine
         self._refusal = ""  # why new turns are refused
         self._closed = False
+        self._long_texts = ThreadPoolExecutor(1, "trtstream-long-texts")
         self._thread = threading.Thread(target=self._run, name="trtstream-scheduler", daemon=True)
         self._thread.start()
 
@@ -75,25 +82,22 @@ class Scheduler:
 
         ``on_output`` gets the turn's outputs on the scheduler's thread, so it must be quick: one for each token, the
         last with a ``finish_reason``; or, when the turn fails, an exception as the last. If it raises, the client
-        counts as gone and the turn is cancelled.
+        counts as gone and the turn is cancelled. A long text is tokenized later, so that the caller need not wait for
+        it: what is wrong with it arrives as an output, on another thread.
 
         A turn that fails or misses its deadline leaves its session as it was, and so does one that is cancelled before
         its first token; one cancelled later keeps what it has generated.
         """
-        validate(request, self._engine.model.vocab_size)
+        validate(request, self._engine.model.vocab_size, self._limits.max_tokens_limit)
+        turn = Turn(request, self._limits, self._tokenizer, on_output)
         with self._changed:
             self._check_open()
             session = self._sessions.reserve(request)
-        try:
-            turn = self._prepare(request, session, on_output)
-            with self._changed:
-                self._check_open()
-                self._queue.append(turn)
-                self._changed.notify_all()
-        except BaseException:
-            with self._changed:
-                self._sessions.release(request.session_key)
-            raise
+            self._reading.add(turn)
+        if max(len(request.text or ""), len(request.system or "")) > LONG_TEXT:
+            self._long_texts.submit(self._read_long, turn, session)
+        else:
+            self._read(turn, session)
         return turn
 
     def stats(self) -> SchedulerStats:
@@ -104,7 +108,7 @@ class Scheduler:
         """Refuse new turns from now on and wait for those submitted to end; False if ``timeout`` (seconds) passed."""
         with self._changed:
             self._refusal = self._refusal or "the server is shutting down; no new turns are taken"
-            return self._changed.wait_for(lambda: not self._queue and not self._running, timeout)
+            return self._changed.wait_for(lambda: not self._reading and not self._queue and not self._running, timeout)
 
     def close(self) -> None:
         """Fail the turns that have not ended, drop all sessions and stop the thread."""
@@ -112,18 +116,44 @@ class Scheduler:
             self._refusal = "the engine is closed"
             self._closed = True
             self._changed.notify_all()
+        self._long_texts.shutdown(wait=False)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
     def _check_open(self) -> None:
         if self._refusal:
             raise TrtstreamError(self._refusal, code="draining")
-        if len(self._queue) >= self._max_queue_size:
-            raise TrtstreamError(
-                f"the server is busy: {len(self._queue)} turns are waiting; try again later", code="busy"
-            )
+        waiting = len(self._reading) + len(self._queue)
+        if waiting >= self._limits.max_queue_size:
+            raise TrtstreamError(f"the server is busy: {waiting} turns are waiting; try again later", code="busy")
 
-    def _prepare(self, request: TurnRequest, session: Session | None, on_output: OnOutput) -> Turn:
+    def _read(self, turn: Turn, session: Session | None) -> None:
+        """Tokenize the turn and queue it. Raises TrtstreamError for a turn that this engine cannot take."""
+        try:
+            if not self._closed:
+                self._prepare(turn, session)
+            with self._changed:
+                if self._closed:
+                    raise TrtstreamError(self._refusal, code="draining")
+                self._queue.append(turn)
+        except BaseException:
+            with self._changed:
+                self._sessions.release(turn.request.session_key)
+            raise
+        finally:
+            with self._changed:
+                self._reading.remove(turn)
+                self._changed.notify_all()
+
+    def _read_long(self, turn: Turn, session: Session | None) -> None:
+        try:
+            self._read(turn, session)
+        except Exception as error:
+            turn.emit(error)
+        release_freed_memory()
+
+    def _prepare(self, turn: Turn, session: Session | None) -> None:
+        request = turn.request
         build = self._engine.build
         ids: list[int] = []
         if request.text is None and request.input_ids is None:  # only ends its session
@@ -138,7 +168,7 @@ class Scheduler:
             prompt = [session.pending, *ids]
         end_ids = self._engine.model.eos_token_ids if request.end_id is None else (request.end_id,)
         end_ids = () if request.ignore_eos else end_ids
-        return Turn(request, session, prompt, len(ids), end_ids, self._tokenizer, on_output)
+        turn.prepare(session, prompt, len(ids), end_ids)
 
     # Everything below runs on the scheduler's thread.
 
@@ -162,15 +192,50 @@ class Scheduler:
             return [*self._running, *self._queue]
 
     def _step(self) -> None:
+        self._steps += 1
         self._remove_cancelled()
         self._admit()
         decoding = {turn: turn.token for turn in self._running if turn.token is not None}
-        if decoding:
-            self._decode(decoding)
-        budget = max(1, self._engine.build.max_num_tokens - len(decoding))
-        for turn in [turn for turn in self._running if turn.fed < len(turn.prompt)]:
-            if budget > 0:
-                budget -= self._prefill(turn, budget)
+        chunks = self._next_chunks(self._pacing.budget(len(decoding)))
+        if self._engine.mixes:
+            self._feed(decoding, chunks)
+        else:  # one after the other, so that a chunk that fails fails alone
+            self._feed(decoding, {})
+            for turn, chunk in chunks.items():
+                self._feed({}, {turn: chunk})
+        if not decoding:
+            self._pacing.paused()
+
+    def _next_chunks(self, budget: int) -> dict[Turn, list[int]]:
+        """The parts of waiting prompts, ``budget`` tokens in all, that are fed next."""
+        chunks = {}
+        for turn in self._running:
+            if turn.fed < len(turn.prompt) and budget > 0:
+                chunks[turn] = turn.prompt[turn.fed : turn.fed + budget]
+                budget -= len(chunks[turn])
+        with self._changed:
+            self._running = [*(turn for turn in self._running if turn not in chunks), *chunks]
+        return chunks
+
+    def _feed(self, decoding: Mapping[Turn, int], chunks: Mapping[Turn, list[int]]) -> None:
+        """Feed one token to each of several turns, and parts of their prompts to others."""
+        turns = [*decoding, *chunks]
+        if not turns:
+            return
+        try:
+            lanes = [self._lane(turn) for turn in decoding]
+            parts = {self._lane(turn): chunk for turn, chunk in chunks.items()}
+            logits = self._engine.decode_and_prefill(lanes, list(decoding.values()), parts)
+        except Exception as error:
+            for turn in turns:
+                self._fail(turn, error)
+            return
+        for turn, chunk in chunks.items():
+            turn.fed += len(chunk)
+        rows = [row for row, turn in enumerate(turns) if turn.fed == len(turn.prompt)]
+        if rows:
+            self._sample([turns[row] for row in rows], logits[rows])
+        self._pacing.fed(sum(map(len, chunks.values())), is_decoding=bool(decoding))
 
     def _remove_cancelled(self) -> None:
         now = time.monotonic()
@@ -180,8 +245,7 @@ class Scheduler:
             elif turn.cancelled:
                 self._undo(turn, turn.final_output("cancelled", turn.session.position))
             elif turn.deadline is not None and now > turn.deadline:
-                message = f"the turn did not end within its timeout of {turn.request.timeout} s"
-                self._fail(turn, TrtstreamError(message, code="timeout"))
+                self._fail(turn, TrtstreamError(f"the turn did not end within {turn.timeout_source}", code="timeout"))
 
     def _admit(self) -> None:
         while self._queue:
@@ -195,45 +259,41 @@ class Scheduler:
                 self._fail(turn, error)
                 continue
             if rebuilt is None:
+                if self._yield_lane(turn):
+                    continue
                 return
             turn.prompt = rebuilt + turn.prompt
+            turn.entered_at, turn.entered_in = time.monotonic(), self._steps
             with self._changed:
                 self._running.append(self._queue.popleft())
+
+    def _yield_lane(self, waiting: Turn) -> bool:
+        """Let the turn that has run longest give its lane to ``waiting``, if it has had its fair share."""
+        turn = min(self._running, key=lambda turn: turn.entered_at, default=None)
+        if (
+            turn is None
+            or turn.entered_in == self._steps
+            or time.monotonic() - turn.entered_at < self._limits.fair_share
+            or not self._sessions.has_room_to_park(waiting.session)
+        ):
+            return False
+        try:
+            self._sessions.park(turn.session)
+        except Exception as error:
+            self._fail(turn, error)
+            return True
+        with self._changed:
+            self._running.remove(turn)
+            self._queue.append(turn)
+        return True
 
     def _lane(self, turn: Turn) -> int:
         """The lane of a running turn."""
         return self._sessions.lanes[turn.session]
 
     def _position(self, turn: Turn) -> int:
-        """How many tokens the session of a running turn has been fed."""
-        return self._engine.position(self._lane(turn))
-
-    def _decode(self, tokens: dict[Turn, int]) -> None:
-        """Feed one token of each of several turns."""
-        turns = list(tokens)
-        try:
-            logits = self._engine.decode([self._lane(turn) for turn in turns], list(tokens.values()))
-        except Exception as error:
-            for turn in turns:
-                self._fail(turn, error)
-            return
-        self._sample(turns, logits)
-
-    def _prefill(self, turn: Turn, budget: int) -> int:
-        """Feed up to ``budget`` tokens of the turn's prompt; returns how many."""
-        chunk = turn.prompt[turn.fed : turn.fed + budget]
-        with self._changed:
-            self._running.remove(turn)
-            self._running.append(turn)
-        try:
-            logits = self._engine.prefill(self._lane(turn), chunk)
-        except Exception as error:
-            self._fail(turn, error)
-            return len(chunk)
-        turn.fed += len(chunk)
-        if turn.fed == len(turn.prompt):
-            self._sample([turn], logits.unsqueeze(0))
-        return len(chunk)
+        """How many tokens the session of a turn that has begun has been fed."""
+        return self._sessions.position(turn.session)
 
     def _sample(self, turns: list[Turn], logits: torch.Tensor) -> None:
         """Sample the next token of each turn from its row of ``logits`` [turns, vocab]."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from trtstream.errors import TrtstreamError
 from trtstream.machine import physical_memory
+from trtstream.runtime.lane import ParkedSession
 from trtstream.runtime.requests import SessionKey, TurnRequest
 from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.streaming_engine import StreamingEngine
@@ -34,8 +35,12 @@ class SessionStore:
     memory. Beyond ``max_idle_bytes`` there, the oldest keep their token ids only (their cache is computed again when
     they return), and beyond ``max_sessions`` the oldest expire.
 
-    ``lanes`` has the sessions that are in the engine, ``saved`` the state of those in host memory. A saved session that
-    is brought into a lane is in both until its turn has ended, because the turn may have to be undone.
+    A session leaves its lane in the middle of a turn too, when `park` makes room for another turn. It returns to any
+    lane, or its turn ends where it is.
+
+    ``lanes`` has the sessions that are in the engine, ``saved`` the state of those in host memory, ``parked`` those in
+    the middle of a turn. A saved session that is brought into a lane is in both until its turn has ended, because the
+    turn may have to be undone.
 
     Not thread-safe: `reserve`, `release`, `commit` and `rollback` need the scheduler's lock; all but the first two
     belong to the scheduler's thread.
@@ -44,6 +49,7 @@ class SessionStore:
     def __init__(self, engine: StreamingEngine, max_idle_bytes: int, max_sessions: int) -> None:
         self.lanes: dict[Session, int] = {}
         self.saved: dict[Session, SessionState] = {}
+        self.parked: dict[Session, ParkedSession] = {}
         self._engine = engine
         self._max_idle_bytes = max_idle_bytes
         self._max_sessions = max_sessions
@@ -101,21 +107,41 @@ class SessionStore:
         except Exception:
             self._free_lanes.append(lane)
             raise
+        self.parked.pop(session, None)
         self.lanes[session] = lane
         self._running.add(session)
         self._drop_caches()
         return first
 
+    def position(self, session: Session) -> int:
+        """How many tokens a session in a turn has been fed."""
+        if session in self.parked:
+            return self.parked[session].position
+        return self._engine.position(self.lanes[session])
+
+    def has_room_to_park(self, entering: Session) -> bool:
+        """Whether host memory takes one more parked session once ``entering`` has entered a lane."""
+        others = sum(parked.nbytes for session, parked in self.parked.items() if session is not entering)
+        return others + 2 * self._engine.session_bytes <= self._max_idle_bytes  # a cache, and at most as much to undo
+
+    def park(self, session: Session) -> None:
+        """Take a session out of its lane in the middle of a turn."""
+        self.parked[session] = self._engine.park(self.lanes[session])
+        self._free_lanes.append(self.lanes.pop(session))
+        self._drop_caches()
+
     def commit(self, session: Session, pending: int, ends: bool) -> None:
         """Make the turn part of the session; ``ends``: the session is over (a one-shot request's always is)."""
         self._running.remove(session)
         self.saved.pop(session, None)
-        lane = self.lanes[session]
-        session.position, session.pending = self._engine.position(lane), pending
-        self._engine.commit_turn(lane)
+        session.position, session.pending = self.position(session), pending
+        if session in self.parked:
+            self.saved[session] = self.parked.pop(session).commit_turn()
+        else:
+            self._engine.commit_turn(self.lanes[session])
         self.release(session.key)
         if session.key is None:
-            self._free_lane(session)
+            self._forget(session)
             return
         if self._sessions.get(session.key) is not session:  # a new one, perhaps in place of one that was started over
             self.end(session.key)
@@ -123,6 +149,7 @@ class SessionStore:
         self._sessions.move_to_end(session.key)
         if ends:
             self.end(session.key)
+        self._drop_caches()
         self._expire()
 
     def rollback(self, session: Session) -> None:
@@ -133,10 +160,15 @@ class SessionStore:
         self._running.remove(session)
         is_new = session.key is None or self._sessions.get(session.key) is not session
         if is_new or session in self.saved:
+            self.parked.pop(session, None)
             self._free_lane(session)
             return
         try:
-            self._engine.rollback_turn(self.lanes[session])
+            if session in self.parked:
+                self.saved[session] = self.parked.pop(session).rollback_turn()
+                self._drop_caches()
+            else:
+                self._engine.rollback_turn(self.lanes[session])
         except Exception:
             self.end(session.key)
             raise
@@ -145,8 +177,12 @@ class SessionStore:
         """Forget the session of this name, if there is one."""
         session = None if key is None else self._sessions.pop(key, None)
         if session is not None:
-            self.saved.pop(session, None)
-            self._free_lane(session)
+            self._forget(session)
+
+    def _forget(self, session: Session) -> None:
+        self.saved.pop(session, None)
+        self.parked.pop(session, None)
+        self._free_lane(session)
 
     def _free_lane(self, session: Session) -> None:
         lane = self.lanes.pop(session, None)
@@ -163,6 +199,9 @@ class SessionStore:
         return self.lanes.pop(idle)
 
     def _load(self, session: Session, lane: int) -> list[int]:
+        if session in self.parked:
+            self._engine.resume(lane, self.parked[session])
+            return []
         state = self.saved.get(session)
         if state is None:
             self._engine.reset(lane, session.sink_token_length)
@@ -182,7 +221,8 @@ class SessionStore:
             for session in self._sessions.values()
             if (state := self.saved.get(session)) is not None and state.kv_cache is not None
         }
-        excess = sum(nbytes for _, nbytes in cached.values()) - self._max_idle_bytes
+        waiting = sum(parked.nbytes for parked in self.parked.values())
+        excess = waiting + sum(nbytes for _, nbytes in cached.values()) - self._max_idle_bytes
         for session, (state, nbytes) in cached.items():
             if excess <= 0:
                 break

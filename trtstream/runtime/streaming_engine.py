@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
 import torch
@@ -12,41 +11,11 @@ import torch
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.decode_plan import Step
 from trtstream.plugins.window import Window
-from trtstream.runtime.backend import Backend
+from trtstream.runtime.backend import Backend, MixingBackend
+from trtstream.runtime.lane import Lane, ParkedSession, Undo
 from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.undo_log import UndoLog
 from trtstream.settings import BuildConfig, ModelConfig
-
-
-@dataclass
-class Lane:
-    """The session in one lane: its position, and the ids that its cache can be rebuilt from."""
-
-    window: Window
-    position: int  # t of the next token
-    ring_first: int  # the ring's first token: S, or later in a session rebuilt from its ids
-    sink_ids: list[int]
-    recent_ids: deque[int]
-    last_logits: torch.Tensor | None = None
-    undo: Undo | None = None
-
-    def append(self, tokens: Sequence[int]) -> None:
-        """Count ``tokens`` as fed."""
-        missing = max(self.window.sinks - self.position, 0)
-        self.sink_ids.extend(tokens[:missing])
-        self.recent_ids.extend(tokens[missing:])
-        self.position += len(tokens)
-
-
-@dataclass
-class Undo:
-    """A session as it was when its turn began."""
-
-    position: int
-    num_sink_ids: int
-    recent_ids: deque[int]
-    last_logits: torch.Tensor | None
-    log: UndoLog
 
 
 class StreamingEngine:
@@ -80,6 +49,11 @@ class StreamingEngine:
                 "(build with a larger --max-sink-token-length)"
             )
         self._lanes[lane] = self._new_lane(sinks)
+
+    @property
+    def session_bytes(self) -> int:
+        """Bytes of one session's cache."""
+        return self.backend.session_cache(0).nbytes
 
     def position(self, lane: int) -> int:
         """How many tokens the session in ``lane`` has been fed."""
@@ -127,6 +101,39 @@ class StreamingEngine:
             self._lanes[lane].last_logits = row_logits
         return logits
 
+    @property
+    def mixes(self) -> bool:
+        """Whether `decode_and_prefill` costs less than `decode` and `prefill` one after the other."""
+        return isinstance(self.backend, MixingBackend)
+
+    @torch.inference_mode()
+    def decode_and_prefill(
+        self, lanes: Sequence[int], tokens: Sequence[int], chunks: Mapping[int, Sequence[int]]
+    ) -> torch.Tensor:
+        """Feed one token to each of several lanes, and in the same step a chunk to each of several others.
+
+        ``chunks`` are token ids by lane, at most ``max_num_tokens`` with ``tokens``. Returns logits
+        [len(lanes) + len(chunks), vocab], those after each chunk's last token behind those of ``lanes``.
+        """
+        if not isinstance(self.backend, MixingBackend):
+            parts = [self.decode(lanes, tokens)] if lanes else []
+            return torch.cat([*parts, *(self.prefill(lane, chunk)[None] for lane, chunk in chunks.items())])
+        self._check(tokens or [0])
+        for chunk in chunks.values():
+            self._check(chunk)
+        fed: dict[int, Sequence[int]] = dict(zip(lanes, ([token] for token in tokens), strict=True))
+        if len(fed) != len(lanes) or fed.keys() & chunks.keys():
+            raise TrtstreamError("decode_and_prefill takes distinct lanes")
+        fed = {**fed, **chunks}
+        for lane, ids in fed.items():
+            self._save(lane, len(ids))
+        steps = [self._next_step(lane) for lane in lanes]
+        logits = self.backend.mixed(steps, tokens, [(self._next_step(lane), ids) for lane, ids in chunks.items()])
+        for (lane, ids), row_logits in zip(fed.items(), logits, strict=True):
+            self._lanes[lane].append(ids)
+            self._lanes[lane].last_logits = row_logits
+        return logits
+
     def _feed(
         self, lane: int, tokens: Sequence[int], *, all_logits: bool
     ) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
@@ -156,10 +163,7 @@ class StreamingEngine:
 
     def export_state(self, lane: int) -> SessionState:
         """A copy of the session, ``kv_cache`` included."""
-        session = self._lanes[lane]
-        ids = [*session.sink_ids, *session.recent_ids]
-        cache = self.backend.session_cache(lane).to("cpu", copy=True)
-        return SessionState(session.window.sinks, session.position, ids, cache)
+        return self._lanes[lane].state(self._copy_cache(lane))
 
     def import_state(self, lane: int, state: SessionState) -> None:
         """Put a session into ``lane``; a state without ``kv_cache`` is rebuilt from its ids.
@@ -206,13 +210,27 @@ class StreamingEngine:
 
     def rollback_turn(self, lane: int) -> None:
         """Undo everything fed since `begin_turn`. Raises TrtstreamError without a log."""
+        self._lanes[lane].rollback(self.backend.session_cache(lane))
+
+    def park(self, lane: int) -> ParkedSession:
+        """Take the session out of ``lane``, in the middle of a turn as well: its undo log goes with it."""
         session = self._lanes[lane]
-        undo, session.undo = session.undo, None
-        if undo is None:
-            raise TrtstreamError(f"lane {lane} has no turn to roll back")
-        undo.log.restore(self.backend.session_cache(lane))
-        del session.sink_ids[undo.num_sink_ids :]
-        session.position, session.recent_ids, session.last_logits = undo.position, undo.recent_ids, undo.last_logits
+        if session.undo is not None:
+            session.undo.log.to(torch.device("cpu"))
+        parked = ParkedSession(session, self._copy_cache(lane))
+        self.reset(lane)
+        return parked
+
+    def resume(self, lane: int, parked: ParkedSession) -> None:
+        """Put a parked session into ``lane``, any lane of this engine."""
+        cache = self.backend.session_cache(lane)
+        cache.copy_(parked.kv_cache)
+        if parked.session.undo is not None:
+            parked.session.undo.log.to(cache.device)
+        self._lanes[lane] = parked.session
+
+    def _copy_cache(self, lane: int) -> torch.Tensor:
+        return self.backend.session_cache(lane).to("cpu", copy=True)
 
     def _save(self, lane: int, num_tokens: int) -> None:
         session = self._lanes[lane]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from trtstream.runtime.detokenizer import Detokenizer
 from trtstream.runtime.requests import TurnOutput, TurnRequest
 from trtstream.runtime.sampling import Sample, Sampler
+from trtstream.runtime.scheduler_limits import SchedulerLimits
 from trtstream.runtime.session import Session
 from trtstream.runtime.stop_words import StopWords
 
@@ -25,27 +26,34 @@ class Turn:
     def __init__(
         self,
         request: TurnRequest,
-        session: Session,
-        prompt: list[int],
-        num_input_tokens: int,
-        end_ids: Sequence[int],
+        limits: SchedulerLimits,
         tokenizer: PreTrainedTokenizerBase | None,
         on_output: OnOutput,
     ) -> None:
         self.request = request
-        self.session = session
-        self.prompt = prompt
+        self.prompt: list[int] = []
         self.fed = 0  # tokens of the prompt
         self.token: int | None = None  # the last sampled one, not fed yet
-        self.num_input_tokens = num_input_tokens
+        self.num_input_tokens = 0
         self.num_output_tokens = 0
         self.cancelled = False
-        self.deadline = None if request.timeout is None else time.monotonic() + request.timeout
-        self._end_ids = frozenset(end_ids)
+        self.entered_at = 0.0  # when it last got a lane, in seconds of `time.monotonic`
+        self.entered_in = 0  # the scheduler's step of that moment
+        self.timeout_source, timeout = _timeout(request, limits)
+        self.deadline = None if timeout is None else time.monotonic() + timeout
+        self._max_tokens = min(request.max_tokens, limits.max_tokens_limit or request.max_tokens)
         self.sampler = Sampler(request)
-        self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer, prompt[-CONTEXT_TOKENS:])
+        self._tokenizer = tokenizer
         self._stop_words = StopWords(request.stop_words)
         self._on_output: OnOutput | None = on_output
+
+    def prepare(self, session: Session, prompt: list[int], num_input_tokens: int, end_ids: Sequence[int]) -> None:
+        """Add what is known once the request's text has been tokenized."""
+        self.session = session
+        self.prompt = prompt
+        self.num_input_tokens = num_input_tokens
+        self._end_ids = frozenset(end_ids)
+        self._detokenizer = None if self._tokenizer is None else Detokenizer(self._tokenizer, prompt[-CONTEXT_TOKENS:])
 
     def cancel(self) -> None:
         """End the turn within a step and keep what it has generated. A no-op if it has ended already."""
@@ -59,7 +67,7 @@ class Turn:
         ended = token in self._end_ids
         new_text = "" if ended or self._detokenizer is None else self._detokenizer.push(token)
         text, stopped = self._stop_words.push(new_text)
-        full = self.num_output_tokens == self.request.max_tokens
+        full = self.num_output_tokens == self._max_tokens
         reason = "stop" if ended or stopped else "length" if full else ""
         if reason and not stopped:
             text += self._flush()
@@ -89,3 +97,10 @@ class Turn:
         self, text: str, ids: tuple[int, ...], log_probs: tuple[float, ...], reason: str, session_tokens: int
     ) -> TurnOutput:
         return TurnOutput(text, ids, log_probs, reason, self.num_input_tokens, self.num_output_tokens, session_tokens)
+
+
+def _timeout(request: TurnRequest, limits: SchedulerLimits) -> tuple[str, float | None]:
+    """(What sets the turn's deadline, for an error message, and the seconds until then, None without one.)"""
+    if request.timeout is not None and (limits.turn_timeout is None or request.timeout <= limits.turn_timeout):
+        return f"its timeout of {request.timeout} s", request.timeout
+    return f"the {limits.turn_timeout} s that this server gives a turn", limits.turn_timeout

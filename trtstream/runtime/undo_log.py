@@ -28,7 +28,16 @@ class UndoLog:
         self._saved.append((slots, cache[..., slots, :]))
         self._saved_to = save_to
 
+    def to(self, device: torch.device) -> None:
+        """Move the old contents to ``device``, where the cache has moved to."""
+        self._saved = [(slots.to(device), contents.to(device)) for slots, contents in self._saved]
+
     def restore(self, cache: torch.Tensor) -> None:
         """Write the old contents back to ``cache``."""
         for slots, contents in self._saved:
             cache[..., slots, :] = contents
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the old contents take."""
+        return sum(contents.nbytes for _, contents in self._saved)

@@ -17,11 +17,11 @@ MAX_STOP_WORDS = 32
 MAX_STOP_WORD_CHARACTERS = 256
 
 
-def validate(request: TurnRequest, vocab_size: int) -> None:
+def validate(request: TurnRequest, vocab_size: int, max_tokens_limit: int | None = None) -> None:
     """Raise TrtstreamError for the first field of ``request`` that is wrong, whatever state its session is in."""
     _validate_input(request, vocab_size)
     _validate_session(request)
-    _validate_numbers(request, vocab_size)
+    _validate_numbers(request, vocab_size, max_tokens_limit)
     if request.timeout is not None:
         _number("timeout", request.timeout, Limits(0, above=True, note="seconds"))
     if len(request.stop_words) > MAX_STOP_WORDS:
@@ -73,15 +73,20 @@ def _validate_session(request: TurnRequest) -> None:
         raise TrtstreamError(f"session_tokens is {request.session_tokens} with session_start; a new session has 0")
 
 
-def _validate_numbers(request: TurnRequest, vocab_size: int) -> None:
-    """Check every field that has limits; two of them end at the vocabulary."""
-    most = {"top_k": vocab_size, "end_id": vocab_size - 1}
+def _validate_numbers(request: TurnRequest, vocab_size: int, max_tokens_limit: int | None) -> None:
+    """Check every field that has limits; two of them end at the vocabulary, one where the server says."""
+    ends = {"top_k": (vocab_size, ""), "end_id": (vocab_size - 1, "")}
+    if max_tokens_limit is not None:
+        ends["max_tokens"] = (max_tokens_limit, "this server's --max-tokens-limit")
     for name, field in INPUTS.items():
         if field.limits is None:
             continue
         value, default = getattr(request, field.attribute), getattr(TurnRequest, field.attribute)
         if value is not default:
-            limits = replace(field.limits, most=most.get(name, field.limits.most))
+            limits = field.limits
+            if name in ends:
+                most, note = ends[name]
+                limits = replace(limits, most=most, note=note or limits.note)
             (_number if field.datatype == "FP32" else _integer)(name, value, limits)
 
 

@@ -1,0 +1,85 @@
+"""The books of one session in an engine: where it is, what its cache can be rebuilt from, how its turn is undone."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from trtstream.errors import TrtstreamError
+from trtstream.plugins.window import Window
+from trtstream.runtime.session_state import SessionState
+from trtstream.runtime.undo_log import UndoLog
+
+
+@dataclass
+class Lane:
+    """The session in one lane: its position, and the ids that its cache can be rebuilt from."""
+
+    window: Window
+    position: int  # t of the next token
+    ring_first: int  # the ring's first token: S, or later in a session rebuilt from its ids
+    sink_ids: list[int]
+    recent_ids: deque[int]
+    last_logits: torch.Tensor | None = None
+    undo: Undo | None = None
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Count ``tokens`` as fed."""
+        missing = max(self.window.sinks - self.position, 0)
+        self.sink_ids.extend(tokens[:missing])
+        self.recent_ids.extend(tokens[missing:])
+        self.position += len(tokens)
+
+    def rollback(self, cache: torch.Tensor) -> None:
+        """Undo everything fed to the session, whose cache is ``cache``, since its turn began."""
+        undo, self.undo = self.undo, None
+        if undo is None:
+            raise TrtstreamError("the session has no turn to roll back")
+        undo.log.restore(cache)
+        del self.sink_ids[undo.num_sink_ids :]
+        self.position, self.recent_ids, self.last_logits = undo.position, undo.recent_ids, undo.last_logits
+
+    def state(self, cache: torch.Tensor) -> SessionState:
+        """The session outside the engine, with ``cache`` on the CPU as its cache."""
+        return SessionState(self.window.sinks, self.position, [*self.sink_ids, *self.recent_ids], cache)
+
+
+@dataclass
+class Undo:
+    """A session as it was when its turn began."""
+
+    position: int
+    num_sink_ids: int
+    recent_ids: deque[int]
+    last_logits: torch.Tensor | None
+    log: UndoLog
+
+
+@dataclass
+class ParkedSession:
+    """A session that has left its lane in the middle of a turn: its books, and a copy of its cache on the CPU."""
+
+    session: Lane
+    kv_cache: torch.Tensor
+
+    @property
+    def position(self) -> int:
+        """How many tokens the session has been fed."""
+        return self.session.position
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the copy and the turn's undo log take."""
+        return self.kv_cache.nbytes + (0 if self.session.undo is None else self.session.undo.log.nbytes)
+
+    def commit_turn(self) -> SessionState:
+        """The session with its turn."""
+        return self.session.state(self.kv_cache)
+
+    def rollback_turn(self) -> SessionState:
+        """The session as it was when its turn began. Raises TrtstreamError without a log."""
+        self.session.rollback(self.kv_cache)
+        return self.session.state(self.kv_cache)

@@ -1,0 +1,25 @@
+"""What one turn may take from a server, and how the turns share it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SchedulerLimits:
+    """Limits of a `Scheduler`. None is no limit, except for ``max_idle_bytes``.
+
+    ``max_queue_size`` turns may wait; ``max_sessions`` are remembered, of which ``max_idle_bytes`` (default: a quarter
+    of this machine's memory) stay in host memory with their caches. A turn may ask for ``max_tokens_limit`` tokens and
+    take ``turn_timeout`` seconds. While turns wait, one that has run for ``fair_share`` seconds gives its lane to the
+    next and continues later. Where a prompt is fed next to running answers, it is fed in such chunks that their tokens
+    come ``max_itl_ms`` milliseconds apart, or at twice the time that they take without it if that is longer.
+    """
+
+    max_queue_size: int = 256
+    max_sessions: int = 4096
+    max_idle_bytes: int | None = None
+    max_tokens_limit: int | None = None
+    turn_timeout: float | None = None
+    fair_share: float = 4.0
+    max_itl_ms: float = 50.0
