@@ -128,13 +128,14 @@ def test_chat_turns_join_up_to_the_template_of_the_whole_conversation(schedule, 
     scheduler = schedule(engine)
     free = ask(scheduler, text="Hi", chat=True, max_tokens=6, ignore_eos=True, session_key="free")
     fed: list[int] = []
-    real = engine.prefill
+    real = engine.decode_and_prefill
 
-    def recording(lane, tokens):
-        fed.extend(tokens)
-        return real(lane, tokens)
+    def recording(lanes, tokens, chunks):
+        for chunk in chunks.values():
+            fed.extend(chunk)
+        return real(lanes, tokens, chunks)
 
-    engine.prefill = recording
+    engine.decode_and_prefill = recording
     conversation = [{"role": "user", "content": "Hi"}]
     answer = ask(scheduler, text="Hi", chat=True, max_tokens=6, session_key="s", ignore_eos=True)
     assert answer.ids == free.ids
