@@ -81,8 +81,14 @@ def test_smollm2_remembers_in_a_session_of_its_template(smollm2_engine):
     questions = ["The secret word is banana. What is the secret word?", "Spell it in capital letters. 😀"]
     with trtstream.load(smollm2_engine) as llm:
         chat, fed, answers = llm.session(), [], []
-        prefill = llm.engine.prefill
-        llm.engine.prefill = lambda lane, tokens: (fed.extend(tokens), prefill(lane, tokens))[1]
+        real = llm.engine.decode_and_prefill
+
+        def recording(lanes, tokens, chunks):
+            for chunk in chunks.values():
+                fed.extend(chunk)
+            return real(lanes, tokens, chunks)
+
+        llm.engine.decode_and_prefill = recording
         for question in questions:
             outputs = list(chat.stream(question, chat=True, max_tokens=60))
             answers.append("".join(output.text for output in outputs))
