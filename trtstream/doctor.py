@@ -62,7 +62,8 @@ def doctor(as_json: bool) -> None:
 def machine_checks() -> Iterator[Check]:
     import torch
 
-    from trtstream.machine import available_memory, cpu_flags, cpu_limit, machine, physical_memory
+    from trtstream.control_group import cpu_limit
+    from trtstream.machine import available_memory, cpu_flags, machine, physical_memory
     from trtstream.plugins.cuda_device import why_no_gpu
 
     facts = machine()
@@ -78,11 +79,11 @@ def machine_checks() -> Iterator[Check]:
 
 def _threads(threads: int, cpus: float) -> Check:
     """Threads wait for each other several times a layer, so that one without a CPU of its own delays all."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        return Check("threads", True, f"up to {max(1, int(cpus))}, as many as other processes leave CPUs")
     if threads > cpus:
-        return Check("threads", False, f"{threads} for {cpus:g} CPUs; set OMP_NUM_THREADS={max(1, int(cpus))}")
-    policy = os.environ.get("OMP_WAIT_POLICY")
-    waiting = f"OMP_WAIT_POLICY={policy}" if policy else "if others use the CPUs as well, set OMP_WAIT_POLICY=passive"
-    return Check("threads", True, f"{threads} for {cpus:g} CPUs; {waiting}")
+        return Check("threads", False, f"{threads} for {cpus:g} CPUs; unset OMP_NUM_THREADS")
+    return Check("threads", True, f"{threads} for {cpus:g} CPUs, fixed by OMP_NUM_THREADS")
 
 
 def target_checks() -> Iterator[Check]:

@@ -7,21 +7,26 @@ import ctypes
 import datetime
 import os
 import platform
+import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from trtstream import control_group
+
 CPUINFO, MEMINFO, STATUS = Path("/proc/cpuinfo"), Path("/proc/meminfo"), Path("/proc/self/status")
-CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+STAT = Path("/proc/stat")
 
 
 def physical_memory() -> int:
-    """Bytes of memory that this machine has."""
-    return _bytes(MEMINFO, "MemTotal")
+    """Bytes of memory that this machine has, or that its container may use."""
+    return min(_bytes(MEMINFO, "MemTotal"), control_group.memory_limit() or sys.maxsize)
 
 
 def available_memory() -> int:
-    """Bytes of this machine's memory that a process can still take without swapping."""
-    return _bytes(MEMINFO, "MemAvailable")
+    """Bytes of memory that a process can still take, without swapping and within its container's limit."""
+    free = control_group.free_memory()
+    return max(0, min(_bytes(MEMINFO, "MemAvailable"), sys.maxsize if free is None else free))
 
 
 def resident_memory() -> int:
@@ -45,10 +50,18 @@ def cpu_flags() -> set[str]:
     return set(_field(CPUINFO, "flags").split())
 
 
-def cpu_limit(file: Path = CPU_MAX) -> float | None:
-    """CPUs that this process's control group may use at a time, as containers limit them; None if there is no limit."""
-    quota, _, period = file.read_text().partition(" ") if file.is_file() else ("max", "", "")
-    return None if quota == "max" else int(quota) / int(period)
+def busy_cpu_seconds(cpus: Collection[int]) -> float:
+    """Seconds that ``cpus`` have been busy since this machine started, whoever used them."""
+    names = {f"cpu{cpu}" for cpu in cpus}
+    ticks = 0
+    for line in STAT.read_text().splitlines():
+        name, *counts = line.split()
+        if name in names:
+            user, nice, system, _idle, _iowait, *others = map(
+                int, counts[:8]
+            )  # irq, softirq, steal; guests are in user
+            ticks += user + nice + system + sum(others)
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def machine() -> dict[str, Any]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
+import time
 
-import pytest
-
-from trtstream.machine import available_memory, cpu_flags, cpu_limit, machine, physical_memory
+from trtstream.machine import available_memory, busy_cpu_seconds, cpu_flags, machine, physical_memory
 
 BLOCK = 64 << 20
 ALLOCATE = f"""
@@ -43,10 +41,10 @@ def test_the_cpu() -> None:
     assert machine()["cpu"] == lines["Model name"].strip()
 
 
-@pytest.mark.parametrize(
-    ("cpu_max", "limit"), [("max 100000\n", None), ("250000 100000\n", 2.5), ("50000 100000\n", 0.5)]
-)
-def test_the_limit_of_a_control_group(cpu_max: str, limit: float | None, tmp_path: Path) -> None:
-    (tmp_path / "cpu.max").write_text(cpu_max)
-    assert cpu_limit(tmp_path / "cpu.max") == limit
-    assert cpu_limit(tmp_path / "nothing") is None
+def test_busy_cpus() -> None:
+    cpus = os.sched_getaffinity(0)
+    before, own = busy_cpu_seconds(cpus), time.process_time()
+    while time.process_time() - own < 0.5:
+        pass
+    assert busy_cpu_seconds(cpus) - before >= 0.45  # ticks of 10 ms
+    assert busy_cpu_seconds(()) == 0

@@ -13,6 +13,7 @@ from trtstream.plugins.cpu_kernel import DecodeKernel
 from trtstream.plugins.decode_plan import Step, plan_step
 from trtstream.plugins.kv_cache import new_cache
 from trtstream.plugins.positions import PositionEncoding
+from trtstream.runtime.cpu_threads import CpuThreads
 from trtstream.runtime.decoder import Attention, DecoderWeights, decode_layers, logits, read_weights
 from trtstream.settings import BuildConfig, ModelConfig
 
@@ -31,6 +32,7 @@ class CpuBackend:
         self._model = model
         self.weights = weights
         self._kernel = kernel
+        self._threads = CpuThreads()
         self._positions = PositionEncoding.of(model)
         # Zeroing it again touches its pages, so that a lack of memory shows at load.
         self._cache = new_cache(model, build, "cpu", torch.device("cpu")).zero_()
@@ -88,6 +90,7 @@ class CpuBackend:
         return plan_chunk(first.window, self._positions, first.t, len(tokens), first.ring_first)
 
     def _hidden(self, tokens: Sequence[int], attention: Attention) -> torch.Tensor:
+        self._threads.follow()
         embedded = self.weights.embedding[torch.tensor(tokens)]
         return decode_layers(embedded, self.weights, self._model, attention)
 
