@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import ipaddress
+import json
 import queue
 import re
 import signal
@@ -19,6 +20,7 @@ import click
 
 from trtstream.deploy.serving import environment
 from trtstream.deploy.serving.drain import DrainSocket
+from trtstream.deploy.serving.environment import SERVICE_LIMITS
 from trtstream.deploy.serving.package import DEFAULT_MODEL_NAME, model_names, write_model
 from trtstream.deploy.serving.tritonserver import TritonProcess, find_tritonserver
 from trtstream.deploy.tensorrt_llm.launch import MODEL, find_built_engine, require_backend
@@ -70,6 +72,27 @@ class Addresses:
     type=click.FloatRange(min=0),
     help="Seconds that running turns have to end when the server is stopped.",
 )
+@click.option(
+    "--max-tokens-limit",
+    default=SERVICE_LIMITS.max_tokens_limit,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="The most tokens that a turn may ask for.",
+)
+@click.option(
+    "--turn-timeout",
+    default=SERVICE_LIMITS.turn_timeout,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds that a turn may take; a request's own timeout may be shorter.",
+)
+@click.option(
+    "--max-itl-ms",
+    default=SERVICE_LIMITS.max_itl_ms,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Milliseconds between an answer's tokens while a prompt is fed next to it.",
+)
 def serve(
     source: Path,
     host: str,
@@ -80,6 +103,9 @@ def serve(
     tls_key: Path | None,
     insecure: bool,
     drain_timeout: float,
+    max_tokens_limit: int,
+    turn_timeout: float,
+    max_itl_ms: float,
 ) -> None:
     """Serve an engine, or a model repository that `trtstream package` wrote, on Triton Inference Server.
 
@@ -119,7 +145,12 @@ def serve(
                 "ranked_model": MODEL,
             }
         with DrainSocket(work) as models_socket:
-            variables = {environment.DRAIN_SOCKET: str(models_socket.path), environment.PUBLIC: str(int(public))}
+            limits = {"max_tokens_limit": max_tokens_limit, "turn_timeout": turn_timeout, "max_itl_ms": max_itl_ms}
+            variables = {
+                environment.DRAIN_SOCKET: str(models_socket.path),
+                environment.PUBLIC: str(int(public)),
+                environment.LIMITS: json.dumps(limits),
+            }
             with TritonProcess(installation, arguments, variables, lambda: events.put(EXITED), **options) as triton:
                 click.echo(f"starting Triton with {source}", err=True)
                 event = _wait_until_ready(addresses.http_url(), events)

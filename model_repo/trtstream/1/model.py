@@ -28,7 +28,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
         engine = Path(args["model_repository"], parameters["engine_dir"]["string_value"])
-        self._scheduler = trtstream.load(engine).scheduler
+        self._scheduler = trtstream.load(engine, environment.service_limits()).scheduler
         self._public = os.environ.get(environment.PUBLIC) == "1"
         self._open: dict[Answer, Turn] = {}
         threading.Thread(target=self._watch_cancellation, name="trtstream-cancellation", daemon=True).start()

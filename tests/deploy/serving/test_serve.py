@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -107,6 +108,17 @@ def test_an_engine_for_a_gpu_is_refused_before_triton_starts(tmp_path: Path) -> 
     assert re.match(r"trtstream: .*engine was built for target 'cuda' and cannot run here: torch", line)
 
 
+def test_the_limits_of_a_turn_are_options(start: Start) -> None:
+    server = start("--max-tokens-limit", "5", "--turn-timeout", "2.5", "--max-itl-ms", "20")
+    stream = Stream(server.grpc_url)
+    assert len(ids(stream.ask(text_input="a", ignore_eos=True))) == 5  # the default is not refused
+    with pytest.raises(InferenceServerException, match="from 1 to 5"):
+        stream.ask(text_input="a", max_tokens=6)
+    with pytest.raises(InferenceServerException, match=r"did not end within the 2\.5 s that this server gives a turn"):
+        stream.ask(input_ids=np.ones(1_000_000, np.int32))
+    stream.close()
+
+
 def test_sigterm_lets_turns_end_and_ignores_idle_streams(start: Start) -> None:
     server = start("--drain-timeout", "200")  # the default would do on a quiet machine
     children = family(server.process.pid)
@@ -129,7 +141,7 @@ def test_sigterm_lets_turns_end_and_ignores_idle_streams(start: Start) -> None:
 def test_new_turns_are_refused_while_draining_and_late_ones_cut(start: Start) -> None:
     server = start("--drain-timeout", "8")
     busy, late = Stream(server.grpc_url), Stream(server.grpc_url)
-    busy.send(text_input="a", max_tokens=10_000_000, ignore_eos=True)
+    busy.send(text_input="a", max_tokens=1_000_000, ignore_eos=True)
     late.ask(text_input="a", max_tokens=1)
     server.process.send_signal(signal.SIGINT)
     while "draining" not in server.log.read_text():
@@ -150,7 +162,7 @@ def test_a_second_signal_kills_at_once_and_leaves_nothing(start: Start) -> None:
     children = family(server.process.pid)
     left = leftovers(children)
     busy = Stream(server.grpc_url)
-    busy.send(text_input="a", max_tokens=10_000_000, ignore_eos=True, stream=True)
+    busy.send(text_input="a", max_tokens=1_000_000, ignore_eos=True, stream=True)
     busy.next()
     server.process.send_signal(signal.SIGINT)
     while "draining" not in server.log.read_text():
@@ -166,7 +178,7 @@ def test_sigkill_leaves_no_orphans(start: Start) -> None:
     children = family(server.process.pid)
     work, *_ = leftovers(children)
     stream = Stream(server.grpc_url)
-    stream.send(text_input="a", max_tokens=10_000_000, ignore_eos=True, stream=True)
+    stream.send(text_input="a", max_tokens=1_000_000, ignore_eos=True, stream=True)
     stream.next()
     server.stop(signal.SIGKILL)
     wait_for_death(children)

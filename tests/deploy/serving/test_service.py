@@ -172,6 +172,22 @@ def test_clients_that_vanish_free_their_lanes(server: Any, protocol: str) -> Non
     asker.close()
 
 
+def test_a_turn_without_a_bound_is_refused(stream: Stream) -> None:
+    limit = r"max_tokens is 2147483647; it must be an integer from 1 to 1048576 \(this server's --max-tokens-limit\)"
+    with pytest.raises(InferenceServerException, match=limit):
+        stream.ask(text_input="a", max_tokens=2**31 - 1)
+
+
+def test_clients_that_hold_all_lanes_make_room(server: Any, stream: Stream) -> None:
+    hogs = [Stream(server.grpc_url) for _ in range(4)]
+    for hog in hogs:
+        hog.send(text_input="a", max_tokens=1_000_000, ignore_eos=True, stream=True)
+        hog.next()
+    assert reason(stream.ask(text_input="b", max_tokens=3)) == "length"
+    for hog in hogs:
+        hog.close()
+
+
 def test_a_waiting_client_that_vanishes_is_forgotten(server: Any) -> None:
     streams = [Stream(server.grpc_url) for _ in range(5)]
     for one in streams[:4]:  # all lanes
