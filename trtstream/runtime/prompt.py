@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from trtstream.errors import TrtstreamError
 from trtstream.runtime import chat_template
+from trtstream.runtime.encoding import encode, encode_first, encode_shielded, shield, text_of
 from trtstream.runtime.requests import TurnRequest
 from trtstream.settings import BuildConfig
 
@@ -30,13 +31,19 @@ def first_prompt(request: TurnRequest, tokenizer: PreTrainedTokenizerBase | None
     """
     if request.chat and request.text is not None:
         tokenizer = _with_template(tokenizer)
-        text, system_characters = chat_template.first_turn(tokenizer, request.text, request.system)
-        encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-        ids, num_system = encoding.ids, sum(start < system_characters for start, _ in encoding.offsets)
+        system = None if request.system is None else shield(tokenizer, request.system)
+        text, system_characters = chat_template.first_turn(tokenizer, shield(tokenizer, request.text), system)
+        ids, starts = encode_shielded(tokenizer, text)
+        num_system = sum(start < system_characters for start in starts)
+    elif request.text is not None:
+        system = request.system or ""
+        ids, starts = encode_first(_required(tokenizer), system + request.text)
+        num_system = sum(start < len(system) for start in starts)
     else:
-        system = [] if request.system is None else _encode(tokenizer, request.system, special_tokens=True)
-        ids, num_system = system + _request_tokens(request, tokenizer, special_tokens=not system), len(system)
-    if len(ids) == num_system:
+        ids = [] if request.system is None else encode_first(_required(tokenizer), request.system)[0]
+        num_system = len(ids)
+        ids += _input_ids(request)
+    if not ids or (len(ids) == num_system and not request.text):
         raise TrtstreamError("the request has no tokens to start from; send at least one")
     learned_sink = [] if build.sink_token is None else [build.sink_token]
     num_pinned = len(learned_sink) + num_system
@@ -55,18 +62,17 @@ def next_prompt(request: TurnRequest, tokenizer: PreTrainedTokenizerBase | None,
     """
     if request.system is not None:
         raise TrtstreamError("system is for a session's first turn, and this session has begun")
-    if request.chat and request.text is not None:
-        tokenizer = _with_template(tokenizer)
-        return _encode(tokenizer, chat_template.next_turn(tokenizer, request.text, last_token))
-    return _request_tokens(request, tokenizer)
+    if request.text is None:
+        return _input_ids(request)
+    tokenizer = _with_template(tokenizer) if request.chat else _required(tokenizer)
+    before = text_of(tokenizer, last_token)
+    if not request.chat:
+        return encode(tokenizer, request.text, before)[0]
+    text = chat_template.next_turn(tokenizer, shield(tokenizer, request.text), last_token)
+    return encode_shielded(tokenizer, text, before)[0]
 
 
-def _request_tokens(
-    request: TurnRequest, tokenizer: PreTrainedTokenizerBase | None, special_tokens: bool = False
-) -> list[int]:
-    """The request's ids, or those of its text as it is."""
-    if request.text is not None:
-        return _encode(tokenizer, request.text, special_tokens)
+def _input_ids(request: TurnRequest) -> list[int]:
     return [int(token) for token in request.input_ids or ()]
 
 
@@ -81,8 +87,3 @@ def _with_template(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedToken
     if not tokenizer.chat_template:
         raise TrtstreamError("the engine has no chat template; send the text as the model expects it, without chat")
     return tokenizer
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase | None, text: str, special_tokens: bool = False) -> list[int]:
-    # Not with the tokenizer's __call__: that sets options on the shared tokenizer, which other threads are using.
-    return _required(tokenizer).backend_tokenizer.encode(text, add_special_tokens=special_tokens).ids
