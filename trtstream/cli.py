@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import signal
 import sys
 import traceback
 
@@ -56,10 +55,8 @@ def cli(debug: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line: exit 0 (done), 1 (the work failed) or 2 (bad usage)."""
+    """Run the command line: exit 0 (done), 1 (the work failed) or 2 (bad usage). `trtstream.__main__` begins it."""
     debug = "--debug" in sys.argv[1:]
-    # Unwind on SIGTERM too, so that temporary folders are removed and child processes stop.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         cli(prog_name="trtstream")
     except (TrtstreamError, OSError) as error:

@@ -179,8 +179,11 @@ class TritonClient(ABC):
         """One line for an error of tritonclient: for its gRPC status, or where it has none the model's own message."""
         status = (error.status() or "").removeprefix("StatusCode.")
         code, message = parse_error(" ".join(str(error.message()).split()))
-        if status == "UNAVAILABLE" and answered:
-            return TrtstreamError(f"the server at {self.url} went away in the middle of an answer ({message})")
+        if status == "UNAVAILABLE" and (answered or message.startswith("Stream removed")):
+            return TrtstreamError(
+                f"the server at {self.url} or its model went away in the middle of an answer ({message}); "
+                "ask again in a moment: `trtstream serve` starts it again, without its sessions"
+            )
         if status == "UNAVAILABLE" and _speaks_http(self.url):
             return TrtstreamError(
                 f"{self.url} is an HTTP service; give --url the port of Triton's gRPC service, usually {DEFAULT_PORT}"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 
 from trtstream.runtime.scheduler_limits import SchedulerLimits
 
-DRAIN_SOCKET = "TRTSTREAM_DRAIN_SOCKET"
-"""Path of the Unix socket over which serve stops the model (see `trtstream.deploy.serving.drain`)."""
+CONTROL_SOCKET = "TRTSTREAM_CONTROL_SOCKET"
+"""Path of the Unix socket between serve and the model (see `trtstream.deploy.serving.control`)."""
 
 PUBLIC = "TRTSTREAM_PUBLIC"
 """``1`` where users of other machines can reach the service."""
@@ -22,6 +22,17 @@ SERVICE_LIMITS = SchedulerLimits(max_tokens_limit=1 << 20, turn_timeout=3600.0)
 """A service's limits. No turn of it is without a bound."""
 
 
-def service_limits(environment: Mapping[str, str] = os.environ) -> SchedulerLimits:
-    """The limits that ``environment`` sets."""
-    return replace(SERVICE_LIMITS, **json.loads(environment.get(LIMITS, "{}")))
+@dataclass(frozen=True)
+class ModelOptions:
+    """What serve's options say to a model. One that serve did not start has the defaults."""
+
+    public: bool = False
+    limits: SchedulerLimits = SERVICE_LIMITS
+
+    def variables(self) -> dict[str, str]:
+        return {PUBLIC: str(int(self.public)), LIMITS: json.dumps(asdict(self.limits))}
+
+    @classmethod
+    def read(cls, variables: Mapping[str, str] = os.environ) -> ModelOptions:
+        limits = replace(SERVICE_LIMITS, **json.loads(variables.get(LIMITS, "{}")))
+        return cls(public=variables.get(PUBLIC) == "1", limits=limits)

@@ -69,7 +69,7 @@ def test_imports_in_the_wrong_direction_are_found(copy: Path) -> None:
     wrong = {
         ("plugins/window.py", "trtstream.plugins", "trtstream.runtime"): "trtstream.runtime.turn",
         ("plugins/positions.py", "trtstream.plugins", "trtstream.build"): "trtstream.build.recipes",
-        ("deploy/serving/drain.py", "trtstream.deploy", "trtstream.build"): "trtstream.build.recipes",
+        ("deploy/serving/control.py", "trtstream.deploy", "trtstream.build"): "trtstream.build.recipes",
         ("build/cpu.py", "trtstream.build", "trtstream.deploy"): "trtstream.deploy.client.metrics",
         ("build/cuda.py", "trtstream.build", "trtstream.runtime"): "trtstream.runtime.turn",
         ("trtstream/runtime/turn.py", "trtstream.runtime", "trtstream.evaluation"): "trtstream.evaluation.curve",

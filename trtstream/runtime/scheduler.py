@@ -67,6 +67,7 @@ class Scheduler:
         self._sessions = SessionStore(engine, max_idle_bytes, limits.max_sessions)
         self._pacing = PrefillPacing(limits.max_itl_ms, engine.build.max_num_tokens)
         self._steps = 0
+        self._step_started: float | None = None
         self._reading: set[Turn] = set()  # accepted, but not tokenized yet
         self._queue: deque[Turn] = deque()
         self._running: list[Turn] = []  # those whose prompt was fed least recently first
@@ -103,6 +104,11 @@ class Scheduler:
     def stats(self) -> SchedulerStats:
         with self._changed:
             return SchedulerStats(len(self._running), len(self._queue), len(self._sessions))
+
+    def step_seconds(self) -> float:
+        """How long the current step has lasted; 0.0 between steps. Never waits."""
+        started = self._step_started
+        return 0.0 if started is None else time.monotonic() - started
 
     def drain(self, timeout: float | None = None) -> bool:
         """Refuse new turns from now on and wait for those submitted to end; False if ``timeout`` (seconds) passed."""
@@ -178,12 +184,14 @@ class Scheduler:
                 self._changed.wait_for(lambda: self._closed or self._queue or self._running)
                 if self._closed:
                     break
+            self._step_started = time.monotonic()
             try:
                 self._step()
             except Exception as error:
                 logger.exception("a scheduler step failed")
                 for turn in self._turns():
                     self._fail(turn, error)
+            self._step_started = None
         for turn in self._turns():
             self._fail(turn, TrtstreamError("the engine was closed before the turn ended", code="draining"))
 

@@ -12,8 +12,9 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 import trtstream
-from trtstream.deploy.serving import environment
-from trtstream.deploy.serving.drain import follow_serve
+from trtstream.deploy.serving.control import ControlLine
+from trtstream.deploy.serving.environment import CONTROL_SOCKET, ModelOptions
+from trtstream.deploy.serving.orphan import exit_with_parent
 from trtstream.deploy.serving.triton_request import parse_turn
 from trtstream.deploy.serving.triton_response import error_message, response_tensors
 from trtstream.runtime.requests import TurnOutput
@@ -27,15 +28,25 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
-        engine = Path(args["model_repository"], parameters["engine_dir"]["string_value"])
-        self._scheduler = trtstream.load(engine, environment.service_limits()).scheduler
-        self._public = os.environ.get(environment.PUBLIC) == "1"
+        engine = Path(args["model_repository"], parameters["engine_dir"]["string_value"]).resolve()
+        options = ModelOptions.read()
+        self._public = options.public
+        self._executing = threading.Lock()
+        self._execute_started: float | None = None
+        exit_with_parent()
+        self._scheduler = trtstream.load(engine, options.limits).scheduler
         self._open: dict[Answer, Turn] = {}
         threading.Thread(target=self._watch_cancellation, name="trtstream-cancellation", daemon=True).start()
-        if environment.DRAIN_SOCKET in os.environ:
-            follow_serve(os.environ[environment.DRAIN_SOCKET], self._drain)
+        if CONTROL_SOCKET in os.environ:
+            ControlLine(os.environ[CONTROL_SOCKET], self._busy_seconds, self._drain)
 
     def execute(self, requests: list[Any]) -> None:
+        with self._executing:
+            self._execute_started = time.monotonic()
+            self._submit(requests)
+            self._execute_started = None
+
+    def _submit(self, requests: list[Any]) -> None:
         for request in requests:
             answer = Answer(request.get_response_sender(), request.request_id())
             try:
@@ -55,8 +66,16 @@ class TritonPythonModel:
     def finalize(self) -> None:
         self._scheduler.close()
 
+    def _busy_seconds(self) -> float:
+        """How long the current step or call of `execute` has lasted, whichever is longer."""
+        started = self._execute_started
+        return max(self._scheduler.step_seconds(), 0.0 if started is None else time.monotonic() - started)
+
     def _drain(self, timeout: float) -> bool:
-        drained = self._scheduler.drain(timeout)
+        deadline = time.monotonic() + timeout
+        if self._executing.acquire(timeout=timeout):  # a turn that is being read has been accepted
+            self._executing.release()
+        drained = self._scheduler.drain(max(deadline - time.monotonic(), 0.0))
         self._scheduler.close()
         return drained
 

@@ -27,6 +27,7 @@ from tritonclient.utils import InferenceServerException
 from tests.checkpoints import write_checkpoint
 from tests.command_line import run_trtstream
 from tests.deploy.server import Server, serve_process
+from tests.deploy.serving.processes import family, wait_for_death
 from tests.deploy.serving.streams import Stream, ids, post, reason
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.cuda import build_cuda_engine
@@ -51,41 +52,6 @@ def refused(*arguments: object) -> tuple[int, str]:
     )
     assert done.stdout == ""
     return done.returncode, done.stderr.strip().splitlines()[-1]
-
-
-def family(process_id: int) -> set[int]:
-    """Ids of a process's living descendants."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            after_name = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if after_name[0] != "Z":
-            parents[int(stat.parent.name)] = int(after_name[1])
-    found: set[int] = set()
-    while new := {child for child, parent in parents.items() if parent in found | {process_id}} - found:
-        found |= new
-    return found
-
-
-def alive(process_ids: set[int]) -> set[int]:
-    living = set()
-    for process_id in process_ids:
-        try:
-            if Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                living.add(process_id)
-        except OSError:
-            pass
-    return living
-
-
-def wait_for_death(process_ids: set[int]) -> None:
-    for _ in range(150):
-        if not alive(process_ids):
-            return
-        time.sleep(0.1)
-    pytest.fail(f"still alive: {alive(process_ids)}")
 
 
 def leftovers(process_ids: set[int]) -> list[Path]:
@@ -184,16 +150,6 @@ def test_sigkill_leaves_no_orphans(start: Start) -> None:
     wait_for_death(children)
     stream.client.close()
     shutil.rmtree(work)  # this much is left
-
-
-def test_a_triton_that_dies_is_reported(start: Start) -> None:
-    server = start()
-    children = family(server.process.pid)
-    (triton,) = (child for child in children if "tritonserver" in os.path.basename(os.readlink(f"/proc/{child}/exe")))
-    os.kill(triton, signal.SIGKILL)
-    assert server.process.wait(30) == 1
-    assert "tritonserver exited with code -9" in server.log.read_text().splitlines()[-1]
-    wait_for_death(children)
 
 
 def test_a_repository_can_be_moved(start: Start, engine: Path, tmp_path: Path) -> None:
