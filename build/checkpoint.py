@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -14,9 +14,13 @@ from trtstream.build.families.raw_config import RawConfig
 from trtstream.build.gguf_file import GgufFile
 from trtstream.build.huggingface_folder import HuggingFaceFolder
 from trtstream.build.recipes import Recipes
+from trtstream.build.tokenizer import turn_ends
 from trtstream.engine_dir import is_engine, is_model_repository
 from trtstream.errors import TrtstreamError
 from trtstream.settings import ModelConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Rotary frequencies: stored in some checkpoints, although the config determines them (GGUF's config is read from them).
 HARMLESS = re.compile(r"\.(rotary_emb|maybe_rotary)\.inv_freq$|^rope_freqs\.weight$")
@@ -34,8 +38,9 @@ class Store(Protocol):
     def read(self, name: str) -> torch.Tensor:
         """One tensor, in floating point."""
 
-    def save_tokenizer(self, folder: Path) -> bool:
-        """See `Checkpoint.save_tokenizer`."""
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The checkpoint's tokenizer, loaded once; None if it has none."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +72,14 @@ class Checkpoint:
 
         False, with nothing written, if the checkpoint has none: its engine serves token ids only.
         """
-        return self.store.save_tokenizer(folder)
+        if self.store.tokenizer is None:
+            return False
+        self.store.tokenizer.save_pretrained(folder)
+        return True
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a Hugging Face folder (config.json and safetensors) or a .gguf file; reads headers only.
+    """Open a Hugging Face folder (config.json and safetensors) or a .gguf file; reads headers and the tokenizer.
 
     Raises TrtstreamError, which names the thing, for whatever cannot be read or computed correctly.
     """
@@ -93,6 +101,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         )
     family = store.family
     model = family.model_config(store.config)
+    if store.tokenizer is not None:
+        ends = (*model.eos_token_ids, *turn_ends(store.tokenizer))
+        known = dict.fromkeys(token for token in ends if token < model.vocab_size)
+        model = replace(model, eos_token_ids=tuple(known))
     if model.num_hidden_layers > len(store.shapes):
         raise store.config.error(
             f"{model.num_hidden_layers} layers are promised, but the checkpoint has only {len(store.shapes)} tensors"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from trtstream.build.families.raw_config import RawConfig
 from trtstream.build.gguf_rope import DIVISORS, rope_parameters
 from trtstream.errors import TrtstreamError
 from trtstream.extras import require_extra
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class GgufFile:
@@ -50,11 +54,11 @@ class GgufFile:
         # Values that need no dequantizing are a view of the file's read-only memory: copied.
         return torch.from_numpy(values if values.flags.writeable else np.array(values))
 
-    def save_tokenizer(self, folder: Path) -> bool:
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
         if self._metadata.get("tokenizer.ggml.model") in (None, "none", "no_vocab"):
-            return False
-        tokenizer.save_from_gguf(self.path, self._metadata.get("tokenizer.ggml.pre", "default"), folder)
-        return True
+            return None
+        return tokenizer.load_from_gguf(self.path, self._metadata.get("tokenizer.ggml.pre", "default"))
 
     def _common_config(self, metadata: RawConfig) -> dict[str, Any]:
         """The part of a config for which GGUF has the same names in every architecture."""
@@ -67,7 +71,7 @@ class GgufFile:
                 raise metadata.error(
                     f"{name} is {metadata.get(name)}; only {head_dim}, the size of a head, is supported"
                 )
-        ends = [self._metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
+        ends = [self._metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
         divisors = self.read(DIVISORS) if DIVISORS in self.shapes else None
         return {
             "vocab_size": self.shapes["token_embd.weight"][0],

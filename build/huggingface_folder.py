@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +15,9 @@ from trtstream.build.families import find_family
 from trtstream.build.families.family import Layout
 from trtstream.build.families.raw_config import RawConfig
 from trtstream.errors import TrtstreamError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -37,8 +41,9 @@ class HuggingFaceFolder:
         with safe_open(self._files[name], framework="pt") as file:
             return file.get_tensor(name)
 
-    def save_tokenizer(self, folder: Path) -> bool:
-        return tokenizer.save_from_folder(self.folder, folder)
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        return tokenizer.load_from_folder(self.folder)
 
     def _find_files(self) -> list[Path]:
         index = self.folder / INDEX
@@ -85,10 +90,12 @@ def read_config(folder: Path) -> RawConfig:
         raise TrtstreamError(f"{folder} has no config.json; give a folder as transformers' save_pretrained writes it")
     values = _read_json(folder / "config.json")
     if (folder / "generation_config.json").is_file():
-        # Chat models list their end-of-turn tokens here; generation follows it, not config.json.
         generation = _read_json(folder / "generation_config.json")
-        names = ("bos_token_id", "eos_token_id")
-        values |= {name: generation[name] for name in names if generation.get(name) is not None}
+        if generation.get("bos_token_id") is not None:
+            values["bos_token_id"] = generation["bos_token_id"]
+        # Chat models list their end-of-turn tokens in either file.
+        ends = [end for names in (generation, values) for end in _as_list(names.get("eos_token_id"))]
+        values |= {"eos_token_id": ends} if ends else {}
     return RawConfig(str(folder / "config.json"), values)
 
 
@@ -102,6 +109,10 @@ def shard_names(index: Path) -> list[str]:
         if Path(shard).name != shard:
             raise TrtstreamError(f"{index} names the shard {shard!r}, which is outside its folder")
     return shards
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,17 +1,21 @@
-"""Tokenizers of checkpoints, saved the way transformers loads them, chat template included."""
+"""Tokenizers of checkpoints, chat template included, and the tokens at which their answers end."""
 
 from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Punctuation, Sequence, Split
 
 from trtstream.errors import TrtstreamError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ANSWER = "placeholder answer"
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -55,10 +59,10 @@ SPLITS = {
 """By the name that GGUF metadata give (``tokenizer.ggml.pre``)."""
 
 
-def save_from_folder(source: Path, folder: Path) -> bool:
-    """Save the tokenizer of a Hugging Face folder into ``folder``; False if it has none."""
+def load_from_folder(source: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a Hugging Face folder; None if it has none."""
     if not any((source / name).is_file() for name in FILES):
-        return False
+        return None
     fix = "fix or remove its tokenizer files"
     if not (source / "tokenizer.json").is_file():
         if not (source / "tokenizer_config.json").is_file():
@@ -67,12 +71,11 @@ def save_from_folder(source: Path, folder: Path) -> bool:
                 f"{source} has neither tokenizer.json nor tokenizer_config.json; fetch one of them too"
             )
         fix = "add a tokenizer.json, or pip install 'sentencepiece<0.2.2' to have its tokenizer.model converted"
-    _load(source, source, fix).save_pretrained(folder)
-    return True
+    return _load(source, source, fix)
 
 
-def save_from_gguf(path: Path, split: str, folder: Path) -> None:
-    """Save the tokenizer that a GGUF file's metadata describe into ``folder``. ``split`` is one of `SPLITS`.
+def load_from_gguf(path: Path, split: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that a GGUF file's metadata describe. ``split`` is one of `SPLITS`.
 
     Another split would give other tokens than those of the training, without any error, so an unknown name is refused.
     """
@@ -90,7 +93,24 @@ def save_from_gguf(path: Path, split: str, folder: Path) -> None:
             )
         tokenizer.backend_tokenizer.pre_tokenizer = SPLITS[split].pre_tokenizer
         model.ignore_merges = SPLITS[split].ignore_merges
-    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def turn_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that end an answer: the tokenizer's EOS, and the token that the chat template puts behind answers."""
+    ends = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    if tokenizer.chat_template:
+        turns = [("user", "question"), ("assistant", ANSWER), ("user", "question")]
+        conversation = [{"role": role, "content": content} for role, content in turns]
+        try:
+            text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
+        except Exception:  # a template may raise anything; serving it says more
+            return ends
+        behind = text.partition(ANSWER)[2].lstrip()
+        added = tokenizer.added_tokens_decoder.items()
+        found = [(len(token.content), number) for number, token in added if behind.startswith(token.content)]
+        ends += [number for _, number in sorted(found)[-1:]]
+    return ends
 
 
 def _load(source: Path, folder: Path, fix: str, **options: Any) -> Any:

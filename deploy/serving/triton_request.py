@@ -83,7 +83,8 @@ def _check_unguessable(key: SessionKey) -> None:
 
 def _value(field: Field, tensor: np.ndarray) -> Any:
     """A tensor as a Python value, or as a tuple of them for a vector."""
-    if field.vector and (tensor.ndim != 1 or not tensor.size):
+    may_be_empty = field.datatype == "BYTES"  # no stop words are none; no ids are a mistake
+    if field.vector and (tensor.ndim != 1 or not (tensor.size or may_be_empty)):
         raise TrtstreamError(f"{field.name} has shape {list(tensor.shape)}; it must be [N] with N of at least 1")
     if not field.vector and tensor.shape != (1,):
         raise TrtstreamError(f"{field.name} has shape {list(tensor.shape)}; it must be [1]")

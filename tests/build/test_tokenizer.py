@@ -43,6 +43,46 @@ def test_a_folder_with_a_tokenizer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("template", "ends"),
+    [
+        (None, (5, 7, 2, 1)),
+        (TEMPLATE, (5, 7, 2, 1)),
+        ("{% for m in messages %}{{ m['content'] + ' <|end|>\n' }}{% endfor %}", (5, 7, 2, 1, 4)),
+        ("{% for m in messages %}<|end|>{{ m['role'] + m['content'] + eos_token }}{% endfor %}", (5, 7, 2, 1)),
+        ("{% for m in messages %}{{ m['content'] + '<|end|>more' }}{% endfor %}", (5, 7, 2, 1, 3)),
+        ("{{ raise_exception('not today') }}", (5, 7, 2, 1)),
+        ("{{ 1 + 'a' }}", (5, 7, 2, 1)),
+    ],
+)
+def test_answers_end_at_all_that_the_checkpoint_names(
+    template: str | None, ends: tuple[int, ...], tmp_path: Path
+) -> None:
+    """generation_config.json, config.json, the tokenizer's EOS and the token that the template puts behind answers."""
+    source = write_checkpoint(tmp_path / "model", "llama-gqa", eos_token_id=2)
+    (source / "generation_config.json").write_text('{"eos_token_id": [5, 7]}')
+    special = ["<s>", "</s>", "<|start|>", "<|end|>more", "<|end|>"]
+    vocab = {token: i for i, token in enumerate([*special, *sorted(ByteLevel.alphabet())][:127])}
+    backend = Tokenizer(BPE(vocab=vocab, merges=[]))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", additional_special_tokens=special[2:]
+    )
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(source)
+    assert open_checkpoint(source).model.eos_token_ids == ends
+
+
+@pytest.mark.parametrize("name", ["eos", "eot", "eom"])
+def test_answers_end_at_all_that_a_gguf_file_names(name: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "hf", "llama-gqa", num_hidden_layers=1)
+    path = write_gguf(
+        tmp_path / "model.gguf",
+        tmp_path / "hf",
+        metadata=lambda writer: writer.add_uint32(f"tokenizer.ggml.{name}_token_id", 9) if name != "eos" else None,
+    )
+    assert open_checkpoint(path).model.eos_token_ids == ((2,) if name == "eos" else (2, 9))
+
+
+@pytest.mark.parametrize(
     ("name", "fix"), [("tokenizer.json", "fix or remove its"), ("tokenizer.model", r"add a tokenizer\.json, or pip")]
 )
 def test_a_damaged_tokenizer_is_refused(name: str, fix: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from itertools import count
 import pytest
 import torch
 
-from tests.runtime.clients import Client, ask, assert_same_greedy, wait_until
+from tests.runtime.clients import IM_START, Client, ask, assert_same_greedy, wait_until
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.requests import TurnOutput, TurnRequest
 from trtstream.runtime.sampling import penalize_repetition
@@ -132,6 +132,17 @@ def test_a_stop_word_across_tokens(scheduler, tokenizer):
     # Its tokens are in the session: all but the last, which the next turn feeds first.
     after = ask(scheduler, text="x", session_key="s", max_tokens=1, session_tokens=3 + len(stopped.ids) - 1)
     assert after.last.session_tokens == 3 + len(stopped.ids) + 1
+
+
+def test_a_stop_word_that_is_a_special_token(scheduler):
+    """Such a token has no text, and ends the answer all the same."""
+    options = {"text": "abc", "max_tokens": 2000, "ignore_eos": True, "temperature": 8.0, "random_seed": 3}
+    free = ask(scheduler, **options)
+    at = free.ids.index(IM_START)
+    stopped = ask(scheduler, **options, stop_words=("<|im_start|>", "no such word"))
+    assert stopped.ids == free.ids[: at + 1]
+    assert stopped.last.finish_reason == "stop"
+    assert free.text.startswith(stopped.text)
 
 
 def test_text_is_streamed_in_whole_characters(scheduler, tokenizer):

@@ -4,7 +4,8 @@ from itertools import combinations
 
 import pytest
 
-from trtstream.runtime.stop_words import StopWords
+from tests.runtime.clients import EOS, IM_START, byte_tokenizer
+from trtstream.runtime.stop_words import StopWords, stop_ids
 
 CASES = [
     ("one STOP two", ["STOP"], "one "),
@@ -40,3 +41,10 @@ def test_without_stop_words_text_passes():
     stop = StopWords([])
     assert stop.push("text") == ("text", False)
     assert stop.flush() == ""
+
+
+def test_a_stop_word_that_is_a_special_token():
+    tokenizer = byte_tokenizer()
+    words = ["<|im_start|>", "<|im_end|>", "<|im_", "a", "<|im_end|>\n"]
+    assert stop_ids(words, tokenizer) == {EOS, IM_START}
+    assert stop_ids(words[2:], tokenizer) == stop_ids([], tokenizer) == stop_ids(words, None) == frozenset()

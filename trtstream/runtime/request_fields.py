@@ -84,7 +84,7 @@ INPUTS = _by_name(
         limits=Limits(0, above=True, note="1 is off"),
     ),
     Field("random_seed", "UINT64", "The same state and seed give the same answer.", limits=Limits(0, (1 << 64) - 1)),
-    Field("stop_words", "BYTES", "The answer ends before the first of these.", vector=True),
+    Field("stop_words", "BYTES", "The answer ends before the first of these; one may be a special token.", vector=True),
     Field("end_id", "INT32", "The token that ends the answer, in place of the checkpoint's.", limits=Limits(0)),
     Field("ignore_eos", "BOOL", "No token ends the answer."),
     Field("return_log_probs", "BOOL", "Fill `output_log_probs`."),

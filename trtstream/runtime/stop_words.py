@@ -1,8 +1,20 @@
-"""Stop words: a turn's text ends before the first of them."""
+"""Stop words: a turn's text ends before the first of them, or at the special token that one of them is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def stop_ids(words: Sequence[str], tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
+    """The ids of those ``words`` that are special tokens. Such tokens have no text in which to find a word."""
+    if not words or tokenizer is None:
+        return frozenset()
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(token for token, word in added if word.special and word.content in words)
 
 
 class StopWords:

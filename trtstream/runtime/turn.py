@@ -11,7 +11,7 @@ from trtstream.runtime.requests import TurnOutput, TurnRequest
 from trtstream.runtime.sampling import Sample, Sampler
 from trtstream.runtime.scheduler_limits import SchedulerLimits
 from trtstream.runtime.session import Session
-from trtstream.runtime.stop_words import StopWords
+from trtstream.runtime.stop_words import StopWords, stop_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,7 +52,7 @@ class Turn:
         self.session = session
         self.prompt = prompt
         self.num_input_tokens = num_input_tokens
-        self._end_ids = frozenset(end_ids)
+        self._end_ids = frozenset(end_ids) | stop_ids(self.request.stop_words, self._tokenizer)
         self._detokenizer = None if self._tokenizer is None else Detokenizer(self._tokenizer, prompt[-CONTEXT_TOKENS:])
 
     def cancel(self) -> None:

@@ -19,9 +19,8 @@ def tensors(**values: Any) -> list[InferInput]:
     inputs = []
     for name, value in values.items():
         items = value if isinstance(value, (list, np.ndarray)) else [value]
-        array = np.array([item.encode() if isinstance(item, str) else item for item in items])
-        if not isinstance(value, np.ndarray):
-            array = array.astype(DTYPES.get(type(items[0]), np.object_))
+        dtype = value.dtype if isinstance(value, np.ndarray) else DTYPES.get(type(items[0]), np.object_)
+        array = np.array([item.encode() if isinstance(item, str) else item for item in items], dtype)
         tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
         tensor.set_data_from_numpy(array)
         inputs.append(tensor)

@@ -102,6 +102,13 @@ def test_http_generate(server: Any) -> None:
     assert [event["finish_reason"] for event in events] == [""] * 7 + ["length"]
 
 
+def test_an_empty_list_of_stop_words_is_none(server: Any, stream: Stream) -> None:
+    body = {"text_input": "Hello", "max_tokens": 8, "ignore_eos": True}
+    answer = ids(stream.ask(**body))
+    assert ids(stream.ask(**body, stop_words=np.zeros(0, np.object_))) == answer
+    assert json.load(post(server, "generate", {**body, "stop_words": []}))["output_ids"] == answer
+
+
 def test_http_generate_is_for_one_response(server: Any) -> None:
     """docs/service.md quotes Triton's error."""
     answer = post(server, "generate", {"text_input": "Hello", "max_tokens": 8, "ignore_eos": True, "stream": True})

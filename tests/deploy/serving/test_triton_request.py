@@ -61,6 +61,10 @@ def test_every_input_has_its_field() -> None:
     )
 
 
+def test_an_empty_list_of_stop_words_is_none() -> None:
+    assert parse_turn({**TEXT, "stop_words": string()}) == parse_turn(TEXT)
+
+
 def test_what_is_left_out_has_its_default() -> None:
     assert parse_turn({"input_ids": np.array([1, 2], np.int32)}) == (TurnRequest(input_ids=(1, 2)), False)
 
