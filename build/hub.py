@@ -82,13 +82,13 @@ def _is_repository_id(name: str) -> bool:
 def _weight_files(repository: str, folder: Path) -> list[str]:
     """The names of the weights that belong to the small files in ``folder``."""
     from trtstream.build.families import find_family
-    from trtstream.build.huggingface_folder import SINGLE, read_config, shard_names
+    from trtstream.build.huggingface_folder import SINGLE, read_config, read_index
 
     if not (folder / "config.json").is_file():
         raise TrtstreamError(f"{repository} has no config.json; a GGUF file in it is {repository}:FILE.gguf")
     config = read_config(folder)
     find_family(config).model_config(config)
-    return shard_names(folder / INDEX) if (folder / INDEX).is_file() else [SINGLE]
+    return sorted(set(read_index(folder / INDEX).values())) if (folder / INDEX).is_file() else [SINGLE]
 
 
 def _fetch_weights(repository: str, revision: str | None, files: Sequence[str]) -> Path:

@@ -33,6 +33,7 @@ class HuggingFaceFolder:
         self.family = find_family(self.config)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._files: dict[str, Path] = {}
+        self._index: dict[str, str] = {}
         for file in self._find_files():
             self._read_header(file)
 
@@ -46,17 +47,25 @@ class HuggingFaceFolder:
         return tokenizer.load_from_folder(self.folder)
 
     def _find_files(self) -> list[Path]:
-        index = self.folder / INDEX
+        index, single = self.folder / INDEX, self.folder / SINGLE
         if index.is_file():
-            shards = shard_names(index)
-            for shard in shards:
-                if not (self.folder / shard).is_file():
+            self._index = read_index(index)
+            shards = [self.folder / shard for shard in sorted(set(self._index.values()))]
+            missing = [shard.name for shard in shards if not shard.is_file()]
+            if single in shards or not single.is_file():
+                if missing:
                     raise TrtstreamError(
-                        f"{self.folder} lacks {shard}, which {INDEX} names; fetch the checkpoint again"
+                        f"{self.folder} lacks {missing[0]}, which {INDEX} names; fetch the checkpoint again"
                     )
-            return [self.folder / shard for shard in shards]
-        if (self.folder / SINGLE).is_file():
-            return [self.folder / SINGLE]
+                return shards
+            if len(missing) < len(shards):
+                raise TrtstreamError(
+                    f"{self.folder} has both {SINGLE} and shards that {INDEX} names, which may be different weights; "
+                    f"remove {INDEX} to read {SINGLE}, or move {SINGLE} away to read the shards"
+                )
+            self._index = {}  # it is left over from shards that are gone; transformers reads the single file too
+        if single.is_file():
+            return [single]
         if next(self.folder.glob("*.safetensors"), None):
             raise TrtstreamError(f"{self.folder} has safetensors, but neither {SINGLE} nor {INDEX}; add the index")
         if next(self.folder.glob("*.bin"), None):
@@ -70,6 +79,8 @@ class HuggingFaceFolder:
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
+                    if self._index.get(name, path.name) != path.name:
+                        continue  # the index assigns it to another shard, which overrides this one
                     tensor = file.get_slice(name)
                     if name in self._files:
                         raise TrtstreamError(f"{name} is in both {self._files[name].name} and {path.name}")
@@ -99,16 +110,15 @@ def read_config(folder: Path) -> RawConfig:
     return RawConfig(str(folder / "config.json"), values)
 
 
-def shard_names(index: Path) -> list[str]:
-    """The safetensors files that an index names."""
+def read_index(index: Path) -> dict[str, str]:
+    """The safetensors file of each tensor, as an index assigns them."""
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise TrtstreamError(f"{index} has no weight_map; fetch the checkpoint again")
-    shards = sorted(set(weight_map.values()))
-    for shard in shards:
+    for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard:
             raise TrtstreamError(f"{index} names the shard {shard!r}, which is outside its folder")
-    return shards
+    return weight_map
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.checkpoints import VARIANTS, write_checkpoint
@@ -109,6 +110,32 @@ def test_a_sharded_checkpoint_reads_like_a_single_file(tmp_path: Path) -> None:
         assert torch.equal(single.tensor(name), sharded.tensor(name))
 
 
+def test_an_index_of_shards_that_are_gone_leaves_the_single_file(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, "llama-gqa", max_shard_size="50KB")
+    for shard in tmp_path.glob("model-*.safetensors"):
+        shard.unlink()
+    single = open_checkpoint(write_checkpoint(tmp_path / "single", "llama-gqa", seed=1))
+    (tmp_path / "single" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(checkpoint.tensor("embedding.weight"), model.model.embed_tokens.weight)
+    assert checkpoint.model == single.model
+
+
+@pytest.mark.parametrize("base", ["model.safetensors", "model-00001-of-00001.safetensors"])
+def test_the_index_decides_where_two_shards_have_a_tensor(base: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, "llama-gqa")
+    stored = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").rename(tmp_path / base)
+    overlay = {name: stored[name] * 2 for name in ("model.norm.weight", "lm_head.weight")}
+    save_file(overlay, tmp_path / "a-overlay.safetensors")
+    files = {**dict.fromkeys(stored, base), "model.norm.weight": "a-overlay.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    checkpoint = open_checkpoint(tmp_path)
+    assert torch.equal(checkpoint.tensor("norm.weight"), overlay["model.norm.weight"])
+    assert torch.equal(checkpoint.tensor("lm_head.weight"), stored["lm_head.weight"])
+
+
 def test_the_tensors_are_all_that_a_model_has(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_checkpoint(tmp_path, "llama-tied"))
     elements = sum(checkpoint.tensor(name).numel() for name in checkpoint.tensor_names())
@@ -185,8 +212,6 @@ def test_a_tied_model_whose_head_is_stored_too(tmp_path: Path) -> None:
     replace_config(tmp_path, tie_word_embeddings=True)
     assert not open_checkpoint(tmp_path).model.tie_word_embeddings
     assert torch.equal(open_checkpoint(tmp_path).tensor("lm_head.weight"), untied.tensor("lm_head.weight"))
-
-    from safetensors.torch import load_file, save_file
 
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()

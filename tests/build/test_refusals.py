@@ -65,6 +65,25 @@ def index(shards: object) -> Change:
     return lambda folder: (folder / "model.safetensors.index.json").write_text(json.dumps(shards))
 
 
+def single_file_next_to_shards(folder: Path) -> None:
+    (folder / "model-00001-of-00001.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    index({"weight_map": {"lm_head.weight": "model-00001-of-00001.safetensors"}})(folder)
+
+
+def missing_shard(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    index({"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}})(folder)
+
+
+def tensor_that_its_shard_lacks(folder: Path) -> None:
+    stored = load_file(folder / "model.safetensors")
+    save_file({"lm_head.weight": stored["lm_head.weight"]}, folder / "head.safetensors")
+    files = dict.fromkeys(stored, "model.safetensors") | dict.fromkeys(
+        ("lm_head.weight", "model.norm.weight"), "head.safetensors"
+    )
+    index({"weight_map": files})(folder)
+
+
 REFUSALS: dict[str, tuple[str, Change, str]] = {
     "architecture": (
         "llama-gqa",
@@ -153,15 +172,26 @@ REFUSALS: dict[str, tuple[str, Change, str]] = {
         r"config\.json holds no JSON object",
     ),
     "no config": ("llama-gqa", lambda folder: (folder / "config.json").unlink(), r"has no config\.json; give a folder"),
+    "single file next to shards": (
+        "llama-gqa",
+        single_file_next_to_shards,
+        r"has both model\.safetensors and shards that model\.safetensors\.index\.json names, which may be different "
+        r"weights; remove model\.safetensors\.index\.json to read model\.safetensors, or move model\.safetensors away",
+    ),
     "missing shard": (
         "llama-gqa",
-        index({"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}),
+        missing_shard,
         r"lacks model-00001-of-00002\.safetensors, which model\.safetensors\.index\.json names",
     ),
     "shard elsewhere": (
         "llama-gqa",
         index({"weight_map": {"lm_head.weight": "../other.safetensors"}}),
         r"names the shard '\.\./other\.safetensors', which is outside its folder",
+    ),
+    "tensor that its shard lacks": (
+        "llama-gqa",
+        tensor_that_its_shard_lacks,
+        r"lacks model\.norm\.weight \[64\]; fetch",
     ),
     "index of another kind": ("llama-gqa", index({"weights": []}), r"index\.json has no weight_map; fetch"),
     "shards without an index": (
