@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from trtstream.build import tokenizer
+from trtstream.build import gguf_tokenizer
 from trtstream.build.families import find_gguf_family
 from trtstream.build.families.family import Layout
 from trtstream.build.families.raw_config import RawConfig
@@ -56,9 +56,8 @@ class GgufFile:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        if self._metadata.get("tokenizer.ggml.model") in (None, "none", "no_vocab"):
-            return None
-        return tokenizer.load_from_gguf(self.path, self._metadata.get("tokenizer.ggml.pre", "default"))
+        metadata = {key: value for key, value in self._metadata.items() if key.startswith("tokenizer.")}
+        return gguf_tokenizer.load(self.path, metadata)
 
     def _common_config(self, metadata: RawConfig) -> dict[str, Any]:
         """The part of a config for which GGUF has the same names in every architecture."""
@@ -103,7 +102,7 @@ def _check_type(path: Path, tensor: Any) -> None:
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Metadata (the tokenizer's long lists left out) and the reader's tensors, both by name.
+    """Metadata (of the tokenizer's long lists only the length) and the reader's tensors, both by name.
 
     A value that is the same for every layer may be stored as a list of one per layer; such a list becomes the value.
     """
@@ -123,9 +122,11 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         reader = CheckedReader(path)
         metadata = {}
         for name, field in reader.fields.items():
-            if not (name.startswith("tokenizer.") and len(field.data) > 1):
-                value = field.contents()
-                metadata[name] = value[0] if isinstance(value, list) and len(set(value)) == 1 else value
+            if name.startswith("tokenizer.") and len(field.data) > 1:
+                metadata[name] = len(field.data)
+                continue
+            value = field.contents()
+            metadata[name] = value[0] if isinstance(value, list) and len(set(value)) == 1 else value
     except Exception as error:  # whatever a hostile file provokes in the reader
         raise TrtstreamError(
             f"{path} is damaged or not a GGUF file ({str(error) or type(error).__name__}); fetch it again"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from gguf import GGUFWriter
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
@@ -99,91 +98,3 @@ def test_a_tokenizer_model_alone_does_not_say_how_to_split(tmp_path: Path) -> No
     (source / "tokenizer.model").touch()
     with pytest.raises(TrtstreamError, match=r"has neither tokenizer\.json nor tokenizer_config\.json; fetch one"):
         open_checkpoint(source).save_tokenizer(tmp_path / "tokenizer")
-
-
-def sentencepiece(writer: GGUFWriter) -> None:
-    """A vocabulary in the old way of Llama: scores in place of merges, and bytes to fall back on."""
-    pieces = ["▁", "h", "i", "hi", "▁hi"]
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(tokens)
-    writer.add_token_scores([0.0] * 259 + [-5.0, -4.0, -3.0, -2.0, -1.0])
-    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * len(pieces))
-    writer.add_add_bos_token(True)
-    writer.add_chat_template(TEMPLATE)
-
-
-def byte_level(writer: GGUFWriter, pre: str) -> None:
-    alphabet = sorted(ByteLevel.alphabet())
-    merges = [("1", "2"), ("12", "3"), ("123", "4")]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    tokens = ["<|end|>", *alphabet, *(a + b for a, b in merges)]
-    writer.add_token_list(tokens)
-    writer.add_token_types([3] + [1] * (len(tokens) - 1))
-    writer.add_token_merges([f"{a} {b}" for a, b in merges])
-
-
-def gguf_tokenizer(folder: Path, metadata) -> PreTrainedTokenizerFast:
-    write_checkpoint(folder / "hf", "llama-gqa", vocab_size=320, num_hidden_layers=1)
-    path = write_gguf(folder / "model.gguf", folder / "hf", metadata=metadata)
-    assert open_checkpoint(path).save_tokenizer(folder / "tokenizer") is True
-    return AutoTokenizer.from_pretrained(folder / "tokenizer")
-
-
-def test_sentencepiece_from_gguf(tmp_path: Path) -> None:
-    tokenizer = gguf_tokenizer(tmp_path, sentencepiece)
-    # BOS, the merged "▁hi", and "é" in two bytes.
-    assert tokenizer.encode("hié") == [1, 263, 3 + 0xC3, 3 + 0xA9]
-    assert tokenizer.decode([263, 3 + 0xC3, 3 + 0xA9]) == "hié"
-    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
-    assert tokenizer.apply_chat_template(MESSAGES, tokenize=False) == "<user>hi"
-
-
-@pytest.mark.parametrize(
-    ("pre", "pieces"),
-    [
-        ("gpt-2", ["a", "Ġ", "1234", "5"]),
-        ("smollm", ["a", "Ġ", "1", "2", "3", "4", "5"]),
-        ("llama-bpe", ["a", "Ġ", "123", "4", "5"]),
-        ("falcon", ["a", "Ġ", "123", "4", "5"]),
-    ],
-)
-def test_byte_level_from_gguf_splits_as_its_pre_tokenizer_says(pre: str, pieces: list[str], tmp_path: Path) -> None:
-    tokenizer = gguf_tokenizer(tmp_path, lambda writer: byte_level(writer, pre))
-    text = "a 12345"
-    assert tokenizer.convert_ids_to_tokens(tokenizer.encode(text)) == pieces
-    assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_a_pre_tokenizer_that_is_not_known_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        TrtstreamError, match="the pre-tokenizer 'viking' is not supported; supported are default, gpt-2"
-    ):
-        gguf_tokenizer(tmp_path, lambda writer: byte_level(writer, "viking"))
-
-
-def test_a_gguf_file_without_a_tokenizer_says_so(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "hf", "llama-gqa", num_hidden_layers=1)
-    checkpoint = open_checkpoint(write_gguf(tmp_path / "model.gguf", tmp_path / "hf"))
-    assert checkpoint.save_tokenizer(tmp_path / "tokenizer") is False
-
-
-def test_smollm2(smollm2_gguf: Path, tmp_path: Path) -> None:
-    """As transformers makes it of the GGUF file: no merge of SmolLM2's crosses a digit, so that texts agree too."""
-    assert open_checkpoint(smollm2_gguf).save_tokenizer(tmp_path) is True
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    expected = AutoTokenizer.from_pretrained(smollm2_gguf.parent, gguf_file=smollm2_gguf.name)
-    texts = [
-        "Hello, world!",
-        "In 2024 it's 3.14159\n\n  an indented line",
-        "naïve café 🙂 日本",
-        "<|im_start|>user\nhi",
-    ]
-    for text in texts:
-        assert tokenizer.encode(text) == expected.encode(text)
-        assert tokenizer.decode(tokenizer.encode(text)) == text
-    rendered = tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
-    assert rendered == expected.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
-    assert rendered.endswith("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
-    assert len(tokenizer) == 49152
