@@ -29,7 +29,17 @@ def format_error(code: str, request_id: str, message: str) -> str:
     return f"[{code}] {request_id}: {message}" if request_id else f"[{code}] {message}"
 
 
+def plain_message(message: str) -> str:
+    """Triton's own error in our words, where a user can do something about it; else as it is."""
+    if "shared memory" in message.lower():
+        return (
+            "the server's /dev/shm is full: free some of it or enlarge it "
+            "(docker run --shm-size 256m; elsewhere mount -o remount,size=256m /dev/shm)"
+        )
+    return message
+
+
 def parse_error(message: str) -> tuple[str | None, str]:
     """(The code, or None, and the rest) of an error as it was received. Ensembles put their own words before it."""
     match = CODE.search(message)
-    return (match[1], message[match.end() :]) if match else (None, message)
+    return (match[1], message[match.end() :]) if match else (None, plain_message(message))

@@ -46,7 +46,8 @@ async def ask(client: InferenceServerClient, question: str) -> str:
 
 
 async def main(url: str) -> None:
-    async with InferenceServerClient(url) as client:
+    no_proxy = [("grpc.enable_http_proxy", 0)]  # else gRPC asks http_proxy's proxy even for this machine
+    async with InferenceServerClient(url, channel_args=no_proxy) as client:
         for answer in await asyncio.gather(*(ask(client, question) for question in QUESTIONS)):
             print(answer)
 

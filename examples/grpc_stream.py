@@ -25,7 +25,9 @@ inputs = [
 ]
 
 responses: queue.Queue = queue.Queue()
-with InferenceServerClient(sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:8001") as client:
+url = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:8001"
+no_proxy = [("grpc.enable_http_proxy", 0)]  # else gRPC asks http_proxy's proxy even for this machine
+with InferenceServerClient(url, channel_args=no_proxy) as client:
     client.start_stream(lambda result, error: responses.put((result, error)))
     client.async_stream_infer("trtstream", inputs)
     finish_reason = ""

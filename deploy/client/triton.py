@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import ipaddress
 import queue
 import secrets
 import time
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 DEFAULT_PORT = 8001
 DEFAULT_URL = f"127.0.0.1:{DEFAULT_PORT}"
 PROBE_SECONDS = 2.0
+NO_PROXY = [
+    ("grpc.enable_http_proxy", 0),  # else gRPC asks http_proxy's proxy for this machine
+    ("grpc.max_send_message_length", -1),  # these two as tritonclient has them
+    ("grpc.max_receive_message_length", -1),
+]
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,10 @@ class TritonClient(ABC):
         self.url = _complete(url)
         self.model_name = model_name
         self.timeout = timeout
-        tls = {} if tls_ca is None else {"ssl": True, "root_certificates": str(tls_ca)}
-        self._triton = InferenceServerClient(self.url, **tls)
+        options: dict[str, Any] = {} if tls_ca is None else {"ssl": True, "root_certificates": str(tls_ca)}
+        if _is_loopback(self.url):
+            options["channel_args"] = NO_PROXY
+        self._triton = InferenceServerClient(self.url, **options)
         self._arrivals: queue.SimpleQueue[tuple[float, Any, Any] | None] = queue.SimpleQueue()
 
     def __enter__(self) -> Self:
@@ -231,6 +239,14 @@ def _complete(url: str) -> str:
     if "://" in url:
         raise TrtstreamError(f"--url is {url!r}; give the gRPC service as host:port, for example {DEFAULT_URL}")
     return url if ":" in url.rpartition("]")[2] else f"{url}:{DEFAULT_PORT}"
+
+
+def _is_loopback(url: str) -> bool:
+    host = url.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _speaks_http(url: str) -> bool:

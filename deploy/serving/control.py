@@ -72,6 +72,7 @@ class ControlSocket:
         self._listener = socket.socket(socket.AF_UNIX)
         try:
             self._listener.bind(str(self.path))
+            self.path.chmod(0o600)
         except OSError as error:
             raise TrtstreamError(
                 f"cannot make the socket {self.path} ({error}); set TMPDIR to a shorter path"

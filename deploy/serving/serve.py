@@ -188,8 +188,8 @@ def _plain_path(repository: Path, link: Path) -> Path:
     for model in model_names(repository):
         if not PLAIN_PATH.fullmatch(model):
             raise TrtstreamError(
-                f"the model {model!r} in {repository} has a space or another character that Triton's Python backend "
-                "cannot take; rename its folder, and the name in its config.pbtxt"
+                f"the model {model!r} in {repository} has a character that Triton's Python backend cannot take "
+                "(a space, or one outside of ASCII); rename its folder, and the name in its config.pbtxt"
             )
     if PLAIN_PATH.fullmatch(str(repository)):
         return repository

@@ -162,6 +162,7 @@ class Supervisor:
         self._ready_at = time.monotonic()
         self._readiness.state = State.READY
         triton.show_log()
+        self._service.place.protect_shared_memory()
         if self._was_ready:
             click.echo("ready again", err=True)
         else:

@@ -17,7 +17,7 @@ from typing import IO
 
 import trtstream
 from trtstream.deploy.serving.tritonserver import Installation
-from trtstream.deploy.serving.workplace import Workplace
+from trtstream.deploy.serving.workplace import MODEL_BYTES, Workplace
 
 EXIT_SECONDS = 3  # that Triton may wait for requests in flight, and then the same again to shut down
 LOG_SECONDS = 1.0  # for the rest of the log to arrive once Triton has exited
@@ -69,7 +69,11 @@ class TritonProcess:
         backends = [] if installation.backends is None else [f"--backend-directory={installation.backends}"]
         common = [str(installation.binary), *backends, f"--exit-timeout-secs={round(exit_seconds)}", *arguments]
         commands = [
-            [*common, f"--backend-config=python,shm-region-prefix-name={place.memory_prefix}{rank}-"]
+            [
+                *common,
+                f"--backend-config=python,shm-region-prefix-name={place.memory_prefix}{rank}-",
+                f"--backend-config=python,shm-default-byte-size={MODEL_BYTES}",
+            ]
             for rank in range(ranks)
         ]
         for command in commands[1:]:

@@ -11,7 +11,9 @@ import numpy as np
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.request_fields import INPUTS, Field
 from trtstream.runtime.requests import SessionKey, TurnRequest
+from trtstream.runtime.validation import MAX_INPUT_TOKENS, MAX_TEXT_CHARACTERS
 
+MAX_TEXT_BYTES = 4 * MAX_TEXT_CHARACTERS  # UTF-8 takes up to 4 for a character
 MIN_PUBLIC_SESSION_ID = 16  # characters
 SEQUENCE_START, SEQUENCE_END = 1, 2  # bits of Triton's request flags
 PARAMETERS: dict[str, type | tuple[type, ...]] = {
@@ -88,6 +90,8 @@ def _value(field: Field, tensor: np.ndarray) -> Any:
         raise TrtstreamError(f"{field.name} has shape {list(tensor.shape)}; it must be [N] with N of at least 1")
     if not field.vector and tensor.shape != (1,):
         raise TrtstreamError(f"{field.name} has shape {list(tensor.shape)}; it must be [1]")
+    if tensor.size > MAX_INPUT_TOKENS:  # before each becomes a Python object
+        raise TrtstreamError(f"{field.name} has {tensor.size} values; send at most {MAX_INPUT_TOKENS} in one turn")
     items = tuple(tensor.tolist())
     if field.datatype == "BYTES":
         items = tuple(_text(field.name, item) for item in items)
@@ -95,6 +99,8 @@ def _value(field: Field, tensor: np.ndarray) -> Any:
 
 
 def _text(name: str, value: bytes | str) -> str:
+    if len(value) > MAX_TEXT_BYTES:  # before it is copied
+        raise TrtstreamError(f"{name} has {len(value)} bytes; at most {MAX_TEXT_CHARACTERS} characters are allowed")
     try:
         return value if isinstance(value, str) else value.decode()
     except UnicodeDecodeError as error:

@@ -22,10 +22,11 @@ from trtstream.errors import TrtstreamError
 SHARED_MEMORY = Path("/dev/shm")
 PREFIX = "trtstream-"
 LOCK = "lock"
-PLAIN_PATH = re.compile(r"[\w@%+=:,./-]+")
-"""Paths that survive the Python backend's command line, which goes through a shell without quotes."""
-MODEL_BYTES = 16 << 20
-"""What a model should find free in /dev/shm: the Python backend takes 1 MB and grows with what is in flight."""
+PLAIN_PATH = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
+"""Paths that the Python backend can take: its command line goes through a shell without quotes, and its Python knows
+ASCII paths only, whatever the locale."""
+MODEL_BYTES = 8 << 20
+"""Shared memory that each model takes when it starts: the longest text in flight fits, so that it hardly ever grows."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class Workplace:
 
     folder: Path
     memory_prefix: str
+
+    def protect_shared_memory(self) -> None:
+        """Let no other user read the regions: the Python backend creates them for all, whatever the umask."""
+        for region in SHARED_MEMORY.glob(f"{self.memory_prefix}*"):
+            with contextlib.suppress(FileNotFoundError):
+                region.chmod(0o600)
 
     def remove_shared_memory(self) -> None:
         for region in SHARED_MEMORY.glob(f"{self.memory_prefix}*"):
@@ -46,8 +53,8 @@ def workplace() -> Iterator[Workplace]:
     """A new workplace; leaving the context removes it. Removes those of processes that were killed first."""
     if not PLAIN_PATH.fullmatch(tempfile.gettempdir()):
         raise TrtstreamError(
-            f"the temporary folder {tempfile.gettempdir()!r} has a space or another character that Triton's Python "
-            "backend cannot take in a path; set TMPDIR to another folder"
+            f"the temporary folder {tempfile.gettempdir()!r} has a character that Triton's Python backend "
+            "cannot take in a path (a space, or one outside of ASCII); set TMPDIR to another folder"
         )
     _sweep()
     prefix = f"{PREFIX}{secrets.token_hex(8)}-"

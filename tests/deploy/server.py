@@ -41,13 +41,20 @@ class Server:
         return self.process.wait(START_SECONDS)
 
 
-def serve_process(source: Path, log: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
+def serve_process(
+    source: Path, log: Path, *options: str, folder: Path | None = None, **environment: str
+) -> subprocess.Popen[str]:
     """Start ``trtstream serve`` on free ports, as a user would. Leaving its context waits for its end."""
     command = [sys.executable, "-m", "trtstream", "serve", str(source), *options]
     ports = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
     with log.open("w") as stderr:
         return subprocess.Popen(
-            [*command, *ports], stdout=subprocess.PIPE, stderr=stderr, text=True, env={**os.environ, **environment}
+            [*command, *ports],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            cwd=folder,
+            env={**os.environ, **environment},
         )
 
 

@@ -28,7 +28,9 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
-        engine = Path(args["model_repository"], parameters["engine_dir"]["string_value"]).resolve()
+        engine = Path(args["model_repository"], parameters["engine_dir"]["string_value"])
+        if str(engine.resolve()).isascii():  # the backend's Python takes no other paths
+            engine = engine.resolve()
         options = ModelOptions.read()
         self._public = options.public
         self._executing = threading.Lock()
