@@ -57,4 +57,18 @@ def load(source: Path, folder: Path, fix: str, **options: Any) -> Any:
         raise TrtstreamError(f"the tokenizer of {source} cannot be loaded ({reason}); {fix}") from error
     if not tokenizer.is_fast:
         raise TrtstreamError(f"the tokenizer of {source} has no fast version; {fix}")
+    tokenizer.chat_template = _default_template(tokenizer.chat_template, source)
     return tokenizer
+
+
+def _default_template(templates: Any, source: Path) -> str | None:
+    """The chat template that is used where a checkpoint has several by name: the one named ``default``."""
+    if isinstance(templates, dict) and "default" not in templates:
+        raise TrtstreamError(
+            f"the tokenizer of {source} has the chat templates {', '.join(sorted(templates))} and no default; name one "
+            "of them 'default' in its tokenizer_config.json, or keep it alone, as chat_template.jinja"
+        )
+    template = templates["default"] if isinstance(templates, dict) else templates
+    if template is not None and not isinstance(template, str):
+        raise TrtstreamError(f"the chat template of {source} is {template!r}; it must be a text")
+    return template

@@ -55,6 +55,7 @@ def _yarn(frequencies: torch.Tensor, rope: RopeConfig, head_dim: int) -> tuple[t
     def dimension_that_turns(times: float) -> float:
         return head_dim * math.log(context / (times * 2 * math.pi)) / (2 * math.log(rope.theta))
 
+    # 0 counts as unset, as in transformers.
     low = dimension_that_turns(rope.beta_fast or 32)
     high = dimension_that_turns(rope.beta_slow or 1)
     if rope.truncate:

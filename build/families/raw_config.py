@@ -81,14 +81,15 @@ class RawConfig:
                 f"the checkpoint is quantized ({method}), which cannot be read; use the original, unquantized "
                 "checkpoint or a .gguf file"
             )
-        if self.get("sliding_window") is not None and self.get("use_sliding_window", default=True):
+        if self.get("sliding_window") and self.get("use_sliding_window", default=True):
             raise self.error(
                 f"sliding_window is {self.get('sliding_window')!r}; models with a sliding window are not supported"
             )
 
     def rope(self, max_position_embeddings: int) -> RopeConfig:
         """RoPE from ``rope_parameters``, or from the older ``rope_theta`` and ``rope_scaling``."""
-        parameters = self.get("rope_scaling", "rope_parameters", default={})
+        # As in transformers, an empty rope_scaling counts as none.
+        parameters = self.get("rope_scaling") or self.get("rope_parameters", default={})
         if not isinstance(parameters, dict):
             raise self.error(f"rope_scaling is {parameters!r}; it must be an object")
         # As in transformers, the config's original context takes precedence over the one among the parameters.
@@ -117,7 +118,9 @@ class RawConfig:
             original = rope["original_max_position_embeddings"]
             rope["factor"] = raw.number("factor", default=max_position_embeddings / original)
             rope["truncate"] = raw.flag("truncate", True)
-            for name in ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"):
-                if raw.get(name) is not None:
+            if raw.get("attention_factor") is not None:
+                rope["attention_factor"] = raw.number("attention_factor")
+            for name in ("beta_fast", "beta_slow", "mscale", "mscale_all_dim"):
+                if raw.get(name):  # 0 counts as unset, as in transformers
                     rope[name] = raw.number(name)
         return RopeConfig(**rope)

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.checkpoints import VARIANTS, write_checkpoint
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
+from trtstream.plugins.positions import inverse_frequencies
 from trtstream.settings import RopeConfig
 
 LLAMAS = [variant for variant in VARIANTS if variant.startswith("llama")]
@@ -174,6 +175,29 @@ def test_yarn_keeps_what_the_config_sets(tmp_path: Path) -> None:
     # Without an original context it is the context itself, as in transformers.
     expected = RopeConfig("yarn", factor=2.0, original_max_position_embeddings=4096, **yarn)
     assert open_checkpoint(tmp_path).model.rope == expected
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 1024}
+UNSET: dict[str, dict[str, object]] = {
+    "mscale_all_dim": {"rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 0}},
+    "mscale": {"rope_parameters": {**YARN, "mscale": 0.0, "mscale_all_dim": 1.0}},
+    "betas": {"rope_parameters": {**YARN, "beta_fast": 0, "beta_slow": 0.0}},
+    "null": {"rope_parameters": {**YARN, "attention_factor": None, "beta_fast": None, "mscale": None}},
+    "rope_scaling": {"rope_scaling": {}, "rope_parameters": YARN},
+    "sliding_window": {"sliding_window": 0},
+}
+
+
+@pytest.mark.parametrize("name", UNSET)
+def test_what_counts_as_unset_in_transformers_does_here(name: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, "llama-gqa")
+    replace_config(tmp_path, **UNSET[name])
+    model = open_checkpoint(tmp_path).model
+    assert model.rope is not None
+    frequencies, scale = inverse_frequencies(model.rope, model.head_dim)
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path).model.rotary_emb
+    torch.testing.assert_close(frequencies.float(), expected.inv_freq)
+    assert scale == pytest.approx(expected.attention_scaling)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -25,14 +26,19 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "tokenizer").exists()
 
 
-def test_a_folder_with_a_tokenizer(tmp_path: Path) -> None:
-    source = write_checkpoint(tmp_path / "model", "llama-gqa")
+def add_tokenizer(source: Path, chat_template: object) -> PreTrainedTokenizerFast:
     vocab = {token: i for i, token in enumerate(["<s>", "</s>", "h", "i", "hi", *sorted(ByteLevel.alphabet())][:128])}
     backend = Tokenizer(BPE(vocab={**vocab, "i": 3, "h": 2}, merges=[("h", "i")]))
     backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(source)
+    return tokenizer
+
+
+def test_a_folder_with_a_tokenizer(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "model", "llama-gqa")
+    tokenizer = add_tokenizer(source, TEMPLATE)
 
     assert open_checkpoint(source).save_tokenizer(tmp_path / "tokenizer") is True
     saved = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
@@ -79,6 +85,39 @@ def test_answers_end_at_all_that_a_gguf_file_names(name: str, tmp_path: Path) ->
         metadata=lambda writer: writer.add_uint32(f"tokenizer.ggml.{name}_token_id", 9) if name != "eos" else None,
     )
     assert open_checkpoint(path).model.eos_token_ids == ((2,) if name == "eos" else (2, 9))
+
+
+def old_style(source: Path, templates: object) -> None:
+    """Put the templates into tokenizer_config.json, where transformers before 4.50 kept them."""
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": templates}))
+
+
+def test_of_named_templates_the_default_is_used(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "model", "llama-gqa")
+    add_tokenizer(source, {"default": TEMPLATE, "tool_use": "tools"})
+    assert (source / "additional_chat_templates" / "tool_use.jinja").is_file()
+    assert open_checkpoint(source).save_tokenizer(tmp_path / "tokenizer") is True
+    assert AutoTokenizer.from_pretrained(tmp_path / "tokenizer").chat_template == TEMPLATE
+
+
+@pytest.mark.parametrize("style", ["list", "folder"])
+def test_named_templates_without_a_default_are_refused(style: str, tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "model", "llama-gqa")
+    add_tokenizer(source, {"tool_use": TEMPLATE, "rag": TEMPLATE} if style == "folder" else None)
+    if style == "list":
+        old_style(source, [{"name": name, "template": TEMPLATE} for name in ("tool_use", "rag")])
+    with pytest.raises(TrtstreamError, match="model has the chat templates rag, tool_use and no default; name one of"):
+        open_checkpoint(source)
+
+
+@pytest.mark.parametrize("template", [5, [{"name": "default", "template": 5}]])
+def test_a_template_that_is_not_a_text_is_refused(template: object, tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "model", "llama-gqa")
+    add_tokenizer(source, None)
+    old_style(source, template)
+    with pytest.raises(TrtstreamError, match=r"the chat template of .*model is 5; it must be a text"):
+        open_checkpoint(source)
 
 
 @pytest.mark.parametrize(
