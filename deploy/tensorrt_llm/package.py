@@ -88,6 +88,7 @@ def _template_values(tokenizer_folder: Path, config: EngineConfig, built: dict[s
         "sink_token_length": build.sink_token_length,
         "vocab_size": config.pretrained_config.vocab_size,
         "end_id": end_id,
+        "more_end_ids": [end for end in eos if end != end_id],
         "bos_token": _quoted(tokenizer.bos_token),
         "eos_token": _quoted(tokenizer.eos_token),
         "chat_template": _quoted(tokenizer.get_chat_template() if tokenizer.chat_template else None),

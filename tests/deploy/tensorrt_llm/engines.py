@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+
 from tests.checkpoints import write_checkpoint
 from tests.deploy.tokenizer import write_byte_tokenizer
 from trtstream.build.checkpoint import open_checkpoint
@@ -84,9 +87,17 @@ class Answer:
 
 
 def write_text_checkpoint(folder: Path) -> Path:
-    """A random Llama with one token for each byte: most of its answers are not UTF-8."""
+    """A random Llama with one token for each byte: most of its answers are not UTF-8.
+
+    Its answers end at 2 and 5, and its tokenizer puts 2 behind each text.
+    """
     checkpoint = write_checkpoint(folder, "llama-gqa", vocab_size=256)
+    (checkpoint / "generation_config.json").write_text('{"eos_token_id": [2, 5]}')
     write_byte_tokenizer(checkpoint, vocab_size=256)
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    eos = tokenizer.id_to_token(2)
+    tokenizer.post_processor = TemplateProcessing(f"$A {eos}", special_tokens=[(eos, 2)])
+    tokenizer.save(str(checkpoint / "tokenizer.json"))
     return checkpoint
 
 

@@ -95,10 +95,19 @@ def test_preprocessing(service: Server) -> None:
     assert outputs["INPUT_ID"].tolist() == [[*b"abc", *[7] * (len(word) - 3)], word]
     assert outputs["REQUEST_INPUT_LEN"].tolist() == [[3], [len(word)]]
     assert outputs["REQUEST_OUTPUT_LEN"].tolist() == [[5], [6]]
-    assert outputs["STOP_WORDS_IDS"].tolist() == [[[*b"abc"], [2, 3, -1]], [[*b"x", 0, 0], [1, -1, -1]]]
+    # Each row ends in 5, the other end of the checkpoint's answers.
+    stop_words = [[[*b"abc", 5], [2, 3, 4, -1]], [[*b"x", 5, 0, 0], [1, 2, -1, -1]]]
+    assert outputs["STOP_WORDS_IDS"].tolist() == stop_words
     assert outputs["BAD_WORDS_IDS"].shape == (2, 2, 0)
     assert outputs["OUT_END_ID"].tolist() == [[2], [2]]
     assert outputs["OUT_PAD_ID"].tolist() == [[7], [7]]
+
+
+def test_a_request_names_its_own_end(service: Server) -> None:
+    query = {"QUERY": ("BYTES", [[b"abc"]]), "REQUEST_OUTPUT_LEN": ("INT32", [[5]])}
+    outputs = infer(service, "preprocessing", END_ID=("INT32", [[9]]), **query)
+    assert outputs["OUT_END_ID"].tolist() == [[9]]
+    assert outputs["STOP_WORDS_IDS"].shape == (1, 2, 0)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Errors begin with the codes of ``trtstream/runtime/request_fields.py``, which th
 from __future__ import annotations
 
 import json
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ class TritonPythonModel:
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._bos_token = parameters["bos_token"]["string_value"]
+        probe = self._tokenizer.encode("a", add_special_tokens=True)
+        added = zip(probe.ids, probe.special_tokens_mask, strict=True)
+        self._prefix = [token for token, _ in takewhile(lambda pair: pair[1], added)]  # BOS
         self._end_id = int(parameters["end_id"]["string_value"])
+        self._more_end_ids = json.loads(parameters["more_end_ids"]["string_value"])
         self._max_input_len = int(parameters["max_input_len"]["string_value"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -57,30 +61,35 @@ class TritonPythonModel:
         return {
             "INPUT_ID": input_id,
             "REQUEST_INPUT_LEN": lengths,
-            "BAD_WORDS_IDS": self._encode_words("bad_words", inputs.get("BAD_WORDS_DICT"), len(prompts)),
-            "STOP_WORDS_IDS": self._encode_words("stop_words", inputs.get("STOP_WORDS_DICT"), len(prompts)),
+            "BAD_WORDS_IDS": self._encode_words("bad_words", inputs.get("BAD_WORDS_DICT"), len(prompts), []),
+            "STOP_WORDS_IDS": self._encode_words(
+                "stop_words",
+                inputs.get("STOP_WORDS_DICT"),
+                len(prompts),
+                [] if "END_ID" in inputs else [[end] for end in self._more_end_ids],
+            ),
             "REQUEST_OUTPUT_LEN": max_tokens,
             "OUT_END_ID": end_id.astype(np.int32),
             "OUT_PAD_ID": pad_id.astype(np.int32),
         }
 
     def _encode_prompt(self, text: bytes) -> list[int]:
-        """Token ids, with the special tokens that a text gets, unless a chat template has begun it with BOS already."""
-        decoded = _decode("text_input", text)
-        begun = self._bos_token and decoded.startswith(self._bos_token)
-        return self._tokenizer.encode(decoded, add_special_tokens=not begun).ids
+        """Token ids, begun by what the tokenizer puts in front of texts, once. What it puts behind them is left out."""
+        ids = self._tokenizer.encode(_decode("text_input", text), add_special_tokens=False).ids
+        return ids if ids[: len(self._prefix)] == self._prefix else self._prefix + ids
 
-    def _encode_words(self, name: str, words: np.ndarray | None, batch_size: int) -> np.ndarray:
-        """[B, 2, n]: the ids of all words, one after the other, and where each word ends; padded with 0 and -1."""
+    def _encode_words(self, name: str, words: np.ndarray | None, batch_size: int, more: list[list[int]]) -> np.ndarray:
+        """[B, 2, n]: the ids of all words, one after the other, and where each word ends; padded with 0 and -1.
+
+        ``more`` are the ids of further words, for every row.
+        """
         rows: list[tuple[list[int], list[int]]] = []
         for row in words if words is not None else [()] * batch_size:
             ids: list[int] = []
             ends: list[int] = []
-            for word in row:
-                encoded = self._tokenizer.encode(_decode(name, word), add_special_tokens=False).ids
-                if encoded:
-                    ids += encoded
-                    ends.append(len(ids))
+            for encoded in [encoding for word in row for encoding in self._encodings(_decode(name, word))] + more:
+                ids += encoded
+                ends.append(len(ids))
             rows.append((ids, ends))
         width = max(len(ids) for ids, _ in rows)
         array = np.tile(np.array([[0], [-1]], dtype=np.int32), (len(rows), 1, width))
@@ -88,6 +97,14 @@ class TritonPythonModel:
             target[0, : len(ids)] = ids
             target[1, : len(ends)] = ends
         return array
+
+    def _encodings(self, word: str) -> list[list[int]]:
+        """The ids of a word at the start of a text and, where they differ, behind another: without a space in front."""
+        head, alone, behind = (
+            self._tokenizer.encode(text, add_special_tokens=False).ids for text in ("\n", word, f"\n{word}")
+        )
+        inside = behind[len(head) :] if behind[: len(head)] == head else alone
+        return [ids for ids in ([alone] if inside == alone else [alone, inside]) if ids]
 
 
 def _decode(name: str, text: bytes) -> str:
