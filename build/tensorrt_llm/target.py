@@ -10,9 +10,8 @@ from trtstream import __version__
 from trtstream.build.checkpoint import Checkpoint
 from trtstream.build.memory import MemoryEstimate, memory_estimate, tensor_by_tensor_peak
 from trtstream.build.tensorrt_llm.build_command import CHECKPOINT, build_engine, find_trtllm_build
-from trtstream.build.tensorrt_llm.convert import convert_checkpoint
+from trtstream.build.tensorrt_llm.convert import conversion, convert_checkpoint
 from trtstream.build.tensorrt_llm.releases import DEFAULT, Release, find_release
-from trtstream.build.tensorrt_llm.sharding import pieces
 from trtstream.engine_dir import TOKENIZER, EngineConfig, new_directory, write_config
 from trtstream.progress import Progress
 from trtstream.settings import BuildConfig, TensorrtLlmOptions
@@ -38,8 +37,12 @@ def build_tensorrt_llm_engine(
 
 
 def tensorrt_llm_memory(checkpoint: Checkpoint, build: BuildConfig) -> MemoryEstimate:
-    """See `trtstream.build.memory.estimate_memory`; the weights are those before ``trtllm-build`` quantizes them."""
-    placed = pieces(checkpoint.model, checkpoint.tensor_names(), TensorrtLlmOptions.of(build))
+    """See `trtstream.build.memory.estimate_memory`; the weights are those before ``trtllm-build`` quantizes them.
+
+    Raises TrtstreamError for whatever `build_tensorrt_llm_engine` would refuse.
+    """
+    release = choose_release(TensorrtLlmOptions.of(build).version)
+    placed, _ = conversion(checkpoint, build, release)
     dtype = getattr(torch, build.dtype)
     blank = {name: checkpoint.blank_tensor(name).to(dtype) for name in placed}
     weights = sum(piece.of(blank[name]).nbytes for name, parts in placed.items() for piece in parts)

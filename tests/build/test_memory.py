@@ -82,6 +82,30 @@ def cells(line: str) -> tuple[str, str]:
     return name, value
 
 
+LLM_REFUSALS = [
+    ("llama-rope-yarn", (), r"TensorRT-LLM 0\.17 has no yarn RoPE scaling for Llama"),
+    ("llama-rope-llama3", (), r"rotates cached keys without llama3's frequencies"),
+    ("llama-gqa", ("--tensorrt-llm-version", "1.1"), r"TensorRT-LLM 1\.1 has no attention sinks"),
+    ("llama-gqa", ("--tp-size", 3), r"--tp-size 3 does not divide the 4 attention heads"),
+    ("falcon-40b", (), "TensorRT-LLM asserts that StreamingLLM is for Llama only"),
+]
+
+
+@pytest.mark.parametrize(("variant", "options", "message"), LLM_REFUSALS)
+def test_a_dry_run_refuses_what_the_build_refuses(
+    variant: str, options: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    folder = write_checkpoint(tmp_path / "checkpoint", variant)
+    arguments = ("build", folder, "--target", "tensorrt-llm", *options)
+    plan = run_in_process(*arguments, "--dry-run")
+    build = run_in_process(*arguments, "--output", tmp_path / "engine")
+    assert plan.returncode == build.returncode == 1
+    assert plan.stderr == build.stderr
+    assert plan.stdout == ""
+    assert re.search(message, plan.stderr)
+    assert os.listdir(tmp_path) == ["checkpoint"]
+
+
 def test_as_many_sessions_fit_as_the_total_says(checkpoint: Checkpoint) -> None:
     memory = estimate_memory(checkpoint, replace(BUILD, dtype="float16"), "tensorrt-rtx")
     assert memory.workspace is not None
