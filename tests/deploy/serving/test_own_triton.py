@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.server import START_SECONDS
+from tests.deploy.serving.processes import family, wait_for_death
+from tests.deploy.serving.streams import Stream, ids
 from trtstream.deploy.serving.package import package_engine
 from trtstream.deploy.serving.tritonserver import find_tritonserver
 
@@ -31,15 +34,17 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def tritonserver(repository: Path, python: Path, work: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def tritonserver(
+    repository: Path, python: Path, work: Path, grpc: int = 0
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """(The wheel's tritonserver serving ``repository``, its HTTP url). Its PATH begins with the folder ``python``."""
     installation = find_tritonserver(work)  # for the binary, and a copy of the wheel's backend that fits this Python
-    grpc, http, metrics = free_ports(3)
+    free_grpc, http, metrics = free_ports(3)
     command = [
         installation.binary,
         f"--model-repository={repository}",
         f"--backend-directory={installation.backends}",
-        f"--grpc-port={grpc}",
+        f"--grpc-port={grpc or free_grpc}",
         f"--http-port={http}",
         f"--metrics-port={metrics}",
     ]
@@ -79,6 +84,27 @@ def test_a_plain_tritonserver_serves_a_packaged_repository(engine: Path, tmp_pat
         body = json.dumps({"text_input": "Hello", "max_tokens": 3, "ignore_eos": True}).encode()
         with urllib.request.urlopen(f"{url}/models/trtstream/generate", body, timeout=START_SECONDS) as response:
             assert len(json.load(response)["output_ids"]) == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stop_leaves_no_process(engine: Path, tmp_path: Path, number: signal.Signals) -> None:
+    package_engine(engine, tmp_path / "model_repo")
+    (grpc,) = free_ports(1)
+    python = Path(sys.executable).parent
+    with tritonserver(tmp_path / "model_repo", python, tmp_path, grpc=grpc) as (process, url):
+        wait_until_ready(process, url, tmp_path / "log")
+        children = family(process.pid)
+        assert children
+        stream = Stream(f"127.0.0.1:{grpc}")
+        stream.send(text_input="a", max_tokens=2000, ignore_eos=True, stream=True)
+        stream.next()
+        process.send_signal(number)
+        if number == signal.SIGTERM:
+            assert len(ids(*stream.all())) == 1999
+            stream.close()  # Triton waits for open streams, whatever its exit timeout
+        process.wait(60)
+        wait_for_death(children)
+        stream.client.close()
 
 
 def test_the_python_on_path_must_have_trtstream(engine: Path, tmp_path: Path) -> None:

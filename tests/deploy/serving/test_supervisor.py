@@ -135,3 +135,17 @@ def test_a_signal_in_the_first_second(engine: Path, tmp_path: Path) -> None:
             process.send_signal(signal.SIGTERM)
             codes.append(process.wait(60))
     assert codes == [0, 0, 0, 0]
+
+
+def test_a_turn_that_is_being_read_when_the_drain_begins_is_answered(
+    start: Start, engine: Path, tmp_path: Path
+) -> None:
+    slow = "_parse = parse_turn\ndef parse_turn(*a, **k):\n    time.sleep(3)\n    return _parse(*a, **k)"
+    server = start(source=edited(engine, tmp_path / "repository", slow))
+    stream = Stream(server.grpc_url)
+    stream.send(text_input="a", max_tokens=2, ignore_eos=True)
+    time.sleep(1)
+    server.process.send_signal(signal.SIGTERM)
+    assert len(ids(*stream.all())) == 2
+    assert server.process.wait(60) == 0, server.log.read_text()
+    stream.client.close()
