@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import shutil
@@ -48,10 +49,12 @@ def local_checkpoint(name: str, revision: str | None = None) -> Path:
         if revision is not None:
             raise click.UsageError(f"--revision is for a repository on the Hugging Face hub, and {name} is a path")
         return Path(name)
+    if colon and not gguf.lower().endswith(".gguf"):
+        raise TrtstreamError(f"{repository} has no GGUF file {gguf!r}; name one that ends in .gguf")
     with _one_line_errors(repository, revision):
         if colon:
             path = _fetch_weights(repository, revision, [gguf]) / gguf
-            if path.suffix.lower() != ".gguf" or not path.is_file():
+            if not path.is_file():
                 raise TrtstreamError(f"{repository} has no GGUF file {gguf!r}; name one that it has")
             return path
         folder = Path(_snapshot(repository, revision, SMALL_FILES))
@@ -88,7 +91,28 @@ def _weight_files(repository: str, folder: Path) -> list[str]:
         raise TrtstreamError(f"{repository} has no config.json; a GGUF file in it is {repository}:FILE.gguf")
     config = read_config(folder)
     find_family(config).model_config(config)
-    return sorted(set(read_index(folder / INDEX).values())) if (folder / INDEX).is_file() else [SINGLE]
+    if not (folder / INDEX).is_file():
+        return [SINGLE]
+    shards = sorted(set(read_index(folder / INDEX).values()))
+    found = _present(repository, folder, [SINGLE, *shards])
+    if SINGLE in shards or SINGLE not in found:
+        return shards
+    if found != {SINGLE}:
+        raise TrtstreamError(
+            f"{repository} has both {SINGLE} and shards that {INDEX} names, which may be different weights; fetch the "
+            f"right ones with `hf download {repository} --exclude FILE --local-dir FOLDER`, and give FOLDER"
+        )
+    return [SINGLE]
+
+
+def _present(repository: str, folder: Path, files: Sequence[str]) -> set[str]:
+    """Those of ``files`` that the repository has, or ``folder``, its snapshot, if the hub does not answer."""
+    from huggingface_hub.errors import DryRunError
+
+    try:
+        return {file.filename for file in _snapshot(repository, folder.name, files, dry_run=True)}
+    except DryRunError:
+        return {file for file in files if (folder / file).is_file()}
 
 
 def _fetch_weights(repository: str, revision: str | None, files: Sequence[str]) -> Path:
@@ -117,7 +141,7 @@ def _snapshot(
     size: int = 0,
     **options: Any,
 ) -> Any:
-    """huggingface_hub's snapshot_download; ``progress`` gets the MB of ``size`` bytes in all."""
+    """huggingface_hub's snapshot_download; ``progress`` gets the MB of ``size`` bytes that are done."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import tqdm
 
@@ -135,9 +159,8 @@ def _snapshot(
 
     # It warns of files that a repository does not have, which most do not.
     logging.getLogger("huggingface_hub._snapshot_download").setLevel(logging.ERROR)
-    return snapshot_download(
-        repository, revision=revision, allow_patterns=list(files), tqdm_class=ByteCounter, **options
-    )
+    patterns = [glob.escape(file) for file in files]  # they are names, whatever characters they have
+    return snapshot_download(repository, revision=revision, allow_patterns=patterns, tqdm_class=ByteCounter, **options)
 
 
 def _free_bytes(folder: Path) -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 LARGE = (".safetensors", ".gguf", ".bin")
 
@@ -134,8 +134,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refusal(404, "EntryNotFound", "Entry not found")
         headers = {"X-Repo-Commit": commit}
         if file.suffix in LARGE:
+            other = self.hub.url.replace("127.0.0.1", "localhost")
             headers |= {
-                "Location": f"{self.hub.url.replace('127.0.0.1', 'localhost')}/blobs/{name}/blob/{commit}/{file_name}",
+                "Location": f"{other}/blobs/{name}/blob/{commit}/{quote(file_name)}",
                 "X-Linked-Size": str(self.hub.sizes.get(file_name, file.stat().st_size)),
                 "X-Linked-ETag": f'"{_sha256(file)}"',
             }

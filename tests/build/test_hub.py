@@ -6,9 +6,11 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,21 +24,58 @@ pytestmark = pytest.mark.process
 MAIN, OLD = "a" * 40, "b" * 40
 SMALL = ["chat_template.jinja", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
 FETCH = """
-import sys
+import os, sys
 from trtstream.build.hub import local_checkpoint
 from trtstream.errors import TrtstreamError
-try:
-    print(local_checkpoint(*sys.argv[1:]))
-except TrtstreamError as error:
-    sys.exit(str(error))
+for argument in sys.argv[1:]:
+    if argument.startswith("HF_TOKEN="):  # the only variable that huggingface_hub reads whenever it needs it
+        os.environ["HF_TOKEN"] = argument.removeprefix("HF_TOKEN=")
+        continue
+    name, _, revision = argument.partition("@")
+    try:
+        print("path", local_checkpoint(name, revision or None))
+    except TrtstreamError as error:
+        print("error", error)
 """
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+@dataclass(frozen=True)
+class Fetcher:
+    """Fetches ``NAME`` or ``NAME@REVISION``, several in one process, as importing torch takes most of its time.
+
+    The process is a new one, as huggingface_hub reads its environment when it is imported. ``HF_TOKEN=TOKEN`` among the
+    names is for those behind it; ``variables`` are for all.
+    """
+
+    environment: dict[str, str]
+    folder: Path
+
+    def run(self, *names: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", FETCH, *names]
+        environment = {**self.environment, **variables}
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    def paths(self, *names: str, **variables: str) -> list[Path]:
+        """The paths of what is fetched."""
+        lines = self.run(*names, **variables).stdout.splitlines()
+        assert all(line.startswith("path ") for line in lines), lines
+        return [Path(line.removeprefix("path ")) for line in lines]
+
+    def errors(self, *names: str, **variables: str) -> list[str]:
+        """The refusals, each of one line; nothing else is printed."""
+        done = self.run(*names, **variables)
+        lines = done.stdout.splitlines()
+        assert len(lines) == sum(not name.startswith("HF_TOKEN=") for name in names)
+        assert all(line.startswith("error ") for line in lines), lines
+        assert done.stderr == ""
+        return [line.removeprefix("error ") for line in lines]
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``tiny`` and ``other`` in one file, ``sharded`` in several; with what nobody needs beside the checkpoint."""
+    """``tiny`` and ``other`` in one file, ``sharded`` in several; with what nobody needs next to the checkpoint."""
     root = tmp_path_factory.mktemp("checkpoints")
     for name, seed, size in (("tiny", 0, "1GB"), ("other", 1, "1GB"), ("sharded", 0, "100KB")):
         folder = root / name
@@ -47,7 +86,6 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "README.md").write_text("a model card")
         (folder / "original").mkdir()
         (folder / "original" / "consolidated.safetensors").write_bytes(b"the same weights again")
-    (root / "sharded" / "model.safetensors").write_bytes(b"the same weights again")
     return root
 
 
@@ -73,16 +111,8 @@ def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def fetch(environment: dict[str, str], tmp_path: Path) -> Run:
-    """``fetch(NAME, [REVISION])``: in a process of its own, as huggingface_hub reads its environment when imported."""
-
-    def fetch(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", FETCH, *arguments]
-        return subprocess.run(
-            command, cwd=tmp_path, env={**environment, **variables}, capture_output=True, text=True, timeout=120
-        )
-
-    return fetch
+def fetch(environment: dict[str, str], tmp_path: Path) -> Fetcher:
+    return Fetcher(environment, tmp_path)
 
 
 def trtstream(environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -111,37 +141,58 @@ def test_an_evaluation_of_a_repository(environment: dict[str, str], tmp_path: Pa
     assert json.loads((tmp_path / "report.json").read_text())["checkpoint"] == "tiny"
 
 
-def test_only_what_is_read_is_fetched(hub: Hub, fetch: Run, checkpoints: Path) -> None:
-    folder = Path(fetch("owner/tiny").stdout.strip())
+def test_only_what_is_read_is_fetched(hub: Hub, fetch: Fetcher, checkpoints: Path) -> None:
+    (folder,) = fetch.paths("owner/tiny")
     assert sorted(file.name for file in folder.iterdir()) == sorted(["model.safetensors", *SMALL])
     assert (folder / "model.safetensors").read_bytes() == (checkpoints / "tiny" / "model.safetensors").read_bytes()
     assert hub.fetched() == sorted(["model.safetensors", *SMALL])
 
     hub.requests.clear()
-    assert Path(fetch("owner/tiny").stdout.strip()) == folder
+    assert fetch.paths("owner/tiny") == [folder]
     assert hub.fetched() == []
 
 
-def test_the_shards_of_the_index(hub: Hub, fetch: Run, checkpoints: Path) -> None:
-    folder = Path(fetch("owner/sharded").stdout.strip())
+def test_the_shards_of_the_index(hub: Hub, fetch: Fetcher, checkpoints: Path) -> None:
+    """All of them, once; they are there without the hub, too."""
+    (folder,) = fetch.paths("owner/sharded")
     shards = sorted(path.name for path in (checkpoints / "sharded").glob("model-*.safetensors"))
     assert len(shards) > 1
     assert sorted(path.name for path in folder.glob("*.safetensors")) == shards
+    assert fetch.paths("owner/sharded", HF_HUB_OFFLINE="1") == [folder]
 
 
-@pytest.mark.parametrize(("revision", "commit", "source"), [("v1", OLD, "other"), (MAIN, MAIN, "tiny")])
-def test_a_revision(fetch: Run, checkpoints: Path, revision: str, commit: str, source: str) -> None:
-    folder = Path(fetch("owner/tiny", revision).stdout.strip())
-    assert folder.name == commit
-    assert (folder / "model.safetensors").read_bytes() == (checkpoints / source / "model.safetensors").read_bytes()
+def test_a_single_file_next_to_an_index(hub: Hub, fetch: Fetcher, checkpoints: Path, tmp_path: Path) -> None:
+    """Is ambiguous next to its shards, which may be older, and is what there is without them."""
+    both, single = tmp_path / "both", tmp_path / "single"
+    for folder in (both, single):
+        shutil.copytree(checkpoints / "sharded", folder)
+        shutil.copy(checkpoints / "other" / "model.safetensors", folder)
+    for shard in single.glob("model-*.safetensors"):
+        shard.unlink()
+    hub.repositories["owner/both"] = Repository({"main": MAIN}, {MAIN: both})
+    hub.repositories["owner/single"] = Repository({"main": MAIN}, {MAIN: single})
+    (error,) = fetch.errors("owner/both")
+    assert "owner/both has both model.safetensors and shards that model.safetensors.index.json names" in error
+    assert not [name for name in hub.fetched() if name.endswith(".safetensors")]
+    (fetched,) = fetch.paths("owner/single")
+    assert (fetched / "model.safetensors").read_bytes() == (single / "model.safetensors").read_bytes()
+    assert fetch.paths("owner/single", HF_HUB_OFFLINE="1") == [fetched]
 
 
-def test_a_path_is_never_looked_up(hub: Hub, fetch: Run, tmp_path: Path) -> None:
+def test_a_revision(fetch: Fetcher, checkpoints: Path) -> None:
+    """A tag, or a commit."""
+    folders = fetch.paths("owner/tiny@v1", f"owner/tiny@{MAIN}")
+    for folder, commit, source in zip(folders, (OLD, MAIN), ("other", "tiny"), strict=True):
+        assert folder.name == commit
+        assert (folder / "model.safetensors").read_bytes() == (checkpoints / source / "model.safetensors").read_bytes()
+
+
+def test_a_path_is_never_looked_up(hub: Hub, fetch: Fetcher, tmp_path: Path) -> None:
     """One that exists, and whatever does not look like a repository id."""
     (tmp_path / "owner" / "tiny").mkdir(parents=True)
-    names = ("./owner/gated", "../owner/gated", "/owner/gated", "~/gated", "owner/gated.gguf", "gated", "owner/a/gated")
-    for name in ("owner/tiny", *names, "owner/a--gated"):
-        assert fetch(name).stdout.strip() == str(Path(name))
+    paths = ("./owner/gated", "../owner/gated", "/owner/gated", "~/gated", "owner/gated.gguf", "gated", "owner/a/gated")
+    names = ("owner/tiny", *paths, "owner/a--gated")
+    assert fetch.paths(*names) == [Path(name) for name in names]
     assert hub.requests == []
 
 
@@ -152,27 +203,27 @@ def test_a_revision_of_a_path_is_refused(environment: dict[str, str], checkpoint
     assert "--revision is for a repository on the Hugging Face hub" in done.stderr
 
 
-def test_a_family_that_is_not_supported_is_refused_before_its_weights_are_fetched(hub: Hub, fetch: Run) -> None:
+def test_a_family_that_is_not_supported_is_refused_before_its_weights_are_fetched(hub: Hub, fetch: Fetcher) -> None:
     folder = hub.repositories["owner/tiny"].commits[MAIN]
     config = (folder / "config.json").read_text()
     try:
         (folder / "config.json").write_text(config.replace("LlamaForCausalLM", "GPT2LMHeadModel"))
-        done = fetch("owner/tiny")
+        (error,) = fetch.errors("owner/tiny")
     finally:
         (folder / "config.json").write_text(config)
-    assert "the architecture 'GPT2LMHeadModel' is not supported" in done.stderr
+    assert "the architecture 'GPT2LMHeadModel' is not supported" in error
     assert "model.safetensors" not in hub.fetched()
 
 
-def test_a_gguf_file_whose_download_is_interrupted(hub: Hub, fetch: Run, tmp_path: Path) -> None:
+def test_a_gguf_file_whose_download_is_interrupted(hub: Hub, fetch: Fetcher, tmp_path: Path) -> None:
     """It is resumed where it was cut, the second half of it."""
     contents = os.urandom(25_000_000)
     (tmp_path / "repository" / "small").mkdir(parents=True)
     (tmp_path / "repository" / "model.Q4_0.gguf").write_bytes(contents)
     hub.repositories["owner/gguf"] = Repository({"main": MAIN}, {MAIN: tmp_path / "repository"})
     hub.cut_after = 15_000_000
-    done = fetch("owner/gguf:model.Q4_0.gguf")
-    path = Path(done.stdout.strip())
+    done = fetch.run("owner/gguf:model.Q4_0.gguf")
+    path = Path(done.stdout.strip().removeprefix("path "))
     assert path.name == "model.Q4_0.gguf"
     assert hashlib.sha256(path.read_bytes()).digest() == hashlib.sha256(contents).digest()
     assert hub.cut_after is None
@@ -182,33 +233,64 @@ def test_a_gguf_file_whose_download_is_interrupted(hub: Hub, fetch: Run, tmp_pat
     assert "Fetching MB: 25 of 25" in done.stderr
 
 
+def test_the_name_of_a_gguf_file_is_not_a_pattern(hub: Hub, fetch: Fetcher, tmp_path: Path) -> None:
+    names = ["model[1].gguf", "model1.gguf", "model?.gguf", "model2.gguf"]
+    for name in names:
+        (tmp_path / "repository").mkdir(exist_ok=True)
+        (tmp_path / "repository" / name).write_text(name)
+    hub.repositories["owner/gguf"] = Repository({"main": MAIN}, {MAIN: tmp_path / "repository"})
+    wanted = ["model[1].gguf", "model?.gguf"]
+    paths = fetch.paths(*(f"owner/gguf:{name}" for name in wanted))
+    assert [path.read_text() for path in paths] == wanted
+    assert hub.fetched() == sorted(wanted)
+    (error,) = fetch.errors("owner/gguf:*.gguf")
+    assert "owner/gguf has no GGUF file '*.gguf'; name one that it has" in error
+    assert hub.fetched() == sorted(wanted)
+
+
+def test_a_file_of_another_kind_is_refused_without_the_hub(hub: Hub, fetch: Fetcher) -> None:
+    errors = fetch.errors("owner/tiny:config.json", "owner/tiny:")
+    assert errors == [
+        "owner/tiny has no GGUF file 'config.json'; name one that ends in .gguf",
+        "owner/tiny has no GGUF file ''; name one that ends in .gguf",
+    ]
+    assert hub.requests == []
+
+
 ERRORS = [
-    ("owner/nothing", {}, "neither a path here nor a repository that {hub} shows you"),
-    ("owner/private", {}, "neither a path here nor a repository that {hub} shows you"),
-    ("owner/private", {"HF_TOKEN": "hf_stranger"}, "if it is private, log in with `hf auth login`, or set HF_TOKEN"),
-    ("owner/gated", {}, "owner/gated is gated: accept its terms at {hub}/owner/gated, and log in"),
-    ("owner/gated", {"HF_TOKEN": "hf_stranger"}, "owner/gated is gated: accept its terms at {hub}/owner/gated"),
-    (
-        "owner/tiny",
-        {"HF_TOKEN": "hf_wrong"},
-        "your token is not accepted: log in with `hf auth login`",
-    ),
-    ("owner/tiny", {"HF_HUB_OFFLINE": "1"}, "cannot be asked for it (HF_HUB_OFFLINE is set)"),
-    ("owner/tiny", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot be asked for it ([Errno 111] Connection refused)"),
-    ("owner/tiny:model.gguf", {}, "owner/tiny has no GGUF file 'model.gguf'"),
-    ("owner/tiny:config.json", {}, "owner/tiny has no GGUF file 'config.json'"),
+    ("owner/nothing", "neither a path here nor a repository that {hub} shows you"),
+    ("owner/private", "neither a path here nor a repository that {hub} shows you"),
+    ("owner/gated", "owner/gated is gated: accept its terms at {hub}/owner/gated, and log in"),
+    ("owner/tiny:model.gguf", "owner/tiny has no GGUF file 'model.gguf'"),
+    ("owner/tiny@v9", "owner/tiny has no revision 'v9'; give one of its branches, tags or commits"),
+    ("HF_TOKEN=hf_stranger", None),
+    ("owner/private", "if it is private, log in with `hf auth login`, or set HF_TOKEN"),
+    ("owner/gated", "owner/gated is gated: accept its terms at {hub}/owner/gated"),
+    ("HF_TOKEN=hf_wrong", None),
+    ("owner/tiny", "your token is not accepted: log in with `hf auth login`"),
 ]
 
 
-@pytest.mark.parametrize(("name", "variables", "message"), ERRORS)
-def test_what_the_hub_refuses_is_one_line(
-    hub: Hub, fetch: Run, name: str, variables: dict[str, str], message: str
-) -> None:
-    done = fetch(name, **variables)
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
-    assert message.format(hub=hub.url) in line
+def test_what_the_hub_refuses_is_one_line(hub: Hub, fetch: Fetcher) -> None:
+    errors = fetch.errors(*(name for name, _ in ERRORS))
+    for error, message in zip(errors, (message for _, message in ERRORS if message is not None), strict=True):
+        assert message.format(hub=hub.url) in error
     assert "model.safetensors" not in hub.fetched()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("HF_HUB_OFFLINE", "1", "cannot be asked for it (HF_HUB_OFFLINE is set)"),
+        ("HF_ENDPOINT", "http://127.0.0.1:9", "cannot be asked for it ([Errno 111] Connection refused)"),
+    ],
+)
+def test_a_hub_that_cannot_be_asked_is_one_line(
+    hub: Hub, fetch: Fetcher, variable: str, value: str, message: str
+) -> None:
+    (error,) = fetch.errors("owner/tiny", **{variable: value})
+    assert message in error
+    assert hub.requests == []
 
 
 def test_the_command_prints_that_line(hub: Hub, environment: dict[str, str], tmp_path: Path) -> None:
@@ -218,38 +300,41 @@ def test_the_command_prints_that_line(hub: Hub, environment: dict[str, str], tmp
     assert done.stderr == f"trtstream: {message}\n"
 
 
-def test_a_hub_that_is_down_is_one_line(hub: Hub, fetch: Run) -> None:
+def test_a_hub_that_is_down_is_one_line(hub: Hub, fetch: Fetcher) -> None:
     hub.down = True
-    (line,) = fetch("owner/tiny").stderr.splitlines()
+    (line,) = fetch.errors("owner/tiny")
     assert "503 Service Unavailable" in line
 
 
-@pytest.mark.parametrize("repository", ["owner/private", "owner/gated"])
-def test_a_token_opens_them(fetch: Run, environment: dict[str, str], repository: str) -> None:
+def test_a_token_opens_them(fetch: Fetcher, environment: dict[str, str]) -> None:
     """In HF_TOKEN, or where `hf auth login` keeps it."""
-    assert Path(fetch(repository, HF_TOKEN="hf_reader").stdout.strip()).is_dir()
+    names = ("owner/private", "owner/gated")
+    assert all(path.is_dir() for path in fetch.paths(*names, HF_TOKEN="hf_reader"))
     home = Path(environment["HF_HOME"], "other")
     home.mkdir()
     (home / "token").write_text("hf_reader")
-    assert Path(fetch(repository, HF_HOME=str(home)).stdout.strip()).is_relative_to(home)
+    assert all(path.is_relative_to(home) for path in fetch.paths(*names, HF_HOME=str(home)))
 
 
-def test_a_repository_without_safetensors(hub: Hub, fetch: Run, tmp_path: Path) -> None:
+def test_a_repository_without_safetensors(hub: Hub, fetch: Fetcher, tmp_path: Path) -> None:
     folder = tmp_path / "repository"
     folder.mkdir()
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
     hub.repositories["owner/pickles"] = Repository({"main": MAIN}, {MAIN: folder})
-    assert "owner/pickles has no config.json" in fetch("owner/pickles").stderr
+    (line,) = fetch.errors("owner/pickles")
+    assert "owner/pickles has no config.json" in line
     tiny = hub.repositories["owner/tiny"].commits[MAIN]
     (folder / "config.json").write_text((tiny / "config.json").read_text())
     hub.repositories["owner/pickles"] = Repository({"main": OLD}, {OLD: folder})
-    (line,) = fetch("owner/pickles").stderr.splitlines()
+    (line,) = fetch.errors("owner/pickles")
     assert "owner/pickles has no model.safetensors, and pickles (.bin) are not read" in line
 
 
-def test_a_disk_that_is_too_small_is_one_line_before_anything_is_written(hub: Hub, fetch: Run, tmp_path: Path) -> None:
+def test_a_disk_that_is_too_small_is_one_line_before_anything_is_written(
+    hub: Hub, fetch: Fetcher, tmp_path: Path
+) -> None:
     hub.sizes["model.safetensors"] = 10**18
-    (line,) = fetch("owner/tiny").stderr.splitlines()
+    (line,) = fetch.errors("owner/tiny")
     assert f"owner/tiny takes 1000000000.00 GB in {tmp_path / 'home' / 'hub'}, and " in line
     assert "model.safetensors" not in hub.fetched()
 
@@ -260,6 +345,7 @@ def test_a_disk_that_fills_up_is_one_line(hub: Hub, environment: dict[str, str],
 
     command = [sys.executable, "-c", FETCH, "owner/tiny"]
     done = subprocess.run(command, env=environment, preexec_fn=small_files, capture_output=True, text=True)
-    (line,) = done.stderr.splitlines()
+    assert done.stderr == ""
+    (line,) = done.stdout.splitlines()
     assert f"owner/tiny cannot be kept in {tmp_path / 'home' / 'hub'} (File too large)" in line
     assert "set HF_HOME to a folder on a larger disk" in line
