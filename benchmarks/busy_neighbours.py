@@ -1,6 +1,6 @@
 """What does a decode step take on cores that other processes keep busy, or under a quota?
 
-Streams an answer quietly, next to one and two processes that compute without end, and under a quota of one CPU (where a
+Streams an answer quietly, next to one and two processes that always compute, and under a quota of one CPU (where a
 control group can be made), with the threads as trtstream sets them and fixed to all cores, in turn. Linux only. Writes
 JSON and prints a table:
 

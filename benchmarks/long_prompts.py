@@ -91,9 +91,9 @@ def main() -> None:
     load_before = os.getloadavg()[0]
     for _ in range(arguments.rounds):
         for name, max_itl_ms in PACINGS.items():
-            without, beside, seconds = measure(arguments.engine, max_itl_ms, prompt)
+            without, loaded, seconds = measure(arguments.engine, max_itl_ms, prompt)
             quiet[name] += without
-            during[name] += beside
+            during[name] += loaded
             ttft[name].append(seconds)
     rows = [
         {

@@ -1,4 +1,4 @@
-"""Whether this machine has a usable GPU and can run the ``cuda`` target, and if not, why."""
+"""Whether this machine can run the ``cuda`` target, and why not: a usable GPU, and the Triton language."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-LEAST_CAPABILITY = (8, 0)  # Ampere: the first with bfloat16, and the oldest that the Triton language compiles for
+LEAST_CAPABILITY = (8, 0)  # Ampere, the first with bfloat16 and the oldest that the Triton language supports
 
 
 def why_no_cuda() -> str | None:
@@ -28,7 +28,7 @@ def why_no_gpu() -> str | None:
         torch.cuda.init()
         name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
     except (RuntimeError, AssertionError) as error:
-        return f"torch finds no GPU it can use: {str(error).splitlines()[0]}"
+        return f"torch cannot use a GPU: {str(error).splitlines()[0]}"
     if capability < LEAST_CAPABILITY:
         actual, least = (".".join(map(str, version)) for version in (capability, LEAST_CAPABILITY))
         return f"{name} has compute capability {actual}, and at least {least} is needed (Ampere or newer)"

@@ -9,9 +9,9 @@ Inputs, with C the slots of `trtstream.plugins.kv_cache.cache_slots` and D = hea
 * ``tokens`` int32 [B, T]: token ids.
 * ``write_slots`` int32 [B]: the slot of each session's first token; the others follow it.
 * ``rows`` int32 [B, 3]: S, its sinks; the ring slot (0 to M - 1) of its newest ring token once this call has written;
-  how many ring slots then hold one of its tokens.
-* ``queries`` int32 [B, T, 2]: p(t), where the token stands inside the cache; how many tokens of this call follow it.
-* ``rotation`` float32 [B, T, 4, D / 2], absent with ALiBi: cos t, sin t, cos p(t), sin p(t). It comes from outside
+  how many ring slots hold one of its tokens after that.
+* ``queries`` int32 [B, T, 2]: p(t), the token's position inside the cache; how many tokens of this call follow it.
+* ``rotation`` float32 [B, T, 4, D / 2], absent with ALiBi: cos t, sin t, cos p(t), sin p(t). It is an input
   because its angles need float64, which TensorRT does not have.
 * ``logits_rows`` int32 [N]: the rows, of B * T tokens, whose logits are returned.
 * ``keys.i`` and ``values.i`` [B, kv_heads, C, D] in the engine's dtype, for each layer i: the sessions' caches.
@@ -37,7 +37,7 @@ LOGITS = "logits"
 
 DECODE, PREFILL, SCORE = "decode", "prefill", "score"
 PROFILES = (DECODE, PREFILL, SCORE)
-"""The optimization profiles, in their order: `largest_call` has their sizes."""
+"""The optimization profiles, in their order: sizes are in `largest_call`."""
 
 
 def cache_names(model: ModelConfig) -> list[tuple[str, str]]:

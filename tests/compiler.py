@@ -1,6 +1,6 @@
 """A C++ compiler that makes nothing twice, for tests that build hundreds of engines of a few sizes.
 
-`install` makes of this file a program that stands before the real compiler and keeps its output.
+`install` makes of this file a program that calls the real compiler and caches its output.
 """
 
 import hashlib

@@ -14,7 +14,7 @@ LONG = ("slow", "smollm2", "builder", "process")  # marks
 
 
 class ByModule(LoadScopeScheduling):
-    """A module's tests share what they build. Servers answer in good time if no other test starts one meanwhile.
+    """A module's tests share what they build. Servers answer quickly enough if no other test starts one then.
 
     This is ``--dist loadgroup`` without its marks, which pytest 9.2 and pytest-xdist 3.8 lose on the way.
     """

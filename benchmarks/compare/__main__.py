@@ -41,7 +41,7 @@ def peer_list(_context: click.Context, _option: click.Parameter, value: str) -> 
     peers = [part.strip() for part in value.split(",")]
     unknown = next((peer for peer in peers if peer not in PEERS), None)
     if unknown is not None:
-        raise click.BadParameter(f"{unknown!r} is none of {', '.join(PEERS)}")
+        raise click.BadParameter(f"{unknown!r} is unknown; choose from {', '.join(PEERS)}")
     return peers
 
 

@@ -32,7 +32,7 @@ class Entry:
     why_not: str | None = None  # why it cannot run here
 
 
-MEMORY = Entry("memory", TORCH, {"kind": "memory"}, every=STEPS)  # gives the floor, once a turn
+MEMORY = Entry("memory", TORCH, {"kind": "memory"}, every=STEPS)  # the lower bound of a step, measured once a turn
 
 
 def our_entries(path: Path, checkpoint: Checkpoint, window: int, sinks: int) -> list[Entry]:
@@ -56,7 +56,7 @@ def our_entries(path: Path, checkpoint: Checkpoint, window: int, sinks: int) -> 
 def peer_entries(
     peers: Sequence[str], path: Path, checkpoint: Checkpoint, window: int, sinks: int, scratch: Path
 ) -> list[Entry]:
-    """Those of ``peers``, of the checkpoint ``path``. The files that llama.cpp needs go to ``scratch``."""
+    """The entries of ``peers`` with the checkpoint ``path``. llama.cpp's converted files go to ``scratch``."""
     settings = {"checkpoint": str(path), "build": _build(window, sinks)}
     found = []
     if "recompute" in peers:
@@ -72,7 +72,7 @@ def _llama_cpp_entries(path: Path, checkpoint: Checkpoint, window: int, sinks: i
     if importlib.util.find_spec("llama_cpp") is None:
         return [Entry("llama.cpp", why_not="not measured: llama-cpp-python is not installed (extra `compare`)")]
     if path.suffix.lower() != ".gguf":
-        return [Entry("llama.cpp", why_not="not measured: it reads .gguf files, and the checkpoint is none")]
+        return [Entry("llama.cpp", why_not="not measured: it reads .gguf files, and the checkpoint is not one")]
     from benchmarks.compare.gguf_formats import shipped_format, write_in_format
     from benchmarks.compare.llama_cpp import DISCARDS
 

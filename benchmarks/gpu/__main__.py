@@ -213,7 +213,7 @@ def part_names(text: str) -> list[str]:
     names = text.split(",")
     for name in names:
         if name not in PARTS:
-            raise argparse.ArgumentTypeError(f"there is no part {name!r}; there are {', '.join(PARTS)}")
+            raise argparse.ArgumentTypeError(f"{name!r} is not a part; the parts are {', '.join(PARTS)}")
     return names
 
 

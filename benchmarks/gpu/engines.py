@@ -34,7 +34,7 @@ def full_engine(model: ModelConfig, build: BuildConfig, weights: DecoderWeights)
 
 
 def filled(engine: StreamingEngine) -> StreamingEngine:
-    """The engine, with a full cache of random keys and values in all its sessions, wrapped, at t = 2 W."""
+    """The engine, whose sessions all have a full, wrapped cache of random keys and values, at t = 2 W."""
     for lane in range(engine.build.max_batch_size):
         place_session(engine, lane, 2 * engine.build.max_attention_window)
     return engine

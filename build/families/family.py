@@ -1,4 +1,4 @@
-"""The description of a model family, and the part of a decoder's recipes that is the same in all of them."""
+"""The description of a model family, and the part of a decoder's recipes that all families share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The facts about TensorRT-LLM's releases that conversion and build rest on, one `Release` for a line of releases.
+"""The facts about TensorRT-LLM's releases that conversion and build depend on; a `Release` covers a line of releases.
 
 Read from upstream's code, https://github.com/NVIDIA/TensorRT-LLM, at the commit that each release names.
 """
@@ -16,7 +16,7 @@ from trtstream.errors import TrtstreamError
 class Release:
     """A TensorRT-LLM release, and all others up to the next one listed.
 
-    ``version`` is (major, minor); ``commit`` is the one of upstream where the facts were read, the release's or
+    ``version`` is (major, minor); ``commit`` is upstream's commit where the facts were read, the release's or
     the nearest one available; ``rope_kinds`` are the `trtstream.settings.RopeConfig` kinds that its Llama computes as
     transformers does; ``falcon_rotary_base`` says whether its Falcon has a RoPE base other than 10000; ``fixed_fields``
     are in the config of every checkpoint, ``llama_fields`` in a Llama's; ``container`` is a Triton image that has it.
@@ -78,14 +78,14 @@ RELEASES = (
         container="nvcr.io/nvidia/tritonserver:25.09-trtllm-python-py3",
     ),
 )
-DEFAULT = RELEASES[-2]  # upstream dropped sinks from its main branch while 1.0 was in the making: 0.17 surely has them
+DEFAULT = RELEASES[-2]  # upstream dropped sinks from its main branch before 1.0 was released; 0.17 certainly has them
 FIRST_WITHOUT_SINKS = (1, 1)
 
 
 def find_release(version: str) -> Release:
     """The facts that hold for a TensorRT-LLM version such as ``0.17``, ``0.17.0.post1`` or ``1.0.0rc6``.
 
-    Raises TrtstreamError for one that is too old, or whose engines have lost attention sinks.
+    Raises TrtstreamError for one that is too old, or whose engines have no attention sinks any more.
     """
     match = re.match(r"v?(\d+)\.(\d+)(?=$|[.+\-a-z])", version.strip())
     if not match:

@@ -1,8 +1,8 @@
 """The parts of each canonical tensor that the ranks of a tensor- and pipeline-parallel engine hold, and their names.
 
 Rank ``stage * tp_size + shard`` runs one shard of one pipeline stage. Names and cuts are those that upstream's layers
-load (tensorrt_llm/models/{llama,falcon}/model.py, layers/{attention,mlp,linear}.py); they are the same in all releases
-from 0.10 to 1.0. A stage numbers its layers from 0.
+load (tensorrt_llm/models/{llama,falcon}/model.py, layers/{attention,mlp,linear}.py); all releases from 0.10 to
+1.0 have the same. A stage numbers its layers from 0.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _columns(tp_size: int) -> Cut:
 
 
 def _padded_rows(tp_size: int) -> Cut:
-    """Equal rows for all shards, the last one's filled up with zeros."""
+    """The same number of rows for each shard; zeros pad the last one."""
     return lambda tensor, shard: pad(tensor, (0, 0, 0, -len(tensor) % tp_size)).chunk(tp_size)[shard]
 
 

@@ -1,4 +1,4 @@
-"""The ``tensorrt-llm`` target: a converted checkpoint, and the engine where its ``trtllm-build`` is at hand."""
+"""The ``tensorrt-llm`` target: a converted checkpoint, and the engine where its ``trtllm-build`` is installed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def build_tensorrt_llm_engine(
 ) -> EngineConfig:
     """Write the engine directory ``output`` atomically.
 
-    It has ``checkpoint/``, ``tokenizer/``, ``build.sh`` and, where trtllm-build of the release is at hand, ``engine/``.
+    It has ``checkpoint/``, ``tokenizer/``, ``build.sh`` and, if the release's trtllm-build is installed, ``engine/``.
 
     ``progress`` counts the checkpoint's tensors, then ranks that are built. See `convert_checkpoint` for memory and
     errors.

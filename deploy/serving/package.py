@@ -1,4 +1,4 @@
-"""``trtstream package``: an engine becomes a model in a Triton model repository."""
+"""``trtstream package``: puts an engine into a Triton model repository as a model."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def package(engine: Path, output: Path, model_name: str | None) -> None:
 def package_engine(engine: Path, output: Path, model_name: str | None = None) -> Path:
     """Add an engine to the model repository ``output`` atomically; returns the folder that was written.
 
-    It is the model's folder ``output/model_name``, and for an engine of the tensorrt-llm target, whose models have
-    fixed names, ``output`` itself. Raises TrtstreamError if ``engine`` is not an engine, or if ``output`` has
-    that model already or is not a repository.
+    That is the model's folder ``output/model_name``. Models of the tensorrt-llm target have fixed names: there it is
+    ``output`` itself. Raises TrtstreamError if ``engine`` is not an engine, or if ``output`` already
+    has that model or is not a repository.
     """
     config = read_engine(engine)
     output, engine = output.resolve(), engine.resolve()

@@ -97,13 +97,15 @@ def test_a_winning_peer_is_named() -> None:
     def row(name: str, ms: float, prefill: float | None) -> dict[str, Any]:
         return {"name": name, "decode_ms": ms, "prefill_tokens_per_s": prefill}
 
-    ours = [row("ours float32", 20.0, 100.0), row("ours bfloat16", 10.0, 200.0)]
+    ours = [row("trtstream float32", 20.0, 100.0), row("trtstream bfloat16", 10.0, 200.0)]
     slower, faster = row("slower", 15.0, None), row("faster", 5.0, 300.0)
     assert findings.verdicts([*ours, slower, {"name": "absent", "note": "not measured"}], 2) == [
-        "No peer that was measured decodes or prefills faster than ours bfloat16."
+        "No peer that was measured decodes or prefills faster than trtstream bfloat16."
     ]
     decode, prefill = findings.verdicts([*ours, slower, faster], 2)
-    assert decode == "faster wins in decoding: 5.0 ms a token against 10.0 ms of ours bfloat16, 2.00 times as fast."
+    assert (
+        decode == "faster wins in decoding: 5.0 ms a token against 10.0 ms of trtstream bfloat16, 2.00 times as fast."
+    )
     assert prefill.startswith("faster wins in prefill, ")
 
 
@@ -152,7 +154,7 @@ def header_and_embedding(path: Path) -> int:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (("--peers", "recompute,vllm"), 2, "'vllm' is none of recompute, rotation, llama.cpp"),
+        (("--peers", "recompute,vllm"), 2, "'vllm' is unknown; choose from recompute, rotation, llama.cpp"),
         (("--json", "/nowhere/compare.json"), 2, "the folder /nowhere does not exist"),
         (("--max-attention-window", 16, "--sink-token-length", 16), 1, "no room for recent tokens"),
         (("--text", __file__, "--json", "{folder}/x.json", "--plot", "{folder}/x.png"), 1, "has no tokenizer"),

@@ -66,7 +66,7 @@ POSITIONS = {"rope_gpt_neox", "alibi_with_scale"}  # of functional.PositionEmbed
 
 @dataclass(frozen=True)
 class Fields:
-    """``left_out`` are fields whose default means that the model is no mixture of experts and the like."""
+    """``left_out`` are fields whose default means that the model has no mixture of experts and no similar feature."""
 
     llama: dict[str, Types]
     falcon: dict[str, Types]

@@ -133,7 +133,7 @@ REFUSALS: dict[str, tuple[str, Change, str]] = {
         lambda folder: (folder / "generation_config.json").write_text('{"eos_token_id": "</s>"}'),
         r"eos_token_id is \['</s>', 2\]; it must be a token id",
     ),
-    "layers without end": ("llama-gqa", config(num_hidden_layers=10**9), "1000000000 layers are promised, but"),
+    "too many layers": ("llama-gqa", config(num_hidden_layers=10**9), "1000000000 layers are promised, but"),
     "vocabulary": (
         "llama-gqa",
         config(vocab_size=130),

@@ -161,7 +161,7 @@ def test_what_an_engine_cannot_do(options: tuple[object, ...], reason: str, engi
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (("--method", "streamed"), "'streamed' is none of streaming, window, dense, recompute"),
+        (("--method", "streamed"), "'streamed' is unknown; choose from streaming, window, dense, recompute"),
         (("--resume",), "--resume needs --losses FOLDER"),
         (("--every", 5), "--every is for --method recompute"),
         (("--sweep-sinks", "1,2", "--method", "dense"), "are for --method streaming"),

@@ -175,7 +175,7 @@ def test_the_builder_has_fused_attention_for_it(variant: str, overrides: dict[st
         layer = sessions.network.get_layer(index)
         if layer.type == trt.LayerType.ATTENTION_INPUT:
             layer.__class__ = trt.IAttentionInputLayer
-            layer.attention.decomposable = False  # then there is no other way
+            layer.attention.decomposable = False  # then no other kernel is allowed
     assert sessions.builds()
 
 

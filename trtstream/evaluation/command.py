@@ -38,7 +38,7 @@ def method_list(_context: click.Context, _option: click.Parameter, value: tuple[
     methods = [method.strip() for part in value for method in part.split(",")]
     unknown = next((method for method in methods if method not in METHODS), None)
     if unknown is not None:
-        raise click.BadParameter(f"{unknown!r} is none of {', '.join(METHODS)}")
+        raise click.BadParameter(f"{unknown!r} is unknown; choose from {', '.join(METHODS)}")
     return list(dict.fromkeys(methods))
 
 

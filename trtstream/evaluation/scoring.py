@@ -19,7 +19,7 @@ SEGMENT = 2048
 @dataclass(frozen=True)
 class Run:
     """One pass over the text. ``every`` is 1, except for ``recompute``, which may predict every N-th token only. With
-    such a run, the others' means over its positions are reported too: ``sample`` is its ``every``, in all runs.
+    such a run, the others' means over its positions are reported too: ``sample`` is its ``every`` in each of the runs.
 
     An engine of ``sink_token_length`` and ``max_attention_window`` computes it: no sinks and W recent tokens for
     ``window``; no sinks and as many recent tokens as there are for ``dense``; a fresh session for each token of
@@ -34,7 +34,7 @@ class Run:
     sample: int = 1
 
     def positions(self, begin: int, end: int) -> np.ndarray:
-        """Those of the tokens [begin, end) that are predicted: token 0 never is."""
+        """The predicted tokens among [begin, end): token 0 is never predicted."""
         return np.arange(max(-(-begin // self.every), 1) * self.every, end, self.every)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-REPLACEMENT = "\ufffd"  # stands for bytes that are not a complete character
+REPLACEMENT = "\ufffd"  # in place of bytes that are not a complete character
 MAX_INCOMPLETE = 3  # bytes of an incomplete UTF-8 character, each decoded to a replacement character
 MAX_PENDING = 32  # tokens; only broken text holds back more
 
