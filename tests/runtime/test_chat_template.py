@@ -101,9 +101,21 @@ def test_no_template_and_no_tokenizer():
     assert first_prompt(TurnRequest(input_ids=(1, 2)), None, BUILD).token_ids == [1, 2]
 
 
-def test_a_template_that_refuses_the_turn():
-    with pytest.raises(TrtstreamError, match="refuses this turn: not today"):
-        first("{{ raise_exception('not today') }}")
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('not today') }}", "not today"),
+        ("{{ messages[0]['content'] + 1 }}", 'can only concatenate str (not "int") to str'),
+        ("{{ messages | length // 0 }}", "integer division or modulo by zero"),
+        ("{{ {}['role'] + 'x' }}", "'dict object' has no attribute 'role'"),
+        ("{% for message in messages %}\n{{ message }", "unexpected '}'"),
+    ],
+)
+def test_a_template_that_fails_is_one_line(template: str, reason: str):
+    with pytest.raises(TrtstreamError, match="refuses this turn: ") as caught:
+        first(template)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_template_that_hides_answers():

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from jinja2 import TemplateError
-
 from trtstream.errors import TrtstreamError
 
 if TYPE_CHECKING:
@@ -67,5 +65,6 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[tuple[str, str]],
     try:
         text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=answer)
         return cast(str, text)  # ids only with tokenize=True
-    except TemplateError as error:
-        raise TrtstreamError(f"the engine's chat template refuses this turn: {error}") from error
+    except Exception as error:  # a template may raise anything: what it asks for, or TypeErrors of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise TrtstreamError(f"the engine's chat template refuses this turn: {reason}") from error

@@ -194,7 +194,6 @@ class TensorrtLlmClient(TritonClient):
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         """The conversation up to the next answer. The template comes from the server and runs in jinja's sandbox."""
-        from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
         parameters = self.served.parameters
@@ -208,8 +207,9 @@ class TensorrtLlmClient(TritonClient):
             prompts: Any = render_jinja_template(
                 [messages], chat_template=parameters["chat_template"], add_generation_prompt=True, **tokens
             )
-        except TemplateError as error:
-            raise TrtstreamError(f"the engine's chat template refuses this turn: {error}") from error
+        except Exception as error:  # a template may raise anything: what it asks for, or TypeErrors of its own
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise TrtstreamError(f"the engine's chat template refuses this turn: {reason}") from error
         return prompts[0][0]
 
 
