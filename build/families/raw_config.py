@@ -25,7 +25,7 @@ class RawConfig:
     """A config in Hugging Face's spelling. ``where`` is the file that errors name.
 
     Every reader raises TrtstreamError for a value that is absent (without a default) or of the wrong kind.
-    A null counts as absent, as it does in transformers.
+    A null counts as absent, as it does in transformers, except for a `flag`.
     """
 
     where: str
@@ -51,10 +51,11 @@ class RawConfig:
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
-        value = self.get(name, default=default)
-        if not isinstance(value, bool):
+        """``default`` if it is absent. A null is false, as in transformers, which asks only whether it is true."""
+        value = self.values.get(name, default)
+        if value is not None and not isinstance(value, bool):
             raise self.error(f"{name} is {value!r}; it must be true or false")
-        return value
+        return bool(value)
 
     def activation(self, name: str, default: str) -> str:
         value = self.get(name, default=default)

@@ -183,6 +183,7 @@ UNSET: dict[str, dict[str, object]] = {
     "mscale": {"rope_parameters": {**YARN, "mscale": 0.0, "mscale_all_dim": 1.0}},
     "betas": {"rope_parameters": {**YARN, "beta_fast": 0, "beta_slow": 0.0}},
     "null": {"rope_parameters": {**YARN, "attention_factor": None, "beta_fast": None, "mscale": None}},
+    "truncate": {"rope_parameters": {**YARN, "truncate": None}},
     "rope_scaling": {"rope_scaling": {}, "rope_parameters": YARN},
     "sliding_window": {"sliding_window": 0},
 }
@@ -198,6 +199,12 @@ def test_what_counts_as_unset_in_transformers_does_here(name: str, tmp_path: Pat
     expected = AutoModelForCausalLM.from_pretrained(tmp_path).model.rotary_emb
     torch.testing.assert_close(frequencies.float(), expected.inv_freq)
     assert scale == pytest.approx(expected.attention_scaling)
+
+
+def test_a_flag_of_null_is_false_as_in_transformers(tmp_path: Path) -> None:
+    written = open_checkpoint(write_checkpoint(tmp_path, "falcon-mha-parallel")).model
+    replace_config(tmp_path, multi_query=None, alibi=None)
+    assert open_checkpoint(tmp_path).model == written
 
 
 @pytest.mark.parametrize(
