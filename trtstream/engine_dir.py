@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,20 +10,34 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from trtstream.checksum import file_sha256
-from trtstream.errors import TrtstreamError
+from trtstream.errors import TrtstreamError, one_line
 from trtstream.plugins.kv_cache import kv_bytes_per_session
-from trtstream.settings import FORMAT_VERSION, BuildConfig, ModelConfig
+from trtstream.settings import FORMAT_VERSION, BuildConfig, ModelConfig, check_against_model
 from trtstream.targets import TARGETS
+from trtstream.typed_json import from_json, shown
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer"
 WEIGHTS = "rank0.safetensors"
 KERNEL = "rank0.so"
 ENGINE = "rank0.engine"
+KEYS_OF_ENGINES = ("version", "build_config", "toolchain")
+MAX_CONFIG_BYTES = 1 << 24
+
+
+class _Sha256:
+    """The form of a SHA-256, for `from_json`."""
+
+    def __contains__(self, value: str) -> bool:
+        return len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+    def __str__(self) -> str:
+        return "of 64 hexadecimal digits"
 
 
 @dataclass(frozen=True)
@@ -30,17 +45,18 @@ class EngineConfig:
     """An engine's config.json.
 
     ``toolchain`` names the software that built it and its needs (for ``cpu``: the versions of trtstream and torch, and
-    the CPU's instruction sets); ``files`` maps each file's path to its SHA-256.
+    the CPU's instruction sets); ``files`` maps each file's path to its SHA-256. On disk there are ``version`` and
+    ``checksum`` (`config_checksum`) too.
     """
 
     target: str
     pretrained_config: ModelConfig
     build_config: BuildConfig
-    toolchain: dict[str, Any]
-    files: dict[str, str]
+    toolchain: dict[str, str | list[str]]
+    files: dict[str, Annotated[str, _Sha256()]]
 
     def to_dict(self) -> dict[str, Any]:
-        return {
+        values = {
             "version": FORMAT_VERSION,
             "target": self.target,
             "pretrained_config": self.pretrained_config.to_dict(),
@@ -48,6 +64,22 @@ class EngineConfig:
             "toolchain": self.toolchain,
             "files": self.files,
         }
+        return {**values, "checksum": config_checksum(values)}
+
+    def validate(self) -> None:
+        """Raise TrtstreamError if the values cannot describe an engine."""
+        self.build_config.validate(self.target)
+        self.pretrained_config.validate()
+        check_against_model(self.build_config, self.pretrained_config, force=True)
+        for name in TARGETS[self.target].files:
+            if name not in self.files:
+                raise TrtstreamError(f"files lacks {name}, which an engine for {self.target} has")
+
+
+def config_checksum(values: dict[str, Any]) -> str:
+    """The SHA-256 of config.json's values without ``checksum``: of their JSON with sorted keys and without spaces."""
+    covered = {key: value for key, value in values.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(covered, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -109,46 +141,95 @@ def write_config(
 
 
 def read_engine(folder: str | Path) -> EngineConfig:
-    """An engine's config, checked for version and for missing files (not their contents: see `verify_files`)."""
+    """An engine's config, every field checked, and its files there (not their contents: see `verify_files`)."""
     folder = Path(folder)
     path = folder / CONFIG
-    try:
-        values = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise TrtstreamError(f"{folder} is not an engine: {_what_it_is_instead(folder)}") from None
-    except (OSError, ValueError) as error:
-        raise TrtstreamError(f"{path} cannot be read ({error}); rebuild the engine") from error
-    if not isinstance(values, dict) or not is_engine(folder):
+    values = _read_json(path) if os.path.lexists(path) else None
+    if not isinstance(values, dict) or not set(KEYS_OF_ENGINES) <= set(values):
         raise TrtstreamError(f"{folder} is not an engine: {_what_it_is_instead(folder)}")
-    version = values.get("version")
+    version = values.pop("version")
     if version != FORMAT_VERSION:
         raise TrtstreamError(
-            f"{folder} has engine format {version}, and this trtstream reads {FORMAT_VERSION}; rebuild the engine"
+            f"{folder} has engine format {shown(version)}, and this trtstream reads {FORMAT_VERSION}; "
+            "rebuild the engine"
+        )
+    if values.pop("checksum", None) != config_checksum({"version": version, **values}):
+        raise TrtstreamError(
+            f"{path} was edited or is damaged (its checksum is not that of its text); rebuild the engine"
         )
     try:
-        config = EngineConfig(
-            target=values["target"],
-            pretrained_config=ModelConfig.from_dict(values["pretrained_config"]),
-            build_config=BuildConfig.from_dict(values["build_config"]),
-            toolchain=values["toolchain"],
-            files=values["files"],
-        )
-    except (KeyError, TypeError) as error:
-        raise TrtstreamError(f"{path} is incomplete ({error}); rebuild the engine") from error
-    config.build_config.validate(config.target)
-    for name in config.files:
-        if not (folder / name).is_file():
-            raise TrtstreamError(f"{folder} lacks {name}; rebuild the engine")
+        config = from_json(EngineConfig, values, str(path))
+        config.validate()
+    except TrtstreamError as error:
+        raise TrtstreamError(f"{error}; rebuild the engine with this version") from None
+    for name in (CONFIG, *config.files):
+        _check_file(folder, name)
+    _check_nothing_added(folder, config)
     return config
+
+
+def _read_json(path: Path) -> Any:
+    """A JSON file's value. Raises TrtstreamError for a special file, a huge one, two equal keys, and NaN."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            raise ValueError("an object has the same key twice")
+        return values
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not a number of JSON")
+
+    try:
+        if not path.is_file():
+            raise ValueError("it is not a regular file")
+        with path.open("rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+        if len(text) > MAX_CONFIG_BYTES:
+            raise ValueError(f"it has more than {MAX_CONFIG_BYTES:,} bytes")
+        values = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=refuse)
+        json.dumps(values)  # as deep as that, too
+        return values
+    except (OSError, ValueError, RecursionError) as error:
+        raise TrtstreamError(f"{path} cannot be read ({one_line(error)}); rebuild the engine") from error
+
+
+def _check_file(folder: Path, name: str) -> None:
+    """Raise TrtstreamError unless ``name`` is a regular file inside ``folder``, where its links lead too."""
+    path = folder / name
+    try:
+        real = Path(os.path.realpath(path, strict=True))
+    except OSError:
+        raise TrtstreamError(f"{folder} lacks {name}; rebuild the engine") from None
+    if not real.is_relative_to(os.path.realpath(folder)):
+        raise TrtstreamError(
+            f"{path} leads out of the engine, to {real}; put the file itself there, or rebuild the engine"
+        )
+    if not real.is_file():
+        raise TrtstreamError(f"{path} is not a regular file; rebuild the engine")
+
+
+def _check_nothing_added(folder: Path, config: EngineConfig) -> None:
+    """Raise TrtstreamError if the tokenizer's folder, of which transformers reads what it finds, has more files."""
+    for parent, folders, names in os.walk(folder / TOKENIZER):
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        for name in (*names, *links):
+            path = Path(parent, name)
+            if path.relative_to(folder).as_posix() not in config.files:
+                raise TrtstreamError(f"{path} is not among the engine's files; remove it, or rebuild the engine")
 
 
 def is_engine(folder: Path) -> bool:
     """Whether ``folder`` is an engine's, perhaps a damaged one's or of another version."""
+    path = folder / CONFIG
     try:
-        text = (folder / CONFIG).read_text(errors="replace")
+        if not path.is_file():  # a FIFO would wait for a writer
+            return False
+        with path.open(errors="replace") as file:
+            text = file.read(MAX_CONFIG_BYTES)
     except OSError:
         return False
-    return all(f'"{key}"' in text for key in ("version", "build_config", "toolchain"))
+    return all(f'"{key}"' in text for key in KEYS_OF_ENGINES)
 
 
 def is_model_repository(folder: Path) -> bool:
@@ -175,9 +256,13 @@ def check_runnable(folder: Path, config: EngineConfig) -> None:
 
 
 def verify_files(folder: Path, config: EngineConfig) -> None:
-    """Raise TrtstreamError if a file is not the one that was built."""
+    """Raise TrtstreamError if a file is not the one that was built, or cannot be read."""
     for name, expected in config.files.items():
-        if file_sha256(folder / name) != expected:
+        try:
+            checksum = file_sha256(folder / name)
+        except OSError as error:
+            raise TrtstreamError(f"{folder / name} cannot be read ({error.strerror}); rebuild the engine") from error
+        if checksum != expected:
             raise TrtstreamError(f"{folder / name} is damaged (its SHA-256 is not config.json's); rebuild the engine")
 
 
@@ -197,9 +282,9 @@ def directory_bytes(folder: Path) -> int:
 def engine_memory(folder: Path, config: EngineConfig) -> EngineMemory:
     """The memory that an engine takes, without an estimate of its workspace."""
     # A TensorRT plan holds kernels too, a few MB.
-    files = [*folder.rglob("rank*.safetensors"), *folder.glob(ENGINE)]
+    files = [name for name in config.files if fnmatch(Path(name).name, "rank*.safetensors") or name == ENGINE]
     return EngineMemory(
-        weights=sum(path.stat().st_size for path in files),
+        weights=sum((folder / name).stat().st_size for name in files),
         kv_cache_per_session=kv_bytes_per_session(config.pretrained_config, config.build_config, config.target),
         sessions=config.build_config.max_batch_size,
         workspace=None,

@@ -14,3 +14,10 @@ class TrtstreamError(Exception):
     def __init__(self, message: str, code: str | None = None) -> None:
         super().__init__(message)
         self.code = code
+
+
+def one_line(error: BaseException, characters: int = 300) -> str:
+    """What an exception says, as the end of a message: on one line, cut, without control characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    return text if len(text) <= characters else text[:characters] + " ..."

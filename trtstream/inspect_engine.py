@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from trtstream.engine_dir import TOKENIZER, EngineMemory, engine_memory, read_engine
+from trtstream.engine_dir import TOKENIZER, EngineMemory, engine_memory, read_engine, verify_files
 from trtstream.settings import BuildConfig, ModelConfig
 from trtstream.tables import print_values
 
@@ -16,12 +16,16 @@ from trtstream.tables import print_values
 @click.command()
 @click.argument("engine", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print config.json and the memory as JSON.")
-def inspect(engine: Path, as_json: bool) -> None:
+@click.option("--verify", is_flag=True, help="Read all files and compare their checksums.")
+def inspect(engine: Path, as_json: bool, verify: bool) -> None:
     """Show the model, the sizes and the memory of ENGINE."""
     config = read_engine(engine)
+    if verify:
+        verify_files(engine, config)
     memory = engine_memory(engine, config)
     if as_json:
-        click.echo(json.dumps({**config.to_dict(), "memory": _memory_bytes(memory)}, indent=2))
+        verified = {"verified": True} if verify else {}
+        click.echo(json.dumps({**config.to_dict(), "memory": _memory_bytes(memory), **verified}, indent=2))
         return
 
     tokenizer = "with a tokenizer" if (engine / TOKENIZER).is_dir() else "without a tokenizer: for input_ids only"
@@ -31,6 +35,7 @@ def inspect(engine: Path, as_json: bool) -> None:
             ("target", f"{config.target}, {_toolchain(config.toolchain)}"),
             *model_rows(config.pretrained_config, config.build_config),
             *memory_rows(memory),
+            *([("checksums", f"right: config.json and {len(config.files)} files")] if verify else []),
         ]
     )
 

@@ -5,13 +5,17 @@ They are stored in an engine's ``config.json``, so their field names are the key
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
 from trtstream.errors import TrtstreamError
 from trtstream.targets import TARGETS
+from trtstream.typed_json import Choice, Range
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+Size = Annotated[int, Range(1)]
+TokenId = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(1e-30, 1e30)]
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -23,18 +27,34 @@ class RopeConfig:
     has no use for them. ``theta`` is the base; the context lengths are in tokens.
     """
 
-    kind: str = "default"
-    theta: float = 10000.0
-    factor: float | None = None
-    original_max_position_embeddings: int | None = None
-    low_freq_factor: float | None = None
-    high_freq_factor: float | None = None
-    attention_factor: float | None = None
-    beta_fast: float | None = None
-    beta_slow: float | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
+    kind: Annotated[str, Choice(("default", "linear", "dynamic", "llama3", "yarn"))] = "default"
+    theta: Positive = 10000.0
+    factor: Positive | None = None
+    original_max_position_embeddings: Size | None = None
+    low_freq_factor: Positive | None = None
+    high_freq_factor: Positive | None = None
+    attention_factor: Positive | None = None
+    beta_fast: Positive | None = None
+    beta_slow: Positive | None = None
+    mscale: Positive | None = None
+    mscale_all_dim: Positive | None = None
     truncate: bool = True
+
+    def validate(self) -> None:
+        """Raise TrtstreamError if the kind lacks a number that it needs, or two numbers contradict each other."""
+        needed: dict[str, tuple[str, ...]] = {
+            "linear": ("factor",),
+            "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+            "yarn": ("factor", "original_max_position_embeddings"),
+        }
+        for name in needed.get(self.kind, ()):
+            if getattr(self, name) is None:
+                raise TrtstreamError(f"rope has kind {self.kind!r} without {name}")
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if low is not None and high is not None and high <= low:
+            raise TrtstreamError(f"rope has high_freq_factor {high}; it must be above low_freq_factor {low}")
+        if self.kind == "yarn" and self.theta <= 1:
+            raise TrtstreamError(f"rope has theta {self.theta}; yarn needs one above 1")
 
 
 @dataclass(frozen=True)
@@ -52,39 +72,46 @@ class ModelConfig:
     """
 
     architecture: str
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    max_position_embeddings: int
-    norm: str
-    norm_eps: float
-    hidden_act: str
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Size
+    num_attention_heads: Size
+    num_key_value_heads: Size
+    head_dim: Size
+    max_position_embeddings: Size
+    norm: Annotated[str, Choice(("rms", "layer"))]
+    norm_eps: Annotated[float, Range(0, 1)]
+    hidden_act: Annotated[str, Choice(("silu", "gelu", "gelu_pytorch_tanh", "relu"))]
     gated_mlp: bool
-    residual: str
+    residual: Annotated[str, Choice(("sequential", "parallel"))]
     shared_norm: bool
     tie_word_embeddings: bool
     rope: RopeConfig | None
-    bos_token_id: int | None
-    eos_token_ids: tuple[int, ...]
+    bos_token_id: TokenId | None
+    eos_token_ids: tuple[TokenId, ...]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        values = _known_fields(cls, values)
-        rope = values.get("rope")
-        return cls(
-            **{
-                **values,
-                "rope": None if rope is None else RopeConfig(**_known_fields(RopeConfig, rope)),
-                "eos_token_ids": tuple(values["eos_token_ids"]),
-            }
-        )
+    def validate(self) -> None:
+        """Raise TrtstreamError if the fields contradict each other."""
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise TrtstreamError(
+                f"num_attention_heads {self.num_attention_heads} must be a multiple of num_key_value_heads "
+                f"{self.num_key_value_heads}"
+            )
+        if self.rope is not None:
+            self.rope.validate()
+            if self.head_dim % 2:
+                raise TrtstreamError(f"head_dim is {self.head_dim}; RoPE needs an even number")
+        if self.shared_norm and self.residual != "parallel":
+            raise TrtstreamError(f"shared_norm is true with residual {self.residual!r}; it needs 'parallel'")
+        for token in (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,))):
+            if token >= self.vocab_size:
+                raise TrtstreamError(
+                    f"bos_token_id or eos_token_ids has {token}, outside the vocabulary of {self.vocab_size}"
+                )
 
 
 @dataclass(frozen=True)
@@ -95,10 +122,10 @@ class TensorrtLlmOptions:
     request, prompt and answer (None: the checkpoint's context, or two windows).
     """
 
-    tp_size: int = 1
-    pp_size: int = 1
+    tp_size: Size = 1
+    pp_size: Size = 1
     version: str | None = None
-    max_seq_len: int | None = None
+    max_seq_len: Size | None = None
 
     @classmethod
     def of(cls, build: BuildConfig) -> TensorrtLlmOptions:
@@ -128,14 +155,14 @@ class BuildConfig:
     ``R = max_attention_window - max_sink_token_length`` recent ones. ``tensorrt_llm`` is None for other targets.
     """
 
-    max_batch_size: int = 8
-    max_num_tokens: int = 256
-    max_attention_window: int = 1024
-    sink_token_length: int = 4
-    max_sink_token_length: int = 4
+    max_batch_size: Size = 8
+    max_num_tokens: Size = 256
+    max_attention_window: Size = 1024
+    sink_token_length: Annotated[int, Range(0)] = 4
+    max_sink_token_length: Annotated[int, Range(0)] = 4
     dtype: str = "float32"
     quantization: str = "none"
-    sink_token: int | None = None
+    sink_token: TokenId | None = None
     tensorrt_llm: TensorrtLlmOptions | None = None
 
     @property
@@ -183,14 +210,6 @@ class BuildConfig:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> BuildConfig:
-        values = _known_fields(cls, values)
-        options = values.get("tensorrt_llm")
-        if options is not None:
-            options = TensorrtLlmOptions(**_known_fields(TensorrtLlmOptions, options))
-        return cls(**{**values, "tensorrt_llm": options})
-
 
 def default_window(model: ModelConfig) -> int:
     """The default W for a model: 1,024 tokens, or its context if that is shorter."""
@@ -221,13 +240,3 @@ def _check_at_least_1(settings: object, *names: str) -> None:
     for name in names:
         if getattr(settings, name) < 1:
             raise TrtstreamError(f"{name} is {getattr(settings, name)}; it must be at least 1")
-
-
-def _known_fields(cls: type, values: dict[str, Any]) -> dict[str, Any]:
-    names = {field.name for field in fields(cls)}
-    unknown = sorted(set(values) - names)
-    if unknown:
-        raise TrtstreamError(
-            f"config.json has the unknown {cls.__name__} field {unknown[0]!r}; rebuild the engine with this version"
-        )
-    return values

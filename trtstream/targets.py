@@ -35,6 +35,7 @@ class Target:
     Number formats and sizes:
 
     * ``dtypes``, of which the first is the default, and ``quantizations``.
+    * ``files`` that every engine has, by their paths in the engine directory.
     * ``writes_first``: a chunk is written to the cache before it attends, so that a ring needs spare slots.
     * ``sinks_per_session``: sessions may differ in their number of sinks, and have a learned sink token.
     * ``tensorrt_llm_options``: engines have `trtstream.settings.TensorrtLlmOptions`.
@@ -62,6 +63,7 @@ class Target:
     """
 
     dtypes: tuple[str, ...]
+    files: tuple[str, ...]
     build: Callable[..., Any]
     memory: Callable[..., Any]
     package: Callable[..., Any]
@@ -93,6 +95,7 @@ def _tensorrt(name: str, library: TensorrtLibrary, *, automatic: bool) -> Target
     """Both TensorRT targets have one network definition and one backend."""
     return Target(
         dtypes=("bfloat16", "float16", "float32"),
+        files=("rank0.engine",),
         quantizations=QUANTIZATIONS,
         writes_first=True,
         library=library,
@@ -113,6 +116,7 @@ MODEL = lazy("trtstream.deploy.serving.package:package_model")
 TARGETS = {
     "cpu": Target(
         dtypes=("float32", "bfloat16"),
+        files=("rank0.safetensors", "rank0.so"),
         device="cpu",
         automatic=True,
         check_builder=lazy("trtstream.plugins.cpu_kernel:compiler"),
@@ -125,6 +129,7 @@ TARGETS = {
     ),
     "cuda": Target(
         dtypes=("bfloat16", "float16", "float32"),
+        files=("rank0.safetensors",),
         quantizations=QUANTIZATIONS,
         automatic=True,
         build=lazy("trtstream.build.cuda:build_cuda_engine"),
@@ -146,6 +151,7 @@ TARGETS = {
     ),
     "tensorrt-llm": Target(
         dtypes=("bfloat16", "float16"),
+        files=("build.sh", "checkpoint/config.json", "checkpoint/rank0.safetensors"),
         quantizations=("none", "int8"),
         sinks_per_session=False,
         tensorrt_llm_options=True,

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from trtstream.plugins.quantized_linear import quantized_linear
 from trtstream.plugins.quantized_weight import QuantizedWeight
+from trtstream.runtime.weight_shapes import Stored, check_tensors
 from trtstream.settings import ModelConfig
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -103,11 +104,17 @@ def collect_weights(
 
 
 def read_weights(path: Path, model: ModelConfig, device: torch.device, *, pack: bool) -> DecoderWeights:
-    """The weights in an engine's file, on ``device``; for ``pack`` see `collect_weights`."""
+    """The weights in an engine's file, on ``device``; for ``pack`` see `collect_weights`.
+
+    Raises TrtstreamError if the tensors are not the model's.
+    """
     from safetensors import safe_open  # here, because all else of the decoder needs torch alone
 
     with safe_open(path, framework="pt", device=str(device)) as file:
-        return collect_weights(model, set(file.keys()), file.get_tensor, pack=pack)
+        names = set(file.keys())
+        entries = {name: file.get_slice(name) for name in sorted(names)}
+        check_tensors(path, model, {name: Stored(x.get_dtype(), tuple(x.get_shape())) for name, x in entries.items()})
+        return collect_weights(model, names, file.get_tensor, pack=pack)
 
 
 def pack_weight(weight: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from trtstream.engine_dir import EngineConfig, check_runnable, engine_memory, read_engine, verify_files
-from trtstream.errors import TrtstreamError
+from trtstream.errors import TrtstreamError, one_line
 from trtstream.machine import available_memory
 from trtstream.runtime.backend import Backend
 from trtstream.runtime.streaming_engine import StreamingEngine
@@ -31,6 +31,10 @@ def load_engine(folder: str | Path) -> StreamingEngine:
             f"{folder} fits into the {available / 1e9:.2f} GB that were free on the GPU, but leaves too little to "
             "compute in; build with a smaller --max-batch-size, --max-num-tokens or window"
         ) from error
+    except TrtstreamError:
+        raise
+    except Exception as error:  # each library has its own for files that it cannot read
+        raise TrtstreamError(f"{folder} cannot be loaded ({one_line(error)}); rebuild the engine") from error
     return StreamingEngine(config.pretrained_config, config.build_config, backend)
 
 
