@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from tests.runtime.clients import CHATML, EOS, byte_tokenizer
@@ -151,3 +153,53 @@ def test_nothing_to_start_from():
 def test_system_after_the_first_turn():
     with pytest.raises(TrtstreamError, match="system is for a session's first turn"):
         next_prompt(TurnRequest(text="a", system="Be brief.", chat=True), byte_tokenizer(), EOS)
+
+
+LOOPS = {
+    "nested ranges": "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
+    "calls": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "filters": "{% for i in range(100000) %}{{ range(100000)|map('string')|list|length }}{% endfor %}",
+}
+GROWTH = {
+    "a doubling text": "{% set n = namespace(s='x') %}{% for i in range(64) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+    "a doubling list": "{% set n = namespace(s=[1]) %}{% for i in range(64) %}{% set n.s = n.s + n.s %}{% endfor %}",
+    "a long answer": "{% for i in range(100000) %}" + 10000 * "x" + "{% endfor %}",
+    "a macro": "{% macro f() %}{% for i in range(100000) %}" + 10000 * "x" + "{% endfor %}{% endmacro %}{{ f() }}",
+}
+
+
+@pytest.mark.parametrize("name", [*LOOPS, *GROWTH])
+def test_a_template_that_does_not_end_is_stopped(name: str) -> None:
+    reason = "it computes for more than 2 seconds" if name in LOOPS else "it writes more than 33,554,432 characters"
+    with pytest.raises(TrtstreamError, match=f"^the engine's chat template is stopped: {reason}; fix it and rebuild$"):
+        first((LOOPS | GROWTH)[name])
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for i in range(10 * 100000000) %}{% endfor %}", "refuses this turn: Range too big"),
+        ("{{ 10 ** 10 ** 10 }}", "is stopped: it computes powers"),
+        ("{{ 1 + 'x' }}", "refuses this turn: unsupported operand"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "refuses this turn: maximum recursion depth"),
+        ("{{ messages[9].content.x }}", "refuses this turn: "),
+        ("{% for %}", "refuses this turn: "),
+    ],
+)
+def test_templates_that_fail_give_one_line(template: str, reason: str) -> None:
+    with pytest.raises(TrtstreamError, match=f"^the engine's chat template {reason}[^\n]*$"):
+        first(template)
+
+
+def test_the_limit_leaves_a_trace_function_and_stars_of_a_text_alone() -> None:
+    def trace(*_: object) -> None:
+        return None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        prompt = first("**Bold** {{ messages[0].content }}", "Hi")
+        assert sys.gettrace() is trace
+    finally:
+        sys.settrace(before)
+    assert text(byte_tokenizer(), prompt.token_ids) == "**Bold** Hi"

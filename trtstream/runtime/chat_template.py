@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from trtstream.errors import TrtstreamError
+from jinja2 import Environment
+
+from trtstream.errors import TrtstreamError, one_line
+from trtstream.runtime.limited import LimitReached, limited
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,8 +66,19 @@ def _system_length(tokenizer: PreTrainedTokenizerBase, text: str, system: str, u
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[tuple[str, str]], answer: bool = True) -> str:
     conversation = [{"role": role, "content": content} for role, content in messages]
     try:
-        text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=answer)
+        _refuse_powers(tokenizer.chat_template)
+        with limited():
+            text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=answer)
         return cast(str, text)  # ids only with tokenize=True
+    except LimitReached as error:
+        raise TrtstreamError(f"the engine's chat template is stopped: {error}; fix it and rebuild") from None
     except Exception as error:  # a template may raise anything: what it asks for, or TypeErrors of its own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise TrtstreamError(f"the engine's chat template refuses this turn: {reason}") from error
+        raise TrtstreamError(f"the engine's chat template refuses this turn: {one_line(error)}") from error
+
+
+def _refuse_powers(template: object) -> None:
+    """Raise LimitReached for ``**``: Python computes 10**10**10 in one operation, which nothing can interrupt."""
+    texts = template.values() if isinstance(template, dict) else [template]
+    for text in (text for text in texts if isinstance(text, str) and "**" in text):
+        if any(token[1:] == ("operator", "**") for token in Environment().lex(text)):
+            raise LimitReached("it computes powers")

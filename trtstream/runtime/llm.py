@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtstream.engine_dir import TOKENIZER
-from trtstream.errors import TrtstreamError
+from trtstream.errors import TrtstreamError, one_line
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.requests import TurnOutput, TurnRequest
 from trtstream.runtime.scheduler import Scheduler
@@ -19,6 +19,9 @@ from trtstream.runtime.scheduler_limits import SchedulerLimits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+MAX_TOKENIZER_BYTES = 1 << 28
+"""Of a file; the largest vocabularies take a sixth of it."""
 
 
 class LLM:
@@ -124,14 +127,30 @@ def _texts(outputs: Generator[TurnOutput, None, None]) -> Generator[str, None, N
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The fast tokenizer saved in ``folder``, without truncation; None if there is no such folder."""
+    """The fast tokenizer saved in ``folder``, without truncation; None if there is no such folder.
+
+    Raises TrtstreamError in one line if it is damaged.
+    """
     if not folder.is_dir():
         return None
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if not tokenizer.is_fast:
+    for path in folder.iterdir():
+        if path.stat().st_size > MAX_TOKENIZER_BYTES:
+            raise TrtstreamError(f"{path} has more than {MAX_TOKENIZER_BYTES:,} bytes; rebuild the engine")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        fast = tokenizer.is_fast
+        if fast:
+            tokenizer.backend_tokenizer.no_truncation()
+            tokenizer.backend_tokenizer.no_padding()
+            tokenizer.decode(tokenizer.encode("Hello"))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the library's Rust is not even an Exception
+        raise TrtstreamError(
+            f"the tokenizer {folder} cannot be loaded ({one_line(error)}); rebuild the engine"
+        ) from error
+    if not fast:
         raise TrtstreamError(f"{folder}: the tokenizer has no tokenizer.json; save it as a fast tokenizer and rebuild")
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
     return tokenizer

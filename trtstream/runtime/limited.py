@@ -1,0 +1,75 @@
+"""Ends code of a chat template that loops, in the thread that renders it and without another process.
+
+Templates come with checkpoints. jinja's sandbox bounds one ``range``, and neither nested ones nor texts that double.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from jinja2.utils import Namespace
+
+SECONDS = 2.0
+"""Of the thread's CPU, which a busy machine does not shorten. Rendering a conversation takes a millisecond."""
+
+CHARACTERS = 1 << 25
+"""Of the text and of a variable; the longest texts that requests hold have a quarter of it."""
+
+TEMPLATE = "<template>"
+"""jinja's file name of a compiled template."""
+
+
+class LimitReached(Exception):
+    """The template computed for too long, or wrote too much. Its message says which."""
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Raise LimitReached in a block that renders, once it has taken `SECONDS` or written `CHARACTERS`.
+
+    This thread's trace function looks at each line of the template and at each call. A single operation in C is not
+    interrupted, however long it takes.
+    """
+    deadline = time.thread_time() + SECONDS
+    written = 0
+    counted: dict[int, int] = {}
+
+    def check_time() -> None:
+        if time.thread_time() > deadline:
+            raise LimitReached(f"it computes for more than {SECONDS:g} seconds")
+
+    def each_line(frame: FrameType, event: str, value: Any) -> Any:
+        nonlocal written
+        check_time()
+        if event == "return" and isinstance(value, str):  # a yield is one too
+            written += len(value)
+        for pieces in frame.f_locals.values():  # a macro or a block collects its text in a list
+            if isinstance(pieces, list):
+                written += sum(len(piece) for piece in pieces[counted.get(id(pieces), 0) :] if isinstance(piece, str))
+                counted[id(pieces)] = len(pieces)
+        if max(written, *map(_length, frame.f_locals.values()), 0) > CHARACTERS:
+            raise LimitReached(f"it writes more than {CHARACTERS:,} characters")
+        return each_line
+
+    def each_call(frame: FrameType, event: str, value: Any) -> Any:
+        check_time()
+        return each_line if frame.f_code.co_filename == TEMPLATE else None
+
+    before = sys.gettrace()
+    sys.settrace(each_call)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def _length(value: object) -> int:
+    """The length of a text or a list, or the longest among the attributes of a ``namespace``; 0 for other things."""
+    if isinstance(value, Namespace):
+        return max(map(_length, getattr(value, "_Namespace__attrs").values()), default=0)  # noqa: B009
+    return len(value) if isinstance(value, str | list | tuple) else 0
