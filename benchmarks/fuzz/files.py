@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import torch
 
@@ -163,7 +162,20 @@ def _special(random: Random, folder: Path) -> Edit:
     outside = folder.parent / "outside"
     shutil.copyfile(path, outside)
     path.unlink()
-    kinds: dict[str, Callable[[], Any]] = {
+
+    def link_inside() -> None:
+        outside.rename(folder / "moved")
+        path.symlink_to(folder / "moved")
+
+    def add_fifo() -> None:
+        outside.rename(path)
+        os.mkfifo(folder / TOKENIZER / "merges.txt")
+
+    def add_file() -> None:
+        outside.rename(path)
+        (folder / TOKENIZER / "added_tokens.json").write_text("{}")
+
+    kinds: dict[str, Callable[[], None]] = {
         "removed": lambda: None,
         "empty": path.touch,
         "folder": path.mkdir,
@@ -173,9 +185,9 @@ def _special(random: Random, folder: Path) -> Edit:
         "dangling link": lambda: path.symlink_to("nowhere"),
         "link to /dev/zero": lambda: path.symlink_to("/dev/zero"),
         "link to another file": lambda: path.symlink_to(os.path.relpath(folder / WEIGHTS, path.parent)),
-        "link inside": lambda: (outside.rename(folder / "moved"), path.symlink_to(folder / "moved")),
-        "moved to a FIFO added": lambda: (outside.rename(path), os.mkfifo(folder / TOKENIZER / "merges.txt")),
-        "added": lambda: (outside.rename(path), (folder / TOKENIZER / "added_tokens.json").write_text("{}")),
+        "link inside": link_inside,
+        "a FIFO is added": add_fifo,
+        "a file is added": add_file,
     }
     kind = random.choice(sorted(kinds))
     kinds[kind]()

@@ -28,9 +28,8 @@ def edit_values(random: Random, values: Any) -> str:
 
 def _places(values: Container) -> list[tuple[Container, Any]]:
     places: list[tuple[Container, Any]] = []
-    for key in list(values) if isinstance(values, dict) else range(len(values)):
+    for key, inner in values.items() if isinstance(values, dict) else enumerate(values):
         places.append((values, key))
-        inner = values[key]
         if isinstance(inner, dict | list):
             places += _places(inner)
     return places
