@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 DTYPES = {"BOOL": "bool", "BYTES": "object", "FP32": "float32", "INT32": "int32", "UINT64": "uint64"}
+REQUEST_NAME = "trtstream-request"
+"""The parameter in which the HTTP front names a request to the model."""
+
 CODE = re.compile(rf"\[({'|'.join(ERROR_CODES)})\] ")
 
 

@@ -15,18 +15,22 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Addresses:
-    """The addresses of the services: IPv4 addresses, and ports for gRPC, HTTP and metrics."""
+    """The addresses of the services: IPv4 addresses, and ports for gRPC, HTTP and metrics.
 
-    grpc_host: str
-    http_host: str
+    ``triton_http_port`` is that of Triton's own HTTP service, on loopback behind the front.
+    """
+
+    host: str
+    metrics_host: str
     grpc_port: int
     http_port: int
     metrics_port: int
+    triton_http_port: int
 
-    def http_url(self) -> str:
-        """The HTTP service, as this machine reaches it."""
-        host = LOOPBACK if self.http_host == "0.0.0.0" else self.http_host
-        return f"http://{host}:{self.http_port}"
+    @property
+    def triton_http(self) -> str:
+        """The URL of Triton's own HTTP service."""
+        return f"http://{LOOPBACK}:{self.triton_http_port}"
 
 
 def resolve(host: str) -> str:
@@ -36,23 +40,24 @@ def resolve(host: str) -> str:
         raise click.UsageError(f"--host is {host!r}; give an IPv4 address or a name that has one") from None
 
 
-def choose_ports(grpc_host: str, http_host: str, grpc_port: int, http_port: int, metrics_port: int) -> Addresses:
+def choose_ports(host: str, metrics_host: str, grpc_port: int, http_port: int, metrics_port: int) -> Addresses:
     """Put free ports in place of zeros. Raises TrtstreamError for a port that is in use."""
     ports: list[int] = []
     with contextlib.ExitStack() as bound:  # all at the same time, so that they differ
-        for name, host, port in (
-            ("--grpc-port", grpc_host, grpc_port),
-            ("--http-port", http_host, http_port),
-            ("--metrics-port", http_host, metrics_port),
+        for name, address, port in (
+            ("--grpc-port", host, grpc_port),
+            ("--http-port", host, http_port),
+            ("--metrics-port", metrics_host, metrics_port),
+            ("a port", LOOPBACK, 0),
         ):
             probe = bound.enter_context(socket.socket())
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((host, port))
+                probe.bind((address, port))
                 probe.listen()
             except OSError as error:
                 raise TrtstreamError(
-                    f"{name} {port} on {host} cannot be used ({error.strerror}); choose another"
+                    f"{name} {port} on {address} cannot be used ({error.strerror}); choose another"
                 ) from None
             ports.append(probe.getsockname()[1])
-    return Addresses(grpc_host, http_host, *ports)
+    return Addresses(host, metrics_host, *ports)

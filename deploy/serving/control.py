@@ -6,6 +6,7 @@ A model connects when it has loaded. From then on:
 - serve to model, once: ``drain SECONDS``. The model refuses new turns, lets the others end within that time, and
   answers ``drained`` or ``cut``. Triton is stopped after that, because it waits for open client streams before it
   finalizes a model, and a client may keep a stream open forever.
+- serve to model: ``cancel NAME``, the client of the request that the HTTP front gave this name has left.
 - End of file: the model's process died.
 
 A model hangs if its step lasts longer than the hang timeout, or if its lines stop for that long.
@@ -114,6 +115,13 @@ class ControlSocket:
             self._changed.wait_for(lambda: all(model.answer for model in self._models), timeout + ANSWER_SECONDS)
             return all(model.answer == "drained" for model in self._models)
 
+    def cancel(self, name: str) -> None:
+        """End the turn of a request whose client has left."""
+        with self._changed:
+            for model in self._models:
+                with contextlib.suppress(OSError):
+                    model.connection.sendall(b"cancel %s\n" % name.encode())
+
     def _run(self) -> None:
         while not self._closed:
             ready = self._selector.select(CHECK_SECONDS)
@@ -150,11 +158,18 @@ class ControlSocket:
 class ControlLine:
     """A model's end. ``busy_seconds()`` is how long the current step or call has lasted; it must not wait.
 
-    ``drain(seconds)`` is called in a thread when serve says so and returns whether all turns ended.
+    ``drain(seconds)`` is called in a thread when serve says so and returns whether all turns ended. ``cancel(name)``
+    ends a request's turn; it must not wait either.
     """
 
-    def __init__(self, path: str, busy_seconds: Callable[[], float], drain: Callable[[float], bool]) -> None:
-        self._busy_seconds, self._drain = busy_seconds, drain
+    def __init__(
+        self,
+        path: str,
+        busy_seconds: Callable[[], float],
+        drain: Callable[[float], bool],
+        cancel: Callable[[str], None],
+    ) -> None:
+        self._busy_seconds, self._drain, self._cancel = busy_seconds, drain, cancel
         self._connection = socket.socket(socket.AF_UNIX)
         self._connection.connect(path)
         for target in (self._send_heartbeats, self._obey):
@@ -168,12 +183,18 @@ class ControlLine:
 
     def _obey(self) -> None:
         with contextlib.suppress(OSError):
-            command = self._connection.makefile("rb").readline().split()
-            if not command:
-                return
-            try:
-                answer = b"drained\n" if self._drain(float(command[1])) else b"cut\n"
-            except Exception:
-                logger.exception("the model could not be drained")
-                answer = b"cut\n"
+            for line in self._connection.makefile("rb"):
+                command, argument = line.decode().split()
+                if command == "cancel":
+                    self._cancel(argument)
+                else:  # in a thread, because clients leave while turns end
+                    threading.Thread(target=self._answer_drain, args=(float(argument),), daemon=True).start()
+
+    def _answer_drain(self, seconds: float) -> None:
+        try:
+            answer = b"drained\n" if self._drain(seconds) else b"cut\n"
+        except Exception:
+            logger.exception("the model could not be drained")
+            answer = b"cut\n"
+        with contextlib.suppress(OSError):
             self._connection.sendall(answer)

@@ -10,16 +10,17 @@ from typing import Any
 
 import click
 
+from trtstream.deploy.http_front.readiness import Readiness
 from trtstream.deploy.serving.addresses import LOOPBACK, Addresses, choose_ports, resolve
 from trtstream.deploy.serving.environment import SERVICE_LIMITS, ModelOptions
 from trtstream.deploy.serving.package import DEFAULT_MODEL_NAME, model_names, write_model
-from trtstream.deploy.serving.readiness import Readiness
 from trtstream.deploy.serving.supervisor import Policy, Service, Supervisor, stop_events
 from trtstream.deploy.serving.tritonserver import find_tritonserver
 from trtstream.deploy.serving.workplace import PLAIN_PATH, require_shared_memory, workplace
 from trtstream.deploy.tensorrt_llm.launch import MODEL, find_built_engine, require_backend
 from trtstream.engine_dir import CONFIG, check_runnable, read_engine
 from trtstream.errors import TrtstreamError
+from trtstream.extras import require_extra
 
 CLOSED_APIS = "model-repository,shared-memory,trace,logging"
 # A header that a request must have for these APIs, with a line break in its value, so that no request can.
@@ -37,7 +38,7 @@ PEM_FILE = click.Path(exists=True, dir_okay=False, path_type=Path, resolve_path=
 @click.option(
     "--metrics-port", default=8002, show_default=True, type=PORT, help="Port for metrics; 0 takes a free one."
 )
-@click.option("--tls-cert", type=PEM_FILE, help="Serve gRPC over TLS with this certificate (PEM).")
+@click.option("--tls-cert", type=PEM_FILE, help="Serve gRPC and HTTP over TLS with this certificate (PEM).")
 @click.option("--tls-key", type=PEM_FILE, help="The certificate's private key (PEM).")
 @click.option("--insecure", is_flag=True, help="Let all services leave this machine without encryption.")
 @click.option(
@@ -120,8 +121,8 @@ def serve(
     end and stops; a second one stops at once. When Triton or a model dies or hangs after that line, Triton is started
     again.
 
-    On another --host than this machine's own, gRPC needs --tls-cert and --tls-key (HTTP and metrics have no TLS here
-    and stay on 127.0.0.1) or --insecure; and session ids must have 16 characters or more.
+    On another --host than this machine's own, --tls-cert and --tls-key (for gRPC and HTTP; metrics stay on 127.0.0.1)
+    or --insecure are needed, and session ids must have 16 characters or more.
     """
     events = stop_events()
     if (tls_cert is None) != (tls_key is None):
@@ -132,7 +133,8 @@ def serve(
         raise click.UsageError(
             f"--host {host} lets others reach the server: give --tls-cert and --tls-key, or --insecure if that is meant"
         )
-    addresses = choose_ports(host, host if insecure or not public else LOOPBACK, grpc_port, http_port, metrics_port)
+    metrics_host = host if insecure or not public else LOOPBACK
+    addresses = choose_ports(host, metrics_host, grpc_port, http_port, metrics_port)
 
     with workplace() as place:
         installation = find_tritonserver(place.folder)
@@ -157,13 +159,23 @@ def serve(
             _arguments(repository, addresses, tls_cert, tls_key),
             ModelOptions(public=public, limits=limits).variables(),
             place,
-            f"{addresses.http_url()}/v2/health/ready",
+            f"{addresses.triton_http}/v2/health/ready",
             options,
         )
         policy = Policy(restart == "on-failure", max_restarts, start_timeout, hang_timeout, drain_timeout)
         click.echo(f"starting Triton with {source}", err=True)
         on_ready = partial(click.echo, _ready_line(addresses, models))
-        Supervisor(service, policy, events, Readiness(), on_ready).run()
+        for module in ("uvicorn", "starlette", "httpx2"):
+            require_extra(module, "server", "serving HTTP")
+        from trtstream.deploy.http_front.app import Upstream  # here, as it needs the extra
+        from trtstream.deploy.http_front.server import HttpFront
+
+        readiness = Readiness()
+        tls = (tls_cert, tls_key) if tls_cert and tls_key else None
+        supervisor = Supervisor(service, policy, events, readiness, on_ready)
+        triton = Upstream(addresses.triton_http, readiness, supervisor.cancel)
+        with HttpFront(addresses.host, addresses.http_port, triton, tls):
+            supervisor.run()
 
 
 def _repository(source: Path, work: Path) -> Path:
@@ -204,11 +216,11 @@ def _arguments(repository: Path, addresses: Addresses, tls_cert: Path | None, tl
         "--model-control-mode=none",
         f"--http-restricted-api={CLOSED}",
         f"--grpc-restricted-protocol={CLOSED}",
-        f"--grpc-address={addresses.grpc_host}",
+        f"--grpc-address={addresses.host}",
         f"--grpc-port={addresses.grpc_port}",
-        f"--http-address={addresses.http_host}",
-        f"--http-port={addresses.http_port}",
-        f"--metrics-address={addresses.http_host}",
+        f"--http-address={LOOPBACK}",
+        f"--http-port={addresses.triton_http_port}",
+        f"--metrics-address={addresses.metrics_host}",
         f"--metrics-port={addresses.metrics_port}",
         f"--allow-gpu-metrics={str(gpu).lower()}",
         "--pinned-memory-pool-byte-size=0",  # the model's tensors are on the CPU and small
@@ -221,6 +233,6 @@ def _arguments(repository: Path, addresses: Addresses, tls_cert: Path | None, tl
 
 def _ready_line(addresses: Addresses, models: list[str]) -> str:
     return (
-        f"ready: grpc={addresses.grpc_host}:{addresses.grpc_port} http={addresses.http_host}:{addresses.http_port} "
-        f"metrics={addresses.http_host}:{addresses.metrics_port} models={','.join(models)}"
+        f"ready: grpc={addresses.host}:{addresses.grpc_port} http={addresses.host}:{addresses.http_port} "
+        f"metrics={addresses.metrics_host}:{addresses.metrics_port} models={','.join(models)}"
     )

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import click
 
+from trtstream.deploy.http_front.readiness import Readiness, State
 from trtstream.deploy.serving import environment
 from trtstream.deploy.serving.control import ControlSocket
-from trtstream.deploy.serving.readiness import Readiness, State
 from trtstream.deploy.serving.triton_process import TritonProcess
 from trtstream.deploy.serving.tritonserver import Installation
 from trtstream.deploy.serving.workplace import Workplace
@@ -90,6 +90,13 @@ class Supervisor:
         self._ready_at: float | None = None
         self._was_ready = False
         self._delay = FIRST_DELAY
+        self._models: ControlSocket | None = None
+
+    def cancel(self, name: str) -> None:
+        """From any thread: end the turn of the request ``name``, whose client has left."""
+        models = self._models
+        if models is not None:
+            models.cancel(name)
 
     def run(self) -> None:
         """Serve. Raises TrtstreamError if the service failed and is not to be started again, or could not drain."""
@@ -110,6 +117,7 @@ class Supervisor:
             on_death=lambda: self._events.put(Event("death", "a model's process died")),
             on_hang=lambda seconds: self._events.put(Event("hang", f"a model has done nothing for {seconds:.0f} s")),
         ) as models:
+            self._models = models
             variables = {**service.variables, environment.CONTROL_SOCKET: str(models.path)}
             with TritonProcess(
                 service.installation,

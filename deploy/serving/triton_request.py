@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from trtstream.deploy.contract import REQUEST_NAME
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.request_fields import INPUTS, Field
 from trtstream.runtime.requests import SessionKey, TurnRequest
@@ -22,6 +23,7 @@ PARAMETERS: dict[str, type | tuple[type, ...]] = {
     "sequence_start": bool,
     "sequence_end": bool,
     "timeout": int,
+    REQUEST_NAME: str,
 }
 
 

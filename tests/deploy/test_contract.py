@@ -93,8 +93,8 @@ def fields_table(title: str, fields: Mapping[str, Field]) -> list[str]:
 
 
 def codes_table() -> list[str]:
-    rows = (f"| `{code}` | {meaning} |" for code, meaning in ERROR_CODES.items())
-    return ["| code | meaning |", "| --- | --- |", *rows]
+    rows = (f"| `{name}` | {code.status:d} | {code.meaning} |" for name, code in ERROR_CODES.items())
+    return ["| code | HTTP status | meaning |", "| --- | --- | --- |", *rows]
 
 
 @pytest.mark.parametrize("table", [fields_table("input", INPUTS), fields_table("output", OUTPUTS), codes_table()])

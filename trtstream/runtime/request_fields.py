@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from typing import Literal
 
 Datatype = Literal["BOOL", "BYTES", "FP32", "INT32", "UINT64"]
@@ -103,15 +104,27 @@ OUTPUTS = _by_name(
 """A response's tensors by name: a `TurnOutput`."""
 
 
+@dataclass(frozen=True)
+class ErrorCode:
+    """What went wrong, and the status with which the HTTP front says it."""
+
+    meaning: str
+    status: HTTPStatus
+
+
 ERROR_CODES = {
-    "busy": "Too many turns wait, or the session has a turn running: try again later.",
-    "conflict": "The session has not seen the number of tokens that `session_tokens` says.",
-    "draining": "The server is shutting down.",
-    "internal": "The engine failed; the server's log says more.",
-    "invalid": "The request itself is wrong.",
-    "not_found": "The session does not exist: it ended, expired or was lost.",
-    "timeout": "The turn did not end within its `timeout`.",
-    "too_long": "The prompt is longer than a tensorrt-llm engine takes.",
+    "busy": ErrorCode(
+        "Too many turns wait, or the session has a turn running: try again later.", HTTPStatus.TOO_MANY_REQUESTS
+    ),
+    "conflict": ErrorCode(
+        "The session has not seen the number of tokens that `session_tokens` says.", HTTPStatus.CONFLICT
+    ),
+    "draining": ErrorCode("The server is shutting down.", HTTPStatus.SERVICE_UNAVAILABLE),
+    "internal": ErrorCode("The engine failed; the server's log says more.", HTTPStatus.INTERNAL_SERVER_ERROR),
+    "invalid": ErrorCode("The request itself is wrong.", HTTPStatus.BAD_REQUEST),
+    "not_found": ErrorCode("The session does not exist: it ended, expired or was lost.", HTTPStatus.NOT_FOUND),
+    "timeout": ErrorCode("The turn did not end within its `timeout`.", HTTPStatus.GATEWAY_TIMEOUT),
+    "too_long": ErrorCode("The prompt is longer than a tensorrt-llm engine takes.", HTTPStatus.BAD_REQUEST),
 }
 """With which codes, in brackets, the message of an error begins."""
 

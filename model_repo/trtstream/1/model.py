@@ -6,12 +6,14 @@ import json
 import os
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
 import trtstream
+from trtstream.deploy.contract import REQUEST_NAME
 from trtstream.deploy.serving.control import ControlLine
 from trtstream.deploy.serving.environment import CONTROL_SOCKET, ModelOptions
 from trtstream.deploy.serving.orphan import exit_with_parent
@@ -21,6 +23,7 @@ from trtstream.runtime.requests import TurnOutput
 from trtstream.runtime.turn import Turn
 
 CANCEL_POLL_SECONDS = 0.05
+MAX_LEFT = 1024  # names of requests whose clients have left, kept for those that are still to be read
 
 
 class TritonPythonModel:
@@ -38,9 +41,10 @@ class TritonPythonModel:
         exit_with_parent()
         self._scheduler = trtstream.load(engine, options.limits).scheduler
         self._open: dict[Answer, Turn] = {}
+        self._left: deque[str] = deque(maxlen=MAX_LEFT)
         threading.Thread(target=self._watch_cancellation, name="trtstream-cancellation", daemon=True).start()
         if CONTROL_SOCKET in os.environ:
-            ControlLine(os.environ[CONTROL_SOCKET], self._busy_seconds, self._drain)
+            ControlLine(os.environ[CONTROL_SOCKET], self._busy_seconds, self._drain, self._cancel)
 
     def execute(self, requests: list[Any]) -> None:
         with self._executing:
@@ -52,6 +56,7 @@ class TritonPythonModel:
         for request in requests:
             answer = Answer(request.get_response_sender(), request.request_id())
             try:
+                answer.name = json.loads(request.parameters() or "{}").get(REQUEST_NAME)
                 turn_request, answer.stream = parse_turn(
                     {tensor.name(): tensor.as_numpy() for tensor in request.inputs()},
                     parameters=request.parameters(),
@@ -61,7 +66,9 @@ class TritonPythonModel:
                     request_id=request.request_id(),
                     public=self._public,
                 )
-                self._open[answer] = self._scheduler.submit(turn_request, answer)
+                self._open[answer] = turn = self._scheduler.submit(turn_request, answer)
+                if answer.name in self._left:
+                    turn.cancel()
             except Exception as error:
                 answer(error)
 
@@ -72,6 +79,13 @@ class TritonPythonModel:
         """How long the current step or call of `execute` has lasted, whichever is longer."""
         started = self._execute_started
         return max(self._scheduler.step_seconds(), 0.0 if started is None else time.monotonic() - started)
+
+    def _cancel(self, name: str) -> None:
+        """The client of a request has left, perhaps before the request was read."""
+        self._left.append(name)
+        for answer, turn in self._open.copy().items():
+            if answer.name == name:
+                turn.cancel()
 
     def _drain(self, timeout: float) -> bool:
         deadline = time.monotonic() + timeout
@@ -95,6 +109,7 @@ class Answer:
 
     def __init__(self, sender: Any, request_id: str) -> None:
         self.stream = False
+        self.name: str | None = None  # the HTTP front's
         self._sender = sender
         self._request_id = request_id
         self._outputs: list[TurnOutput] = []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import compileall
+import json
 import os
 import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import sysconfig
@@ -174,8 +176,13 @@ def test_tls(start: Start, tmp_path: Path) -> None:
     subprocess.run(["openssl", *request.split(), *names], check=True, capture_output=True)
     server = start("--host", "0.0.0.0", "--tls-cert", str(cert), "--tls-key", str(key))
     assert server.grpc_url.startswith("0.0.0.0:")
-    assert server.http_url.startswith("127.0.0.1:")
+    assert server.http_url.startswith("0.0.0.0:")
     assert server.metrics_url.startswith("127.0.0.1:")
+    https, trust = server.http_url.replace("0.0.0.0", "localhost"), ssl.create_default_context(cafile=cert)
+    with urllib.request.urlopen(f"https://{https}/ready", timeout=10, context=trust) as answer:
+        assert json.load(answer) == {"ready": True, "state": "ready"}
+    with pytest.raises(ConnectionError):
+        urllib.request.urlopen(f"http://{https}/ready", timeout=10)
     url = f"localhost:{server.grpc_url.rpartition(':')[2]}"
     client = InferenceServerClient(url, ssl=True, root_certificates=str(cert))
     assert client.is_model_ready("trtstream")
