@@ -47,7 +47,7 @@ def test_what_dies_is_started_again(start: Start, victim: str) -> None:
     server = start()
     before = family(server.process.pid)
     stream = Stream(server.grpc_url)
-    stream.send(text_input="a", max_tokens=10_000_000, ignore_eos=True, stream=True)
+    stream.send(text_input="a", max_tokens=1_000_000, ignore_eos=True, stream=True)
     stream.next()
     os.kill(of_kind(server.process.pid, victim), signal.SIGKILL)
     with pytest.raises(InferenceServerException) as error:
