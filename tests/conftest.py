@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if {"smollm2_gguf", "smollm2_engine"} & set(item.fixturenames):
             item.add_marker(pytest.mark.smollm2)
-        if any(variant in item.name for variant in others):
+        if "mutated" in item.name or any(variant in item.name for variant in others):
             item.add_marker(pytest.mark.variants)
     if hasattr(config, "workerinput"):
         longest_first(items)
