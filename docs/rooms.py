@@ -18,6 +18,7 @@ FOLDERS = {
     "deploy": "deploy/**/*.py",
     "model_repo": "model_repo/**/*.py",
     "runtime": "trtstream/runtime/**/*.py",
+    "sessions": "trtstream/sessions/**/*.py",
     "plugins": "plugins/**/*.py",
 }
 COMMANDS = ("cli", "doctor", "quickstart")  # of trtstream/*.py; the other modules there are for everybody

@@ -25,6 +25,7 @@ INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 EXTRAS = {
     "client": ("tritonclient.grpc", "smoke, bench and chat"),
     "gguf": ("gguf", "checkpoints in .gguf files"),
+    "postgres": ("psycopg", "sessions in PostgreSQL"),
     "bench": ("matplotlib", "bench --plot and eval --plot"),
 }
 

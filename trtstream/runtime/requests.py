@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-SessionKey = str | int
-"""A session's name. The number 77 (Triton's ``sequence_id``) and the string "77" are different sessions."""
+from trtstream.sessions.records import SessionKey
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,131 @@
+"""A connection to SQLite or PostgreSQL, with the settings on which the log's promises rest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from trtstream.errors import TrtstreamError, one_line
+from trtstream.extras import require_extra
+
+DRIVERS = ("sqlite", "postgresql+psycopg")
+SECONDS = 5
+"""For a connection, a statement, and SQLite's lock."""
+
+
+def session_store_url(text: str) -> str:
+    """``text``, a URL or the path of an SQLite file, as a URL that means the same in every folder.
+
+    Raises TrtstreamError for what is neither SQLite's nor PostgreSQL's.
+    """
+    if "://" not in text:
+        return URL.create("sqlite", database=os.path.abspath(text)).render_as_string()
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError) as error:
+        raise TrtstreamError(f"the session store's URL cannot be read ({one_line(error)})") from None
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    if url.drivername not in DRIVERS:
+        raise TrtstreamError(
+            f"the session store is {url.drivername!r}; use sqlite:///PATH or postgresql+psycopg://USER@HOST/DATABASE"
+        )
+    if url.drivername == "sqlite":
+        if not url.database or url.database == ":memory:":
+            raise TrtstreamError("the session store's URL names no file; use sqlite:///PATH")
+        url = url.set(database=os.path.abspath(url.database))
+    return url.render_as_string(hide_password=False)
+
+
+class CommitUnknown(Exception):
+    """The connection failed while a transaction was being committed: it may have been, or not."""
+
+
+class Database:
+    """Connections for several threads. ``name`` is the URL without its password."""
+
+    def __init__(self, url: str) -> None:
+        self._url = make_url(session_store_url(url))
+        self.name = self._url.render_as_string()
+        self.is_sqlite = self._url.drivername == "sqlite"
+        options: dict[str, Any]
+        if self.is_sqlite:
+            self._create_file(Path(str(self._url.database)))
+            # None: SQLite's own commits, where Python would begin transactions by rules of its own.
+            options = {"connect_args": {"timeout": SECONDS, "isolation_level": None}}
+        else:
+            require_extra("psycopg", "postgres", "a session store in PostgreSQL")
+            options = {
+                "pool_pre_ping": True,
+                "connect_args": {
+                    "connect_timeout": SECONDS,
+                    "options": f"-c statement_timeout={SECONDS}s -c idle_in_transaction_session_timeout={SECONDS}s",
+                    "keepalives_idle": SECONDS,
+                    "keepalives_interval": 1,
+                    "keepalives_count": SECONDS,
+                    "tcp_user_timeout": 1000 * SECONDS,
+                },
+            }
+        self._engine = create_engine(self._url, hide_parameters=True, **options)
+        if self.is_sqlite:
+            event.listen(self._engine, "connect", _set_pragmas)
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection for reading; each statement sees what is committed when it begins."""
+        with self._errors(), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction, committed when the block ends. Raises CommitUnknown where its end is not known."""
+        with self._errors(), self._engine.connect() as connection:
+            if self.is_sqlite:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection  # leaving with an error rolls back
+            try:
+                connection.commit()
+            except DBAPIError as error:
+                raise CommitUnknown(one_line(error.orig or error)) from error
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _create_file(self, path: Path) -> None:
+        """Before SQLite does, for its owner alone; the files that SQLite puts next to it get the same mode."""
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        except OSError as error:
+            raise TrtstreamError(f"the session store {path} cannot be opened ({error.strerror})") from None
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """What the database or its driver raises, except for a violated constraint, as one line."""
+        try:
+            yield
+        except IntegrityError:
+            raise
+        except (DBAPIError, PoolTimeoutError) as error:
+            cause = one_line(getattr(error, "orig", None) or error)
+            message = f"the session store {self.name} does not answer ({cause}); try again later"
+            raise TrtstreamError(message, code="unavailable") from error
+
+
+def _set_pragmas(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",  # a commit is on the disk before its turn is answered
+        "foreign_keys=ON",
+        "secure_delete=ON",  # what is deleted is overwritten
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()

@@ -1,0 +1,99 @@
+"""A turn as it is kept, and what one commit asks of the log."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trtstream.errors import TrtstreamError
+
+SessionKey = str | int
+"""A session's name. The number 77 (Triton's ``sequence_id``) and the string "77" are different sessions."""
+
+ID_BYTES = 16
+
+
+def new_turn_id() -> bytes:
+    """A random id of 128 bits. Whoever knows it can continue there, so it cannot be guessed."""
+    return secrets.token_bytes(ID_BYTES)
+
+
+def parse_turn_id(name: str, text: str) -> bytes:
+    """The id that ``text`` writes in hexadecimal digits. Raises TrtstreamError, which calls it ``name``."""
+    try:
+        turn_id = bytes.fromhex(text)
+    except ValueError:
+        turn_id = b""
+    if len(turn_id) != ID_BYTES or turn_id.hex() != text:
+        raise TrtstreamError(f"{name} is {text!r}; a turn's id has {2 * ID_BYTES} hexadecimal digits (0-9, a-f)")
+    return turn_id
+
+
+@dataclass(frozen=True)
+class TurnRecord:
+    """A turn that has ended. It never changes.
+
+    ``parent`` is the turn that it continues (None in a session's first), ``root`` the first of all. The session had
+    been fed ``start`` tokens before it, and ``tokens`` are the ids that the turn fed; ``pending`` was sampled last and
+    is fed first in the next turn. Its last ``num_output_tokens`` ids, ``pending`` included, are the answer.
+    ``fingerprint`` is the checkpoint's (32 bytes), ``request_hash`` the request's. ``prompt`` is the client's text,
+    None where it sent token ids. ``created`` is in seconds since 1970.
+    """
+
+    id: bytes
+    parent: bytes | None
+    root: bytes
+    fingerprint: bytes
+    sink_token_length: int
+    start: int
+    tokens: Sequence[int]
+    pending: int
+    num_input_tokens: int
+    num_output_tokens: int
+    system: str | None
+    prompt: str | None
+    text: str
+    finish_reason: str
+    request_id: str
+    request_hash: bytes
+    created: float
+
+    @property
+    def position(self) -> int:
+        """How many tokens the session has been fed once this turn has ended."""
+        return self.start + len(self.tokens)
+
+    @property
+    def output_ids(self) -> tuple[int, ...]:
+        """The answer's ids."""
+        return (*self.tokens[len(self.tokens) - self.num_output_tokens + 1 :], self.pending)
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Add ``turn`` and let the session ``key`` point to it, if it points to ``expected`` (None: there is none) now.
+
+    Without a ``key`` the turn is only added. Without a ``turn`` the session is deleted.
+    """
+
+    turn: TurnRecord | None
+    key: SessionKey | None
+    expected: bytes | None
+
+
+@dataclass(frozen=True)
+class SessionSummary:
+    """One line of a list of sessions. ``position`` is in tokens fed, times are in seconds since 1970."""
+
+    key: SessionKey
+    turn_id: bytes
+    position: int
+    updated: float
+    expires: float | None
+
+
+def key_text(key: SessionKey) -> str:
+    """A session's key as the database has it: JSON, which keeps 77 and "77" apart."""
+    return json.dumps(key, ensure_ascii=False)

@@ -1,0 +1,306 @@
+"""The log of all turns: a tree of rows that never change, and sessions that each point to one of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sqlalchemy import CTE, Connection, Row, delete, exists, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from trtstream.errors import TrtstreamError
+from trtstream.sessions.database import CommitUnknown, Database
+from trtstream.sessions.records import Commit, SessionKey, SessionSummary, TurnRecord, key_text
+from trtstream.sessions.schema import migrate, sessions, turns
+
+ID_TYPE = np.dtype("<i4")
+MAX_PAUSE = 0.5  # seconds between two attempts
+CHECKPOINT_ATTEMPTS = 20
+KEEP_SECONDS = 24 * 3600.0
+
+
+class TurnLog:
+    """Sessions in a database, for several threads and servers at once. Opening it makes its tables.
+
+    A session that was not continued for ``session_ttl`` seconds (None: never) is deleted by a `sweep`. All methods
+    raise TrtstreamError with the code ``unavailable`` while the database does not answer.
+    """
+
+    def __init__(self, url: str, session_ttl: float | None = None) -> None:
+        self._database = Database(url)
+        self._session_ttl = session_ttl
+        try:
+            with self._database.writing() as connection:
+                migrate(connection, self._database.name)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        """The database's URL, without its password."""
+        return self._database.name
+
+    def close(self) -> None:
+        self._database.close()
+
+    # Reading.
+
+    def head(self, key: SessionKey) -> TurnRecord | None:
+        """The turn that a session points to; None if there is no such session."""
+        query = select(turns).join(sessions, sessions.c.turn == turns.c.id).where(sessions.c.key == key_text(key))
+        return self._one(query)
+
+    def turn(self, turn_id: bytes) -> TurnRecord | None:
+        """The turn of this id, if there is one."""
+        return self._one(select(turns).where(turns.c.id == turn_id))
+
+    def repeated(self, parent: bytes, request_id: str, request_hash: bytes) -> TurnRecord | None:
+        """The turn that continues ``parent`` and came from the same request, if there is one."""
+        return self._one(
+            select(turns)
+            .where(turns.c.parent == parent, turns.c.request_id == request_id)
+            .where(turns.c.request_hash == request_hash)
+            .order_by(turns.c.created)
+            .limit(1)
+        )
+
+    def recent_ids(self, turn: TurnRecord, count: int) -> list[int]:
+        """The ids of the session's sinks and of the last ``count`` other tokens that it was fed, up to ``turn``."""
+        sinks = turn.sink_token_length
+        first = max(turn.position - count, sinks)
+        branch = _branch(turn.id)
+        query = (
+            select(turns.c.start, turns.c.tokens)
+            .join(branch, branch.c.id == turns.c.id)
+            .where((turns.c.position > first) | (turns.c.start < sinks))
+            .order_by(turns.c.start)
+        )
+        ids: list[int] = []
+        with self._database.reading() as connection:
+            for start, tokens in connection.execute(query):
+                ids += [
+                    token
+                    for position, token in enumerate(_from_bytes(tokens), start)
+                    if position < sinks or position >= first
+                ]
+        return ids
+
+    def branch(self, turn_id: bytes) -> list[TurnRecord]:
+        """The turns from a conversation's first to this one."""
+        branch = _branch(turn_id)
+        query = select(turns).join(branch, branch.c.id == turns.c.id).order_by(turns.c.position, turns.c.start)
+        with self._database.reading() as connection:
+            return [_record(row) for row in connection.execute(query)]
+
+    def summaries(self) -> list[SessionSummary]:
+        """All sessions, the one that was continued last first."""
+        query = (
+            select(sessions, turns.c.position)
+            .join(turns, sessions.c.turn == turns.c.id)
+            .order_by(sessions.c.updated.desc(), sessions.c.key)
+        )
+        with self._database.reading() as connection:
+            return [
+                SessionSummary(json.loads(row.key), bytes(row.turn), row.position, row.updated, row.expires)
+                for row in connection.execute(query)
+            ]
+
+    def _one(self, query: Any) -> TurnRecord | None:
+        with self._database.reading() as connection:
+            row = connection.execute(query).first()
+        return None if row is None else _record(row)
+
+    # Writing.
+
+    def commit(self, commits: Sequence[Commit], timeout: float = 10.0) -> list[TrtstreamError | None]:
+        """Make each of the commits, of different sessions, or say why not. They are on the disk when this returns.
+
+        All go into one transaction. If one of them fails, each gets its own, and is tried again while the database
+        does not answer, for ``timeout`` seconds. Codes of the errors: ``conflict`` (the session points elsewhere),
+        ``not_found`` (the turn's parent was deleted), ``unavailable`` (it was not committed) and ``unknown`` (the
+        connection was lost in a COMMIT: read the session again).
+        """
+        deadline = time.monotonic() + timeout
+        try:
+            with self._database.writing() as connection:
+                for commit in sorted(commits, key=lambda commit: key_text(commit.key or "")):  # against deadlocks
+                    self._apply(connection, commit)
+        except (CommitUnknown, IntegrityError, TrtstreamError):
+            return [self._commit_alone(commit, deadline) for commit in commits]
+        self._after_deletions(commits)
+        return [None] * len(commits)
+
+    def delete(self, key: SessionKey) -> bool:
+        """Delete a session and all its turns but those that another session shares; False if there is none."""
+        while True:
+            head = self.head(key)
+            if head is None:
+                return False
+            error = self._commit_alone(Commit(None, key, head.id), time.monotonic())
+            if error is None:
+                return True
+            if error.code != "conflict":
+                raise error
+
+    def sweep(self, now: float | None = None, keep: float = KEEP_SECONDS) -> None:
+        """Delete sessions that have expired at ``now`` (seconds since 1970), and turns that nothing keeps.
+
+        A turn that no session leads to (it was taken back, or belongs to no session) stays for ``keep`` seconds.
+        """
+        now = time.time() if now is None else now
+        with self._database.writing() as connection:
+            expired = sessions.c.expires <= now
+            roots = set(connection.execute(select(sessions.c.root).where(expired)).scalars())
+            connection.execute(delete(sessions).where(expired))
+        child = turns.alias()
+        unkept = (
+            select(turns.c.root)
+            .distinct()
+            .where(turns.c.created <= now - keep)
+            .where(~exists().where(child.c.parent == turns.c.id), ~exists().where(sessions.c.turn == turns.c.id))
+        )
+        with self._database.reading() as connection:
+            unkept_roots = set(connection.execute(unkept).scalars())
+        for root in roots | unkept_roots:
+            try:
+                with self._database.writing() as connection:
+                    _collect(connection, root, None if root in roots else now - keep)
+            except IntegrityError:
+                continue  # it was continued just now; the next sweep looks again
+        if roots:
+            self._truncate_wal()
+
+    def _apply(self, connection: Connection, commit: Commit) -> None:
+        turn, key = commit.turn, commit.key
+        if turn is not None:
+            connection.execute(insert(turns).values(**_values(turn)))
+        if key is None:
+            return
+        name = key_text(key)
+        if turn is None:
+            root = connection.execute(select(sessions.c.root).where(sessions.c.key == name)).scalar()
+            if root is None:
+                return
+            done = connection.execute(
+                delete(sessions).where(sessions.c.key == name, sessions.c.turn == commit.expected)
+            )
+            if done.rowcount == 1:
+                _collect(connection, root, None)
+                return
+        else:
+            expires = None if self._session_ttl is None else turn.created + self._session_ttl
+            values = {"turn": turn.id, "root": turn.root, "updated": turn.created, "expires": expires}
+            if commit.expected is None:
+                connection.execute(insert(sessions).values(key=name, **values))
+                return
+            done = connection.execute(
+                update(sessions).where(sessions.c.key == name, sessions.c.turn == commit.expected).values(**values)
+            )
+        if done.rowcount != 1:
+            raise _conflict(key)
+
+    def _commit_alone(self, commit: Commit, deadline: float) -> TrtstreamError | None:
+        may_be_there = False
+        pause = 0.01
+        while True:
+            try:
+                with self._database.writing() as connection:
+                    self._apply(connection, commit)
+            except IntegrityError:
+                # The turn's id is random: if it is there, an attempt whose end was not known has made the commit.
+                try:
+                    if commit.turn is None:
+                        failure = _conflict(commit.key)  # continued just now
+                    elif self.turn(commit.turn.id) is not None:
+                        return None
+                    elif commit.turn.parent is not None and self.turn(commit.turn.parent) is None:
+                        return TrtstreamError("the turn that was continued has been deleted", code="not_found")
+                    else:
+                        return _conflict(commit.key)
+                except TrtstreamError as error:
+                    failure = error
+            except CommitUnknown as error:
+                may_be_there = True
+                failure = TrtstreamError(f"the session store {self.name} does not answer ({error})")
+            except TrtstreamError as error:
+                if error.code != "unavailable":
+                    return error
+                failure = error
+            else:
+                self._after_deletions([commit])
+                return None
+            if time.monotonic() >= deadline:
+                if may_be_there:
+                    return unknown_outcome(commit.key)
+                return failure
+            time.sleep(min(pause, max(deadline - time.monotonic(), 0)))
+            pause = min(2 * pause, MAX_PAUSE)
+
+    def _after_deletions(self, commits: Sequence[Commit]) -> None:
+        if any(commit.turn is None for commit in commits):
+            self._truncate_wal()
+
+    def _truncate_wal(self) -> None:
+        """Overwrite what was deleted in SQLite's write-ahead log too."""
+        if self._database.is_sqlite:
+            with self._database.reading() as connection:
+                for _ in range(CHECKPOINT_ATTEMPTS):
+                    busy, _, _ = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
+                    if not busy:
+                        return
+                    time.sleep(0.05)
+
+
+def unknown_outcome(key: SessionKey | None) -> TrtstreamError:
+    """The error of a turn that may be committed, or not."""
+    session = "the turn" if key is None else f"the turn of session {key!r}"
+    return TrtstreamError(
+        f"{session} may be committed, or not: the session store did not say; send the request again with the same "
+        "request id",
+        code="unknown",
+    )
+
+
+def _conflict(key: SessionKey | None) -> TrtstreamError:
+    return TrtstreamError(
+        f"session {key!r} was continued elsewhere during this turn, which is undone; send it again to continue there",
+        code="conflict",
+    )
+
+
+def _branch(turn_id: bytes) -> CTE:
+    """The ids of a turn and of those before it."""
+    branch = select(turns.c.id, turns.c.parent).where(turns.c.id == turn_id).cte("branch", recursive=True)
+    return branch.union_all(select(turns.c.id, turns.c.parent).join(branch, turns.c.id == branch.c.parent))
+
+
+def _collect(connection: Connection, root: bytes, young: float | None) -> None:
+    """Delete the turns of a tree to which no session leads, and no turn that was made after ``young``."""
+    kept = select(turns.c.id, turns.c.parent).join(sessions, sessions.c.turn == turns.c.id)
+    kept = kept.where(sessions.c.root == root)
+    if young is not None:
+        made_later = select(turns.c.id, turns.c.parent).where(turns.c.root == root, turns.c.created > young)
+        kept = kept.union(made_later)  # type: ignore[assignment]
+    tree = kept.cte("kept", recursive=True)
+    tree = tree.union(select(turns.c.id, turns.c.parent).join(tree, turns.c.id == tree.c.parent))
+    connection.execute(delete(turns).where(turns.c.root == root, turns.c.id.not_in(select(tree.c.id))))
+
+
+def _values(turn: TurnRecord) -> dict[str, Any]:
+    values = {name: getattr(turn, name) for name in turns.columns.keys()}  # noqa: SIM118 (columns, not their names)
+    return {**values, "tokens": np.asarray(turn.tokens, ID_TYPE).tobytes()}
+
+
+def _record(row: Row[Any]) -> TurnRecord:
+    values: dict[str, Any] = {**row._mapping, "tokens": _from_bytes(row.tokens)}
+    del values["position"]
+    return TurnRecord(**values)
+
+
+def _from_bytes(tokens: bytes) -> list[int]:
+    ids: list[int] = np.frombuffer(tokens, ID_TYPE).tolist()
+    return ids
