@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from trtstream.build.gguf_file import GgufFile
 from trtstream.build.huggingface_folder import HuggingFaceFolder
 from trtstream.build.recipes import Recipes
 from trtstream.build.tokenizer import turn_ends
+from trtstream.checksum import file_sha256
 from trtstream.engine_dir import is_engine, is_model_repository
 from trtstream.errors import TrtstreamError
 from trtstream.settings import ModelConfig
@@ -34,6 +36,8 @@ class Store(Protocol):
     family: Family
     config: RawConfig
     shapes: dict[str, tuple[int, ...]]
+    files: dict[str, Path]
+    """All that it computes with, weights and tokenizer, under names that do not depend on where the checkpoint is."""
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, in floating point."""
@@ -66,6 +70,13 @@ class Checkpoint:
         """A tensor of that shape without contents, on torch's meta device: nothing is read."""
         recipe = self.recipes[name]
         return recipe.make([torch.empty(shape, device="meta") for shape in recipe.sources.values()])
+
+    def fingerprint(self) -> str:
+        """The SHA-256 of the checkpoint's weights, config and tokenizer, in hexadecimal digits; reads all files."""
+        digest = hashlib.sha256()
+        for name, path in sorted(self.store.files.items()):
+            digest.update(f"{name} {file_sha256(path)}\n".encode())
+        return digest.hexdigest()
 
     def save_tokenizer(self, folder: Path) -> bool:
         """Write the tokenizer, chat template included, for ``AutoTokenizer.from_pretrained(folder)``.

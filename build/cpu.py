@@ -30,7 +30,7 @@ def build_cpu_engine(checkpoint: Checkpoint, build: BuildConfig, output: Path, p
             "torch": torch.__version__,
             "instruction_sets": compiled_instruction_sets(),
         }
-        return write_config(folder, "cpu", checkpoint.model, build, toolchain)
+        return write_config(folder, "cpu", checkpoint.model, build, toolchain, checkpoint.fingerprint())
 
 
 def cpu_weights(checkpoint: Checkpoint, build: BuildConfig) -> EngineWeights:

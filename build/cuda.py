@@ -27,7 +27,7 @@ def build_cuda_engine(checkpoint: Checkpoint, build: BuildConfig, output: Path, 
         weights.write(folder / WEIGHTS, progress)
         checkpoint.save_tokenizer(folder / TOKENIZER)
         toolchain = {"trtstream": __version__, "torch": torch.__version__}
-        return write_config(folder, "cuda", checkpoint.model, build, toolchain)
+        return write_config(folder, "cuda", checkpoint.model, build, toolchain, checkpoint.fingerprint())
 
 
 def cuda_weights(checkpoint: Checkpoint, build: BuildConfig) -> EngineWeights:

@@ -26,6 +26,7 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.files = {"gguf": path}
         self._metadata, self._tensors = _read_header(path)
         if self._metadata.get("split.count", 1) not in (0, 1):
             raise TrtstreamError(f"{path} is one of {self._metadata['split.count']} parts; join them first")

@@ -36,6 +36,9 @@ class HuggingFaceFolder:
         self._index: dict[str, str] = {}
         for file in self._find_files():
             self._read_header(file)
+        weights = set(self._files.values())
+        others = (folder / name for name in ("config.json", *tokenizer.SAVED))
+        self.files = {file.name: file for file in (*weights, *others) if file.is_file()}
 
     def read(self, name: str) -> torch.Tensor:
         # Opened each time: every page that was read stays resident while its file is open.

@@ -12,6 +12,16 @@ if TYPE_CHECKING:
 
 ANSWER = "placeholder answer"
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+SAVED = (
+    *FILES,
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
+"""What a tokenizer consists of, its chat template included."""
 
 
 def load_from_folder(source: Path) -> PreTrainedTokenizerBase | None:

@@ -45,14 +45,16 @@ class EngineConfig:
     """An engine's config.json.
 
     ``toolchain`` names the software that built it and its needs (for ``cpu``: the versions of trtstream and torch, and
-    the CPU's instruction sets); ``files`` maps each file's path to its SHA-256. On disk there are ``version`` and
-    ``checksum`` (`config_checksum`) too.
+    the CPU's instruction sets); ``files`` maps each file's path to its SHA-256. ``fingerprint`` is a digest of the
+    checkpoint and tokenizer that it was built from: engines with the same one can continue the same sessions. On disk
+    there are ``version`` and ``checksum`` (`config_checksum`) too.
     """
 
     target: str
     pretrained_config: ModelConfig
     build_config: BuildConfig
     toolchain: dict[str, str | list[str]]
+    fingerprint: Annotated[str, _Sha256()]
     files: dict[str, Annotated[str, _Sha256()]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,6 +64,7 @@ class EngineConfig:
             "pretrained_config": self.pretrained_config.to_dict(),
             "build_config": self.build_config.to_dict(),
             "toolchain": self.toolchain,
+            "fingerprint": self.fingerprint,
             "files": self.files,
         }
         return {**values, "checksum": config_checksum(values)}
@@ -131,11 +134,11 @@ def new_directory(output: Path) -> Iterator[Path]:
 
 
 def write_config(
-    folder: Path, target: str, model: ModelConfig, build: BuildConfig, toolchain: dict[str, Any]
+    folder: Path, target: str, model: ModelConfig, build: BuildConfig, toolchain: dict[str, Any], fingerprint: str
 ) -> EngineConfig:
     """Write config.json over all the files that ``folder`` holds."""
     files = {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    config = EngineConfig(target, model, build, toolchain, files)
+    config = EngineConfig(target, model, build, toolchain, fingerprint, files)
     (folder / CONFIG).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
     return config
 

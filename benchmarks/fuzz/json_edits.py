@@ -86,7 +86,7 @@ def edit_text(random: Random, text: bytes) -> bytes:
     if kind == 2:
         return text[:at] + random.randbytes(random.randint(1, 20)) + text[at:]
     if kind == 3:
-        return text.replace(b"{", b'{"version": 1, "version": 3, ', 1)
+        return text.replace(b"{", b'{"version": 1, "version": 4, ', 1)
     if kind == 4:
         depth = random.choice((500, 990, 100_000))
         return text.replace(b"{", b'{"deep": ' + b"[" * depth + b"]" * depth + b", ", 1)

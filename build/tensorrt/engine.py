@@ -52,4 +52,4 @@ def build_tensorrt_engine(
         del memory  # the network's constants point to it
         checkpoint.save_tokenizer(folder / TOKENIZER)
         toolchain = {"trtstream": __version__, trt.__name__: trt.__version__}
-        return write_config(folder, target, checkpoint.model, build, toolchain)
+        return write_config(folder, target, checkpoint.model, build, toolchain, checkpoint.fingerprint())

@@ -33,7 +33,7 @@ def build_tensorrt_llm_engine(
         checkpoint.save_tokenizer(folder / TOKENIZER)
         built_by = build_engine(folder, checkpoint.model, build, release, progress)
         toolchain = {"trtstream": __version__, "tensorrt_llm": built_by or release.name}
-        return write_config(folder, "tensorrt-llm", checkpoint.model, build, toolchain)
+        return write_config(folder, "tensorrt-llm", checkpoint.model, build, toolchain, checkpoint.fingerprint())
 
 
 def tensorrt_llm_memory(checkpoint: Checkpoint, build: BuildConfig) -> MemoryEstimate:

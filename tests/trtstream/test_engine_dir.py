@@ -53,8 +53,8 @@ def test_it_loads_as_built(engine: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 1}, "engine format 1, and this trtstream reads 3; rebuild"),
-        ({"version": 99}, "engine format 99, and this trtstream reads 3; rebuild"),
+        ({"version": 1}, "engine format 1, and this trtstream reads 4; rebuild"),
+        ({"version": 99}, "engine format 99, and this trtstream reads 4; rebuild"),
         ({"target": "abacus"}, "target is 'abacus'; this trtstream knows cpu, "),
         ({"toolchain__instruction_sets": ["avx2", "sse9"]}, "needs a CPU with sse9; build it again on this machine"),
         ({"build_config__max_attention_window": 128}, "compiled for other sizes than config.json gives; rebuild"),
@@ -149,7 +149,7 @@ def test_every_field_is_checked_whatever_the_checksum(engine: Path, changes: dic
     ("text", "message"),
     [
         (b"[" * 100_000, "recursion"),
-        (b'{"version": 3, "version": 3}', "an object has the same key twice"),
+        (b'{"version": 4, "version": 4}', "an object has the same key twice"),
         (b'{"version": NaN}', "NaN is not a number of JSON"),
         (b'{"version": ' + b"9" * 5000 + b"}", "digits"),
         (b"\xff\xfe", "utf-8"),
