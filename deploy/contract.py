@@ -32,13 +32,15 @@ def format_error(code: str, request_id: str, message: str) -> str:
     return f"[{code}] {request_id}: {message}" if request_id else f"[{code}] {message}"
 
 
+ENLARGE_SHARED_MEMORY = (
+    "free some of it or enlarge it (docker run --shm-size 256m; elsewhere mount -o remount,size=256m /dev/shm)"
+)
+
+
 def plain_message(message: str) -> str:
     """Triton's own error in our words, where a user can do something about it; else as it is."""
     if "shared memory" in message.lower():
-        return (
-            "the server's /dev/shm is full: free some of it or enlarge it "
-            "(docker run --shm-size 256m; elsewhere mount -o remount,size=256m /dev/shm)"
-        )
+        return f"the server's /dev/shm is full: {ENLARGE_SHARED_MEMORY}"
     return message
 
 

@@ -63,8 +63,7 @@ def doctor(as_json: bool) -> None:
 def machine_checks() -> Iterator[Check]:
     import torch
 
-    from trtstream.control_group import cpu_limit
-    from trtstream.machine import available_memory, cpu_flags, machine, physical_memory
+    from trtstream.machine import available_memory, cpu_flags, machine, physical_memory, usable_cpus
     from trtstream.plugins.cuda_device import why_no_gpu
 
     facts = machine()
@@ -72,7 +71,7 @@ def machine_checks() -> Iterator[Check]:
     yield Check("torch", True, facts["torch"])
     sets = [name for name in INSTRUCTION_SETS if name in cpu_flags()]
     yield Check("CPU", True, f"{facts['cpu']}, {facts['cores']} cores, {', '.join(sets) or 'without AVX2'}")
-    yield _threads(torch.get_num_threads(), min(facts["cores"], cpu_limit() or facts["cores"]))
+    yield _threads(torch.get_num_threads(), usable_cpus())
     yield Check("memory", True, f"{physical_memory() / 1e9:.1f} GB, {available_memory() / 1e9:.1f} GB available")
     reason = why_no_gpu()
     yield Check("GPU", reason is None, torch.cuda.get_device_name() if reason is None else reason)

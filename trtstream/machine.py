@@ -50,6 +50,12 @@ def cpu_flags() -> set[str]:
     return set(_field(CPUINFO, "flags").split())
 
 
+def usable_cpus() -> float:
+    """CPUs that this process may use: those it may run on, and no more than its container's quota."""
+    cpus = len(os.sched_getaffinity(0))
+    return min(cpus, control_group.cpu_limit() or cpus)
+
+
 def busy_cpu_seconds(cpus: Collection[int]) -> float:
     """Seconds that ``cpus`` have been busy since this machine started, whoever used them."""
     names = {f"cpu{cpu}" for cpu in cpus}

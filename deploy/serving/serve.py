@@ -156,7 +156,7 @@ def serve(
         )
         service = Service(
             installation,
-            _arguments(repository, addresses, tls_cert, tls_key),
+            _arguments(source, repository, addresses, tls_cert, tls_key),
             ModelOptions(public=public, limits=limits).variables(),
             place,
             f"{addresses.triton_http}/v2/health/ready",
@@ -209,7 +209,9 @@ def _plain_path(repository: Path, link: Path) -> Path:
     return link
 
 
-def _arguments(repository: Path, addresses: Addresses, tls_cert: Path | None, tls_key: Path | None) -> list[str]:
+def _arguments(
+    source: Path, repository: Path, addresses: Addresses, tls_cert: Path | None, tls_key: Path | None
+) -> list[str]:
     gpu = Path("/dev/nvidiactl").exists()
     arguments = [
         f"--model-repository={repository}",
@@ -226,6 +228,8 @@ def _arguments(repository: Path, addresses: Addresses, tls_cert: Path | None, tl
         "--pinned-memory-pool-byte-size=0",  # the model's tensors are on the CPU and small
         "--log-info=false",
     ]
+    if (source / CONFIG).exists():  # our model alone, and its configuration is complete
+        arguments.append("--disable-auto-complete-config")
     if tls_cert:
         arguments += ["--grpc-use-ssl=true", f"--grpc-server-cert={tls_cert}", f"--grpc-server-key={tls_key}"]
     return arguments

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from trtstream.deploy.contract import ENLARGE_SHARED_MEMORY
 from trtstream.errors import TrtstreamError
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -69,16 +70,15 @@ def workplace() -> Iterator[Workplace]:
             os.write(descriptor, os.fsencode(folder))
             new.rename(lock)
         except OSError as error:
-            raise TrtstreamError(f"cannot write to {SHARED_MEMORY} ({error.strerror}); {ENLARGE}") from None
+            raise TrtstreamError(
+                f"cannot write to {SHARED_MEMORY} ({error.strerror}); {ENLARGE_SHARED_MEMORY}"
+            ) from None
         try:
             yield place
         finally:
             place.remove_shared_memory()
             lock.unlink(missing_ok=True)
             os.close(descriptor)
-
-
-ENLARGE = "free some of it or enlarge it (docker run --shm-size 256m; elsewhere mount -o remount,size=256m /dev/shm)"
 
 
 def require_shared_memory(models: int) -> None:
@@ -88,7 +88,7 @@ def require_shared_memory(models: int) -> None:
     if free < needed:
         raise TrtstreamError(
             f"{SHARED_MEMORY} has {free / 1e6:.1f} MB free and {models} model{'s' * (models > 1)} of Triton's Python "
-            f"backend need{'s' * (models == 1)} {needed / 1e6:.1f} MB; {ENLARGE}"
+            f"backend need{'s' * (models == 1)} {needed / 1e6:.1f} MB; {ENLARGE_SHARED_MEMORY}"
         )
 
 

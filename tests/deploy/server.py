@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 START_SECONDS = 60
+SIGNAL_SECONDS = 0.3
 READY = re.compile(r"ready: grpc=(\S+) http=(\S+) metrics=(\S+) models=(\S+)\n")
 
 
@@ -60,11 +61,14 @@ def serve_process(
 
 @contextmanager
 def serving(source: Path, log: Path, *options: str) -> Iterator[Server]:
-    """A server that is ready; leaving the context stops it."""
+    """A server that is ready; leaving the context stops it at once."""
     with serve_process(source, log, *options) as process:
         try:
             assert process.stdout is not None
             yield Server(process, log, process.stdout.readline())
         finally:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):  # for it to take the first signal, as it keeps the second
+                process.wait(SIGNAL_SECONDS)
             process.terminate()
             process.wait(START_SECONDS)

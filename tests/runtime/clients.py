@@ -20,6 +20,8 @@ Be kind.<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 BOS, EOS, IM_START = 256, 257, 258  # EOS is <|im_end|>
+ENDLESS = {"max_tokens": 1_000_000, "ignore_eos": True}
+"""Options of a turn that runs until it is ended."""
 
 
 def byte_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokenizerBase:
@@ -77,6 +79,13 @@ class Client:
     @property
     def last(self) -> TurnOutput:
         return self.outputs[-1]
+
+
+def started(scheduler: Scheduler, **request) -> Client:
+    """A client whose turn has had its first token."""
+    client = Client(scheduler, **request)
+    wait_until(lambda: client.outputs)
+    return client
 
 
 def ask(scheduler: Scheduler, **request) -> Client:

@@ -8,15 +8,13 @@ import pytest
 import torch
 
 from tests.mutants import load_mutant
-from tests.runtime.clients import Client, ask, assert_same_greedy, wait_until
+from tests.runtime.clients import ENDLESS, Client, ask, assert_same_greedy, wait_until
 from trtstream.errors import TrtstreamError
 from trtstream.runtime import undo_log
 from trtstream.runtime.scheduler import SchedulerStats
 from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.runtime.undo_log import UndoLog
-
-ENDLESS = {"max_tokens": 1_000_000, "ignore_eos": True}
 
 
 def tokens(choose: random.Random, most: int) -> list[int]:

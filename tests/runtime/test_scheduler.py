@@ -9,13 +9,11 @@ from itertools import count
 import pytest
 import torch
 
-from tests.runtime.clients import IM_START, Client, ask, assert_same_greedy, wait_until
+from tests.runtime.clients import ENDLESS, IM_START, Client, ask, assert_same_greedy, started, wait_until
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.requests import TurnOutput, TurnRequest
 from trtstream.runtime.sampling import penalize_repetition
 from trtstream.runtime.scheduler import Scheduler, SchedulerStats
-
-ENDLESS = {"max_tokens": 1_000_000, "ignore_eos": True}
 
 
 def tokens(length: int, seed: int) -> tuple[int, ...]:
@@ -32,13 +30,6 @@ def fail_step(engine, kind: str, after: int) -> None:
         return real(lanes, tokens, chunks)
 
     engine.decode_and_prefill = failing
-
-
-def started(scheduler: Scheduler, **request) -> Client:
-    """A client whose turn has had its first token."""
-    client = Client(scheduler, **request)
-    wait_until(lambda: client.outputs)
-    return client
 
 
 @pytest.mark.parametrize("limits", [{}, {"max_idle_bytes": 0}], ids=["swapped", "rebuilt"])
@@ -271,58 +262,6 @@ def test_a_session_that_cannot_be_undone_is_lost_and_its_lane_is_not(schedule, e
         ask(scheduler, text="c", session_key="s", session_tokens=5, max_tokens=3)
     together = [Client(scheduler, text=f"{i}", session_key=i, max_tokens=3) for i in range(3)]
     assert all(client.wait().last.finish_reason == "length" for client in together)
-
-
-def test_a_full_queue(schedule):
-    scheduler = schedule(max_queue_size=1)
-    running = [started(scheduler, text="a", **ENDLESS) for _ in range(3)]
-    queued = Client(scheduler, text="b", max_tokens=1)
-    with pytest.raises(TrtstreamError, match="the server is busy: 1 turns are waiting"):
-        Client(scheduler, text="c", session_key="s")
-    running[0].turn.cancel()
-    queued.wait()
-    ask(scheduler, text="c", session_key="s", max_tokens=1)  # the refused turn has released its session
-
-
-def test_a_turn_that_asks_for_more_tokens_than_the_server_gives(schedule):
-    scheduler = schedule(max_tokens_limit=20)
-    message = r"max_tokens is 21; it must be an integer from 1 to 20 \(this server's --max-tokens-limit\)"
-    with pytest.raises(TrtstreamError, match=message):
-        Client(scheduler, text="a", max_tokens=21)
-    # A request that leaves it out is not refused for the default.
-    assert ask(scheduler, text="a", ignore_eos=True).last.num_output_tokens == 20
-
-
-@pytest.mark.parametrize("timeout", [None, 1000.0])
-def test_a_turn_that_takes_longer_than_the_server_gives(schedule, timeout):
-    scheduler = schedule(turn_timeout=0.2)
-    with pytest.raises(TrtstreamError, match=r"did not end within the 0\.2 s that this server gives a turn"):
-        ask(scheduler, text="a", timeout=timeout, **ENDLESS)
-    with pytest.raises(TrtstreamError, match=r"did not end within its timeout of 0\.1 s"):
-        ask(scheduler, text="a", timeout=0.1, **ENDLESS)
-
-
-def test_a_long_text_holds_up_nobody_else(scheduler):
-    """Its turn has the session from the first moment on, and a turn that came later is answered before it is read."""
-    text = "long " * 200_000
-    long = Client(scheduler, text=text, session_key="s", max_tokens=1)
-    assert scheduler.stats() == SchedulerStats(running=0, queued=0, sessions=0)
-    with pytest.raises(TrtstreamError, match="has a turn running"):
-        Client(scheduler, text="a", session_key="s")
-    ask(scheduler, text="short", max_tokens=2)
-    assert not long.outputs
-    long.turn.cancel()
-    assert long.wait().last.finish_reason == "cancelled"
-    ask(scheduler, text="a", session_key="s", max_tokens=1)
-
-
-def test_a_long_text_that_cannot_be_served_fails_its_turn(engine):
-    scheduler = Scheduler(engine, None)
-    long = Client(scheduler, text="a" * 100_000, session_key="s")
-    with pytest.raises(TrtstreamError, match="the engine has no tokenizer"):
-        long.wait()
-    assert scheduler.drain(60)
-    scheduler.close()
 
 
 def test_drain_waits_for_a_turn_that_is_being_read(scheduler):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.runtime.clients import EOS, Client, ask, wait_until
+from tests.runtime.clients import ENDLESS, EOS, Client, ask, wait_until
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.requests import TurnOutput
 from trtstream.runtime.session import Session, SessionStore
-
-ENDLESS = {"max_tokens": 1_000_000, "ignore_eos": True}
 
 
 def refused(scheduler, **request) -> str:

@@ -28,14 +28,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, before: str = "") -> t
     Nothing merges across the border: the tokens before it have been fed. Where the tokenizer would merge, the text is
     encoded behind something that it does not merge with. Without ``before``, ``text`` begins a conversation.
     """
-    # Not with the tokenizer's __call__: that sets options on the shared tokenizer, which other threads are using.
-    backend = tokenizer.backend_tokenizer
     for context in (before, *NEUTRAL) if before else ():
-        head = backend.encode(context, add_special_tokens=False).ids
-        encoding = backend.encode(context + text, add_special_tokens=False)
+        head = _encoding(tokenizer, context).ids
+        encoding = _encoding(tokenizer, context + text)
         if encoding.ids[: len(head)] == head:
             return encoding.ids[len(head) :], [start - len(context) for start in _starts(encoding)[len(head) :]]
-    encoding = backend.encode(text, add_special_tokens=False)
+    encoding = _encoding(tokenizer, text)
     return encoding.ids, _starts(encoding)
 
 
@@ -69,7 +67,7 @@ def shield(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """
     text = text.replace(CUT, "")
     control = _control_tokens(tokenizer)
-    encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    encoding = _encoding(tokenizer, text)
     if control.keys().isdisjoint(encoding.ids):
         return text
     cuts = []
@@ -93,6 +91,12 @@ def encode_shielded(tokenizer: PreTrainedTokenizerBase, text: str, before: str =
         ids += more
         starts += [position + start for start in more_starts]
     return ids, starts
+
+
+def _encoding(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoding:
+    # Not with the tokenizer's __call__: that sets options on the shared tokenizer, which other threads are using. And a
+    # batch of one, because other Python threads run only during batches: a text of 1 MB takes more than a second.
+    return tokenizer.backend_tokenizer.encode_batch([text], add_special_tokens=False)[0]
 
 
 def _starts(encoding: Encoding) -> list[int]:

@@ -242,7 +242,7 @@ class Scheduler:
             turn.fed += len(chunk)
         rows = [row for row, turn in enumerate(turns) if turn.fed == len(turn.prompt)]
         if rows:
-            self._sample([turns[row] for row in rows], logits[rows])
+            self._sample([turns[row] for row in rows], logits if len(rows) == len(turns) else logits[rows])
         self._pacing.fed(sum(map(len, chunks.values())), is_decoding=bool(decoding))
 
     def _remove_cancelled(self) -> None:

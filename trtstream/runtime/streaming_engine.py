@@ -115,6 +115,8 @@ class StreamingEngine:
         ``chunks`` are token ids by lane, at most ``max_num_tokens`` with ``tokens``. Returns logits
         [len(lanes) + len(chunks), vocab], those after each chunk's last token behind those of ``lanes``.
         """
+        if not chunks:
+            return self.decode(lanes, tokens)
         if not isinstance(self.backend, MixingBackend):
             parts = [self.decode(lanes, tokens)] if lanes else []
             return torch.cat([*parts, *(self.prefill(lane, chunk)[None] for lane, chunk in chunks.items())])
