@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.kill_loops import kill_loops
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 
 def test_the_service_survives_kills_under_load(engine: Path) -> None:

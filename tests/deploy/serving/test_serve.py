@@ -93,12 +93,12 @@ def test_sigterm_lets_turns_end_and_ignores_idle_streams(start: Start) -> None:
     assert len(children) >= 2  # Triton and the Python backend
     idle, busy = Stream(server.grpc_url), Stream(server.grpc_url)
     idle.ask(text_input="a", max_tokens=1)
-    busy.send(text_input="a", max_tokens=2000, ignore_eos=True, stream=True)
+    busy.send(text_input="a", max_tokens=500, ignore_eos=True, stream=True)
     busy.next()
     server.process.send_signal(signal.SIGTERM)
     rest = busy.all()
     assert reason(rest[-1]) == "length"
-    assert len(ids(*rest)) == 1999
+    assert len(ids(*rest)) == 499
     assert server.process.wait(60) == 0, server.log.read_text()
     wait_for_death(children)
     assert server.process.stdout.read() == ""  # the ready line was all
@@ -107,7 +107,7 @@ def test_sigterm_lets_turns_end_and_ignores_idle_streams(start: Start) -> None:
 
 
 def test_new_turns_are_refused_while_draining_and_late_ones_cut(start: Start) -> None:
-    server = start("--drain-timeout", "8")
+    server = start("--drain-timeout", "4")
     busy, late = Stream(server.grpc_url), Stream(server.grpc_url)
     busy.send(text_input="a", max_tokens=1_000_000, ignore_eos=True)
     late.ask(text_input="a", max_tokens=1)
