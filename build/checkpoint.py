@@ -18,8 +18,9 @@ from trtstream.build.recipes import Recipes
 from trtstream.build.tokenizer import turn_ends
 from trtstream.checksum import file_sha256
 from trtstream.engine_dir import is_engine, is_model_repository
-from trtstream.errors import TrtstreamError
+from trtstream.errors import TrtstreamError, named_errors
 from trtstream.settings import ModelConfig
+from trtstream.typed_json import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,6 +33,7 @@ NAMED_AT_MOST = 5
 class Store(Protocol):
     """A checkpoint on disk: its config in Hugging Face's spelling, and its tensors by their own names."""
 
+    path: Path
     layout: Layout
     family: Family
     config: RawConfig
@@ -81,11 +83,13 @@ class Checkpoint:
     def save_tokenizer(self, folder: Path) -> bool:
         """Write the tokenizer, chat template included, for ``AutoTokenizer.from_pretrained(folder)``.
 
-        False, with nothing written, if the checkpoint has none: its engine serves token ids only.
+        False, with nothing written, if the checkpoint has none: its engine serves token ids only. Raises TrtstreamError
+        for one that cannot be written, such as a chat template with a lone surrogate.
         """
         if self.store.tokenizer is None:
             return False
-        self.store.tokenizer.save_pretrained(folder)
+        with named_errors(f"the tokenizer of {self.store.path} cannot be saved", "fix its tokenizer files"):
+            self.store.tokenizer.save_pretrained(folder)
         return True
 
 
@@ -111,9 +115,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             "repository on the Hugging Face hub"
         )
     family = store.family
-    model = family.model_config(store.config)
+    model = family.read_model(store.config)
     if store.tokenizer is not None:
-        ends = (*model.eos_token_ids, *turn_ends(store.tokenizer))
+        ends = (*model.eos_token_ids, *turn_ends(store.tokenizer, path))
         known = dict.fromkeys(token for token in ends if token < model.vocab_size)
         model = replace(model, eos_token_ids=tuple(known))
     if model.num_hidden_layers > len(store.shapes):
@@ -146,7 +150,7 @@ def _check_tensors(path: Path, model: ModelConfig, recipes: Recipes, store: Stor
     if missing:
         raise TrtstreamError(f"{path} lacks {_some(missing)}; fetch or save the checkpoint again")
     misshapen = [
-        f"{name} is {list(store.shapes[name])}, expected {list(shape)}"
+        f"{name} is {shown(list(store.shapes[name]))}, expected {list(shape)}"
         for name, shape in expected.items()
         if store.shapes[name] != shape
     ]
@@ -155,7 +159,7 @@ def _check_tensors(path: Path, model: ModelConfig, recipes: Recipes, store: Stor
     extra = [name for name in store.shapes if name not in expected and name not in known and not HARMLESS.search(name)]
     if extra:
         raise TrtstreamError(
-            f"{path} has tensors that this {model.architecture} has no use for: {_some(extra)}; "
+            f"{path} has tensors that this {model.architecture} has no use for: {_some([*map(shown, extra)])}; "
             "it computes something else, or its config is wrong"
         )
 

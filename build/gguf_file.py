@@ -14,8 +14,9 @@ from trtstream.build.families import find_gguf_family
 from trtstream.build.families.family import Layout
 from trtstream.build.families.raw_config import RawConfig
 from trtstream.build.gguf_rope import DIVISORS, rope_parameters
-from trtstream.errors import TrtstreamError
+from trtstream.errors import TrtstreamError, named_errors
 from trtstream.extras import require_extra
+from trtstream.typed_json import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +30,7 @@ class GgufFile:
         self.files = {"gguf": path}
         self._metadata, self._tensors = _read_header(path)
         if self._metadata.get("split.count", 1) not in (0, 1):
-            raise TrtstreamError(f"{path} is one of {self._metadata['split.count']} parts; join them first")
+            raise TrtstreamError(f"{path} is one of {shown(self._metadata['split.count'])} parts; join them first")
         self.shapes = {name: tuple(reversed(tensor.shape.tolist())) for name, tensor in self._tensors.items()}
         for tensor in self._tensors.values():
             _check_type(path, tensor)
@@ -69,7 +70,7 @@ class GgufFile:
         for name in ("attention.value_length", "rope.dimension_count"):
             if metadata.integer(name, default=head_dim) != head_dim:
                 raise metadata.error(
-                    f"{name} is {metadata.get(name)}; only {head_dim}, the size of a head, is supported"
+                    f"{name} is {shown(metadata.get(name))}; only {head_dim}, the size of a head, is supported"
                 )
         ends = [self._metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
         divisors = self.read(DIVISORS) if DIVISORS in self.shapes else None
@@ -97,7 +98,7 @@ def _check_type(path: Path, tensor: Any) -> None:
         dequantize(np.zeros((1, GGML_QUANT_SIZES[tensor.tensor_type][1]), np.uint8), tensor.tensor_type)
     except NotImplementedError:
         raise TrtstreamError(
-            f"{path}: {tensor.name} is stored as {tensor.tensor_type.name}, which cannot be read; "
+            f"{path}: {shown(tensor.name)} is stored as {tensor.tensor_type.name}, which cannot be read; "
             "convert the model to F16, Q8_0 or Q4_K"
         ) from None
 
@@ -119,7 +120,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                 raise EOFError(f"it ends before byte {int(offset) + np.dtype(dtype).itemsize * int(count)}")
             return values
 
-    try:
+    with named_errors(f"{path} is damaged or not a GGUF file", "fetch it again"):
         reader = CheckedReader(path)
         metadata = {}
         for name, field in reader.fields.items():
@@ -128,10 +129,6 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                 continue
             value = field.contents()
             metadata[name] = value[0] if isinstance(value, list) and len(set(value)) == 1 else value
-    except Exception as error:  # whatever a hostile file provokes in the reader
-        raise TrtstreamError(
-            f"{path} is damaged or not a GGUF file ({str(error) or type(error).__name__}); fetch it again"
-        ) from error
     if reader.byte_order != "I":
         raise TrtstreamError(f"{path} is in the other byte order than this machine; convert it")
     return metadata, {tensor.name: tensor for tensor in reader.tensors}

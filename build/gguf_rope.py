@@ -9,6 +9,7 @@ import torch
 from trtstream.build.families.raw_config import RawConfig
 from trtstream.plugins.positions import inverse_frequencies
 from trtstream.settings import RopeConfig
+from trtstream.typed_json import shown
 
 DIVISORS = "rope_freqs.weight"
 KEYS = {
@@ -32,13 +33,13 @@ def rope_parameters(metadata: RawConfig, head_dim: int, divisors: torch.Tensor |
     """
     unknown = sorted(key for key in metadata.values if key.startswith("rope.") and key not in KEYS)
     if unknown:
-        raise metadata.error(f"{unknown[0]} is not supported; use the Hugging Face checkpoint")
+        raise metadata.error(f"{shown(unknown[0])} is not supported; use the Hugging Face checkpoint")
     kind = metadata.get("rope.scaling.type", default="none")
     theta = metadata.number("rope.freq_base", default=10000.0)
     rope: dict[str, Any] = {"rope_type": kind, "rope_theta": theta}
     if divisors is not None:
         if kind != "none":
-            raise metadata.error(f"{DIVISORS} together with RoPE scaling {kind!r} is not supported")
+            raise metadata.error(f"{DIVISORS} together with RoPE scaling {shown(kind)} is not supported")
         return rope | _llama3_scaling(metadata, theta, head_dim, divisors.double())
     if kind == "none":
         # The oldest files have the factor alone.

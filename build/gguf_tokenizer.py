@@ -17,6 +17,7 @@ from tokenizers.processors import TemplateProcessing
 
 from trtstream.build import tokenizer
 from trtstream.errors import TrtstreamError
+from trtstream.typed_json import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -201,4 +202,4 @@ def _check(path: Path, key: str, value: Any, metadata: dict[str, Any]) -> None:
 
 
 def _refusal(path: Path, key: str, value: Any, what: str) -> TrtstreamError:
-    return TrtstreamError(f"{path}: {key} is {value!r}, {what}; use the Hugging Face checkpoint")
+    return TrtstreamError(f"{path}: {key[:100]} is {shown(value)}, {what}; use the Hugging Face checkpoint")

@@ -90,7 +90,7 @@ def _weight_files(repository: str, folder: Path) -> list[str]:
     if not (folder / "config.json").is_file():
         raise TrtstreamError(f"{repository} has no config.json; a GGUF file in it is {repository}:FILE.gguf")
     config = read_config(folder)
-    find_family(config).model_config(config)
+    find_family(config).read_model(config)
     if not (folder / INDEX).is_file():
         return [SINGLE]
     shards = sorted(set(read_index(folder / INDEX).values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from trtstream.build import tokenizer
 from trtstream.build.families import find_family
 from trtstream.build.families.family import Layout
 from trtstream.build.families.raw_config import RawConfig
-from trtstream.errors import TrtstreamError
+from trtstream.errors import TrtstreamError, one_line
+from trtstream.typed_json import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,9 +29,9 @@ DTYPES = ("F64", "F32", "F16", "BF16")
 class HuggingFaceFolder:
     layout: Layout = "huggingface"
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config = read_config(folder)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = read_config(path)
         self.family = find_family(self.config)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._files: dict[str, Path] = {}
@@ -37,7 +39,7 @@ class HuggingFaceFolder:
         for file in self._find_files():
             self._read_header(file)
         weights = set(self._files.values())
-        others = (folder / name for name in ("config.json", *tokenizer.SAVED))
+        others = (path / name for name in ("config.json", *tokenizer.SAVED))
         self.files = {file.name: file for file in (*weights, *others) if file.is_file()}
 
     def read(self, name: str) -> torch.Tensor:
@@ -47,36 +49,37 @@ class HuggingFaceFolder:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        return tokenizer.load_from_folder(self.folder)
+        return tokenizer.load_from_folder(self.path)
 
     def _find_files(self) -> list[Path]:
-        index, single = self.folder / INDEX, self.folder / SINGLE
+        index, single = self.path / INDEX, self.path / SINGLE
         if index.is_file():
             self._index = read_index(index)
-            shards = [self.folder / shard for shard in sorted(set(self._index.values()))]
-            missing = [shard.name for shard in shards if not shard.is_file()]
+            names = sorted(set(self._index.values()))
+            shards = [self.path / name for name in names]
+            missing = [name for name in names if not os.path.isfile(self.path / name)]  # of whatever length
             if single in shards or not single.is_file():
                 if missing:
                     raise TrtstreamError(
-                        f"{self.folder} lacks {missing[0]}, which {INDEX} names; fetch the checkpoint again"
+                        f"{self.path} lacks {shown(missing[0])}, which {INDEX} names; fetch the checkpoint again"
                     )
                 return shards
             if len(missing) < len(shards):
                 raise TrtstreamError(
-                    f"{self.folder} has both {SINGLE} and shards that {INDEX} names, which may be different weights; "
+                    f"{self.path} has both {SINGLE} and shards that {INDEX} names, which may be different weights; "
                     f"remove {INDEX} to read {SINGLE}, or move {SINGLE} away to read the shards"
                 )
             self._index = {}  # it is left over from shards that are gone; transformers reads the single file too
         if single.is_file():
             return [single]
-        if next(self.folder.glob("*.safetensors"), None):
-            raise TrtstreamError(f"{self.folder} has safetensors, but neither {SINGLE} nor {INDEX}; add the index")
-        if next(self.folder.glob("*.bin"), None):
+        if next(self.path.glob("*.safetensors"), None):
+            raise TrtstreamError(f"{self.path} has safetensors, but neither {SINGLE} nor {INDEX}; add the index")
+        if next(self.path.glob("*.bin"), None):
             raise TrtstreamError(
-                f"{self.folder} has only .bin files, which are pickles and are not read; load it with transformers' "
+                f"{self.path} has only .bin files, which are pickles and are not read; load it with transformers' "
                 "AutoModelForCausalLM.from_pretrained and save it again with save_pretrained"
             )
-        raise TrtstreamError(f"{self.folder} has no {SINGLE}; fetch the checkpoint again")
+        raise TrtstreamError(f"{self.path} has no {SINGLE}; fetch the checkpoint again")
 
     def _read_header(self, path: Path) -> None:
         try:
@@ -86,16 +89,18 @@ class HuggingFaceFolder:
                         continue  # the index assigns it to another shard, which overrides this one
                     tensor = file.get_slice(name)
                     if name in self._files:
-                        raise TrtstreamError(f"{name} is in both {self._files[name].name} and {path.name}")
-                    if tensor.get_dtype() not in DTYPES:
                         raise TrtstreamError(
-                            f"{path}: {name} is stored as {tensor.get_dtype()}; expected one of {', '.join(DTYPES)}: "
+                            f"{path.parent}: {shown(name)} is in both {self._files[name].name} and {path.name}"
+                        )
+                    if (dtype := tensor.get_dtype()) not in DTYPES:
+                        raise TrtstreamError(
+                            f"{path}: {shown(name)} is stored as {dtype}; expected one of {', '.join(DTYPES)}: "
                             "use the original, unquantized checkpoint"
                         )
                     self.shapes[name] = tuple(tensor.get_shape())
                     self._files[name] = path
         except (SafetensorError, OSError) as error:
-            raise TrtstreamError(f"{path} is damaged or incomplete ({error}); fetch it again") from error
+            raise TrtstreamError(f"{path} is damaged or incomplete ({one_line(error)}); fetch it again") from error
 
 
 def read_config(folder: Path) -> RawConfig:
@@ -120,7 +125,7 @@ def read_index(index: Path) -> dict[str, str]:
         raise TrtstreamError(f"{index} has no weight_map; fetch the checkpoint again")
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard:
-            raise TrtstreamError(f"{index} names the shard {shard!r}, which is outside its folder")
+            raise TrtstreamError(f"{index} names the shard {shown(shard)}, which is outside its folder")
     return weight_map
 
 
@@ -132,7 +137,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise TrtstreamError(f"{path} is not JSON ({error}); fetch it again") from error
+        raise TrtstreamError(f"{path} is not JSON ({one_line(error)}); fetch it again") from error
     except OSError as error:
         raise TrtstreamError(f"{path} cannot be read: {error.strerror}") from error
     if not isinstance(values, dict):

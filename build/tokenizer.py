@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtstream.errors import TrtstreamError
+from trtstream.fast_tokenizer import load_fast_tokenizer
+from trtstream.rendering import LimitReached, limited
+from trtstream.typed_json import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,14 +42,20 @@ def load_from_folder(source: Path) -> PreTrainedTokenizerBase | None:
     return load(source, source, fix)
 
 
-def turn_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that end an answer: the tokenizer's EOS, and the token that the chat template puts behind answers."""
+def turn_ends(tokenizer: PreTrainedTokenizerBase, source: Path) -> list[int]:
+    """The ids that end an answer: the tokenizer's EOS, and the token that the chat template puts behind answers.
+
+    Raises TrtstreamError, which names ``source``, for a template that does not end.
+    """
     ends = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     if tokenizer.chat_template:
         turns = [("user", "question"), ("assistant", ANSWER), ("user", "question")]
         conversation = [{"role": role, "content": content} for role, content in turns]
         try:
-            text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
+            with limited(tokenizer.chat_template):
+                text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
+        except LimitReached as error:
+            raise TrtstreamError(f"the chat template of {source} is stopped: {error}; fix it") from None
         except Exception:  # a template may raise anything; serving it says more
             return ends
         behind = text.partition(ANSWER)[2].lstrip()
@@ -58,15 +67,7 @@ def turn_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def load(source: Path, folder: Path, fix: str, **options: Any) -> Any:
     """The tokenizer in ``folder``; an error names ``source`` and says how to ``fix`` it."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
-    except Exception as error:  # transformers and tokenizers raise bare Exceptions too
-        reason = " ".join(str(error).split())
-        raise TrtstreamError(f"the tokenizer of {source} cannot be loaded ({reason}); {fix}") from error
-    if not tokenizer.is_fast:
-        raise TrtstreamError(f"the tokenizer of {source} has no fast version; {fix}")
+    tokenizer = load_fast_tokenizer(folder, f"the tokenizer of {source}", fix, **options)
     tokenizer.chat_template = _default_template(tokenizer.chat_template, source)
     return tokenizer
 
@@ -75,10 +76,10 @@ def _default_template(templates: Any, source: Path) -> str | None:
     """The chat template that is used where a checkpoint has several by name: the one named ``default``."""
     if isinstance(templates, dict) and "default" not in templates:
         raise TrtstreamError(
-            f"the tokenizer of {source} has the chat templates {', '.join(sorted(templates))} and no default; name one "
+            f"the tokenizer of {source} has the chat templates {shown(sorted(templates))} and no default; name one "
             "of them 'default' in its tokenizer_config.json, or keep it alone, as chat_template.jinja"
         )
     template = templates["default"] if isinstance(templates, dict) else templates
     if template is not None and not isinstance(template, str):
-        raise TrtstreamError(f"the chat template of {source} is {template!r}; it must be a text")
+        raise TrtstreamError(f"the chat template of {source} is {shown(template)}; it must be a text")
     return template

@@ -16,6 +16,7 @@ FORMAT_VERSION = 4
 Size = Annotated[int, Range(1)]
 TokenId = Annotated[int, Range(0)]
 Positive = Annotated[float, Range(1e-30, 1e30)]
+NormEps = Annotated[float, Range(0, 1)]
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -54,7 +55,7 @@ class RopeConfig:
         if low is not None and high is not None and high <= low:
             raise TrtstreamError(f"rope has high_freq_factor {high}; it must be above low_freq_factor {low}")
         if self.kind == "yarn" and self.theta <= 1:
-            raise TrtstreamError(f"rope has theta {self.theta}; yarn needs one above 1")
+            raise TrtstreamError(f"rope has theta {self.theta}; yarn needs a rope_theta above 1")
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class ModelConfig:
     head_dim: Size
     max_position_embeddings: Size
     norm: Annotated[str, Choice(("rms", "layer"))]
-    norm_eps: Annotated[float, Range(0, 1)]
+    norm_eps: NormEps
     hidden_act: Annotated[str, Choice(("silu", "gelu", "gelu_pytorch_tanh", "relu"))]
     gated_mlp: bool
     residual: Annotated[str, Choice(("sequential", "parallel"))]

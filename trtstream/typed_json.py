@@ -62,7 +62,7 @@ def from_json(cls: type[T], values: object, where: str) -> T:
     read = {}
     for name, field in known.items():
         if name in values:
-            read[name] = _value(hints[name], values[name], f"{where}, {name}")
+            read[name] = checked(hints[name], values[name], f"{where}, {name}")
         elif field.default is MISSING:
             raise TrtstreamError(f"{where} lacks {name}")
     return cls(**read)
@@ -76,7 +76,8 @@ def shown(value: object) -> str:
         return "a huge number"
 
 
-def _value(hint: Any, value: object, where: str) -> Any:
+def checked(hint: Any, value: object, where: str) -> Any:
+    """``value`` as ``hint`` wants it. Raises TrtstreamError, which begins with ``where``, if it does not fit."""
     if is_dataclass(hint):
         return from_json(cast(type, hint), value, where)
     try:
@@ -96,14 +97,15 @@ def _plain(hint: Any, value: object, where: str) -> Any:
     if origin in (Union, UnionType):
         return _one_of(arguments, value, where)
     if origin in (tuple, list):
-        if not isinstance(value, list):
+        if not isinstance(value, list | tuple):
             raise _Mismatch("a list")
-        return origin(_value(arguments[0], item, where) for item in value)
+        return origin(checked(arguments[0], item, where) for item in value)
     if origin is dict:
         if not isinstance(value, dict):
             raise _Mismatch("an object")
         return {
-            _value(str, key, where): _value(arguments[1], item, f"{where}, {shown(key)}") for key, item in value.items()
+            checked(str, key, where): checked(arguments[1], item, f"{where}, {shown(key)}")
+            for key, item in value.items()
         }
     if not _CHECKS[hint](value):
         raise _Mismatch(_NAMES[hint])
@@ -119,7 +121,7 @@ def _one_of(hints: tuple[Any, ...], value: object, where: str) -> Any:
             return _plain(hint, value, where)
         except _Mismatch:
             pass
-    return _value(others[-1], value, where)
+    return checked(others[-1], value, where)
 
 
 def _is_number(value: object) -> bool:

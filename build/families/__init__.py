@@ -6,6 +6,7 @@ from trtstream.build.families import falcon, llama
 from trtstream.build.families.family import Family
 from trtstream.build.families.raw_config import RawConfig
 from trtstream.errors import TrtstreamError
+from trtstream.typed_json import shown
 
 FAMILIES = (
     llama.FAMILY,
@@ -16,13 +17,11 @@ ARCHITECTURES = {name: family for family in FAMILIES for name in family.architec
 
 def find_family(raw: RawConfig) -> Family:
     """The family of a config. Raises TrtstreamError for an architecture, or a part of one, that is not supported."""
-    names, model_type = raw.get("architectures"), str(raw.get("model_type"))
+    names, model_type = raw.get("architectures"), raw.get("model_type")
     by_type = {key: name for family in FAMILIES for key, name in family.architectures.items()}
-    name = str(names[0]) if isinstance(names, list) and names else by_type.get(model_type)
-    if name not in ARCHITECTURES:
-        raise raw.error(
-            f"the architecture {name or model_type!r} is not supported; supported are {', '.join(ARCHITECTURES)}"
-        )
+    name = names[0] if isinstance(names, list) and names else by_type.get(str(model_type), model_type)
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise raw.error(f"the architecture {shown(name)} is not supported; supported are {', '.join(ARCHITECTURES)}")
     raw.refuse_unsupported()
     return ARCHITECTURES[name]
 
@@ -32,6 +31,6 @@ def find_gguf_family(where: str, architecture: str) -> Family:
     families = {family.gguf_architecture: family for family in FAMILIES}
     if architecture not in families:
         raise TrtstreamError(
-            f"{where}: the architecture {architecture!r} is not supported; supported are {', '.join(families)}"
+            f"{where}: the architecture {shown(architecture)} is not supported; supported are {', '.join(families)}"
         )
     return families[architecture]

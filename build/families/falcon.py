@@ -14,7 +14,7 @@ import torch
 from trtstream.build.families.family import Family, Layout, decoder_recipes
 from trtstream.build.families.raw_config import RawConfig
 from trtstream.build.recipes import Recipes
-from trtstream.settings import ModelConfig
+from trtstream.settings import ModelConfig, NormEps
 
 NAMES = {
     "huggingface": {
@@ -85,7 +85,7 @@ def model_config(raw: RawConfig) -> ModelConfig:
         head_dim=head_dim,
         max_position_embeddings=max_position_embeddings,
         norm="layer",
-        norm_eps=raw.number("layer_norm_epsilon", default=1e-5),
+        norm_eps=raw.number("layer_norm_epsilon", default=1e-5, kind=NormEps),
         hidden_act=raw.activation("activation", "gelu"),
         gated_mlp=False,
         residual="parallel" if parallel else "sequential",
@@ -105,7 +105,7 @@ def gguf_config(metadata: RawConfig, tensor_names: Collection[str]) -> dict[str,
         "ffn_hidden_size": metadata.integer("feed_forward_length"),
         "num_kv_heads": metadata.integer("attention.head_count_kv", default=1),
         "num_ln_in_parallel_attn": 2 if "blk.0.attn_norm_2.weight" in tensor_names else 1,
-        "layer_norm_epsilon": metadata.number("attention.layer_norm_epsilon"),
+        "layer_norm_epsilon": metadata.number("attention.layer_norm_epsilon", kind=NormEps),
     }
 
 

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from trtstream.build.families.raw_config import RawConfig
 from trtstream.build.recipes import Recipes
+from trtstream.errors import TrtstreamError
 from trtstream.settings import ModelConfig
+from trtstream.typed_json import from_json
 
 Layout = Literal["huggingface", "gguf"]
 
@@ -28,6 +30,15 @@ class Family:
     recipes: Callable[[RawConfig, ModelConfig, Layout], Recipes]
     gguf_architecture: str
     gguf_config: Callable[[RawConfig, Collection[str]], dict[str, Any]]
+
+    def read_model(self, raw: RawConfig) -> ModelConfig:
+        """The model of a config. Raises TrtstreamError for one that an engine's config.json would be refused for."""
+        model = self.model_config(raw)
+        try:
+            from_json(ModelConfig, model.to_dict(), "the model").validate()
+        except TrtstreamError as error:
+            raise raw.error(str(error)) from None
+        return model
 
 
 def decoder_recipes(

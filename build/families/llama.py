@@ -10,7 +10,7 @@ import torch
 from trtstream.build.families.family import Family, Layout, decoder_recipes
 from trtstream.build.families.raw_config import RawConfig
 from trtstream.build.recipes import Recipes
-from trtstream.settings import ModelConfig
+from trtstream.settings import ModelConfig, NormEps
 
 NAMES = {
     "huggingface": {
@@ -50,13 +50,9 @@ def model_config(raw: RawConfig) -> ModelConfig:
     vocab_size, hidden_size = raw.integer("vocab_size"), raw.integer("hidden_size")
     heads = raw.integer("num_attention_heads")
     kv_heads = raw.integer("num_key_value_heads", default=heads)
-    if heads % kv_heads:
-        raise raw.error(f"num_attention_heads {heads} must be a multiple of num_key_value_heads {kv_heads}")
     if raw.get("head_dim") is None and hidden_size % heads:
         raise raw.error(f"hidden_size {hidden_size} must be a multiple of num_attention_heads {heads}")
     head_dim = raw.integer("head_dim", default=hidden_size // heads)
-    if head_dim % 2:
-        raise raw.error(f"head_dim is {head_dim}; RoPE needs an even number")
     max_position_embeddings = raw.integer("max_position_embeddings", default=2048)
     return ModelConfig(
         architecture="LlamaForCausalLM",
@@ -69,7 +65,7 @@ def model_config(raw: RawConfig) -> ModelConfig:
         head_dim=head_dim,
         max_position_embeddings=max_position_embeddings,
         norm="rms",
-        norm_eps=raw.number("rms_norm_eps", default=1e-6),
+        norm_eps=raw.number("rms_norm_eps", default=1e-6, kind=NormEps),
         hidden_act=raw.activation("hidden_act", "silu"),
         gated_mlp=True,
         residual="sequential",
@@ -89,7 +85,7 @@ def gguf_config(metadata: RawConfig, tensor_names: Collection[str]) -> dict[str,
         "num_key_value_heads": metadata.integer(
             "attention.head_count_kv", default=metadata.integer("attention.head_count")
         ),
-        "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon", kind=NormEps),
         "attention_bias": "blk.0.attn_q.bias" in tensor_names,
         "mlp_bias": "blk.0.ffn_down.bias" in tensor_names,
     }

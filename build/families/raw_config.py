@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtstream.errors import TrtstreamError
-from trtstream.settings import RopeConfig
+from trtstream.settings import Positive, RopeConfig, Size
+from trtstream.typed_json import checked, shown
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -39,28 +40,26 @@ class RawConfig:
         return next((self.values[name] for name in names if self.values.get(name) is not None), default)
 
     def integer(self, *names: str, default: int | None = None) -> int:
-        value = self.get(*names, default=default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
-            raise self.error(f"{names[0]} is {value!r}; it must be a whole number of at least 1")
-        return value
+        """A number of 1 to 2**31 - 1."""
+        return self._checked(Size, names, default)
 
-    def number(self, *names: str, default: float | None = None) -> float:
-        value = self.get(*names, default=default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e30:
-            raise self.error(f"{names[0]} is {value!r}; it must be a number above 0")
-        return float(value)
+    def number(self, *names: str, default: float | None = None, kind: Any = Positive) -> float:
+        """A number as the model's field of this ``kind`` takes it."""
+        return self._checked(kind, names, default)
+
+    def _checked(self, kind: Any, names: tuple[str, ...], default: float | None) -> Any:
+        name = next((name for name in names if self.values.get(name) is not None), names[0])
+        return checked(kind, self.get(name, default=default), f"{self.where}: {name}")
 
     def flag(self, name: str, default: bool) -> bool:
         """``default`` if it is absent. A null is false, as in transformers, which asks only whether it is true."""
         value = self.values.get(name, default)
-        if value is not None and not isinstance(value, bool):
-            raise self.error(f"{name} is {value!r}; it must be true or false")
-        return bool(value)
+        return False if value is None else checked(bool, value, f"{self.where}: {name}")
 
     def activation(self, name: str, default: str) -> str:
         value = self.get(name, default=default)
-        if str(value) not in ACTIVATIONS:
-            raise self.error(f"{name} is {value!r}; supported are {', '.join(ACTIVATIONS)}")
+        if not isinstance(value, str) or value not in ACTIVATIONS:
+            raise self.error(f"{name} is {shown(value)}; supported are {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[value]
 
     def token_ids(self, name: str, default: int, vocab_size: int) -> tuple[int, ...]:
@@ -70,7 +69,7 @@ class RawConfig:
         ids = value if isinstance(value, list) else [] if value is None else [value]
         for token in ids:
             if not isinstance(token, int) or isinstance(token, bool):
-                raise self.error(f"{name} is {value!r}; it must be a token id or a list of them")
+                raise self.error(f"{name} is {shown(value)}; it must be a token id or a list of them")
         return tuple(dict.fromkeys(token for token in ids if 0 <= token < vocab_size))
 
     def refuse_unsupported(self) -> None:
@@ -79,12 +78,12 @@ class RawConfig:
         if quantization:
             method = quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else quantization
             raise self.error(
-                f"the checkpoint is quantized ({method}), which cannot be read; use the original, unquantized "
+                f"the checkpoint is quantized ({shown(method)}), which cannot be read; use the original, unquantized "
                 "checkpoint or a .gguf file"
             )
         if self.get("sliding_window") and self.get("use_sliding_window", default=True):
             raise self.error(
-                f"sliding_window is {self.get('sliding_window')!r}; models with a sliding window are not supported"
+                f"sliding_window is {shown(self.get('sliding_window'))}; models with a sliding window are not supported"
             )
 
     def rope(self, max_position_embeddings: int) -> RopeConfig:
@@ -92,7 +91,7 @@ class RawConfig:
         # As in transformers, an empty rope_scaling counts as none.
         parameters = self.get("rope_scaling") or self.get("rope_parameters", default={})
         if not isinstance(parameters, dict):
-            raise self.error(f"rope_scaling is {parameters!r}; it must be an object")
+            raise self.error(f"rope_scaling is {shown(parameters)}; it must be an object")
         # As in transformers, the config's original context takes precedence over the one among the parameters.
         original = self.get(
             "original_max_position_embeddings", default=parameters.get("original_max_position_embeddings")
@@ -100,7 +99,7 @@ class RawConfig:
         raw = RawConfig(f"{self.where}: RoPE", {**parameters, "original_max_position_embeddings": original})
         kind = raw.get("rope_type", "type", default="default")
         if kind not in ROPE_KINDS:
-            raise raw.error(f"the type {kind!r} is not supported; supported are {', '.join(ROPE_KINDS)}")
+            raise raw.error(f"the type {shown(kind)} is not supported; supported are {', '.join(ROPE_KINDS)}")
         if self.get("partial_rotary_factor", default=raw.get("partial_rotary_factor", default=1.0)) != 1.0:
             raise raw.error("partial_rotary_factor must be 1; rotating a part of each head is not supported")
         rope = {"kind": kind, "theta": raw.number("rope_theta", default=self.get("rope_theta", default=10000.0))}
@@ -113,8 +112,6 @@ class RawConfig:
         if kind == "llama3":
             rope["low_freq_factor"] = raw.number("low_freq_factor")
             rope["high_freq_factor"] = raw.number("high_freq_factor")
-            if rope["high_freq_factor"] <= rope["low_freq_factor"]:
-                raise raw.error("high_freq_factor must be above low_freq_factor")
         if kind == "yarn":
             original = rope["original_max_position_embeddings"]
             rope["factor"] = raw.number("factor", default=max_position_embeddings / original)

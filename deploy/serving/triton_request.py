@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ PARAMETERS: dict[str, type | tuple[type, ...]] = {
 def parse_turn(
     tensors: Mapping[str, np.ndarray],
     *,
-    parameters: str = "{}",
+    parameters: Mapping[str, Any] = MappingProxyType({}),
     correlation_id: int | str = 0,
     flags: int = 0,
     timeout_us: int = 0,
@@ -40,23 +40,23 @@ def parse_turn(
     """The turn that a request asks for, and whether it wants its outputs streamed.
 
     ``tensors`` are the inputs by name, strings as arrays of bytes. ``correlation_id`` and ``flags`` carry Triton's
-    sequence fields over gRPC; over HTTP they arrive in ``parameters`` (a JSON object), as the request's id and
-    ``timeout`` do. ``timeout_us`` is in microseconds; 0 is none. A ``public`` service takes session ids of at least
-    16 characters and no numbers. Raises TrtstreamError for what cannot be read; `Scheduler.submit` checks the values.
+    sequence fields over gRPC; over HTTP they arrive in ``parameters``, as the request's id and ``timeout`` do.
+    ``timeout_us`` is in microseconds; 0 is none. A ``public`` service takes session ids of at least 16 characters and
+    no numbers. Raises TrtstreamError for what cannot be read; `Scheduler.submit` checks the values.
     """
-    options = _parse_parameters(parameters)
+    _check_parameters(parameters)
     values = {INPUTS[name].attribute: _value(INPUTS[name], tensor) for name, tensor in tensors.items()}
     stream = values.pop("stream", False)
     key = values.pop("session_key", None)
     if key is None:
-        key = options.get("sequence_id") or correlation_id or None  # 0 and "" are Triton's "no sequence"
+        key = parameters.get("sequence_id") or correlation_id or None  # 0 and "" are Triton's "no sequence"
     if public and key is not None:
         _check_unguessable(key)
-    timeout_us = timeout_us or options.get("timeout", 0)
-    ends = values.pop("session_end", False) or options.get("sequence_end", False) or bool(flags & SEQUENCE_END)
+    timeout_us = timeout_us or parameters.get("timeout", 0)
+    ends = values.pop("session_end", False) or parameters.get("sequence_end", False) or bool(flags & SEQUENCE_END)
     turn = TurnRequest(
         session_key=key,
-        session_start=options.get("sequence_start", False) or bool(flags & SEQUENCE_START),
+        session_start=parameters.get("sequence_start", False) or bool(flags & SEQUENCE_START),
         session_end=ends,
         timeout=timeout_us / 1e6 if timeout_us else None,
         request_id=request_id,
@@ -65,15 +65,13 @@ def parse_turn(
     return turn, stream
 
 
-def _parse_parameters(parameters: str) -> dict[str, Any]:
-    options = json.loads(parameters or "{}")
-    for name, value in options.items():
+def _check_parameters(parameters: Mapping[str, Any]) -> None:
+    for name, value in parameters.items():
         if name not in PARAMETERS:
             raise TrtstreamError(f"unknown request parameter or input {name!r}; see the model's inputs")
         expected = PARAMETERS[name]
         if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
             raise TrtstreamError(f"request parameter {name!r} is {value!r}; it has the wrong type")
-    return options
 
 
 def _check_unguessable(key: SessionKey) -> None:

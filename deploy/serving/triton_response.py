@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trtstream.deploy.contract import format_error, to_array
-from trtstream.errors import TrtstreamError
+from trtstream.errors import TrtstreamError, one_line
 from trtstream.runtime.request_fields import OUTPUTS
 from trtstream.runtime.requests import TurnOutput, join
 
@@ -26,4 +26,4 @@ def error_message(request_id: str, error: Exception) -> str:
     if isinstance(error, TrtstreamError):
         return format_error(error.code or "invalid", request_id, str(error))
     logger.error("a request failed", exc_info=error)
-    return format_error("internal", request_id, f"the model failed: {type(error).__name__}: {error}")
+    return format_error("internal", request_id, f"the model failed: {type(error).__name__}: {one_line(error)}")

@@ -12,6 +12,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.checkpoints import write_checkpoint
+from tests.command_line import run_in_process
 from tests.gguf_files import write_gguf
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.errors import TrtstreamError
@@ -107,7 +108,7 @@ def test_named_templates_without_a_default_are_refused(style: str, tmp_path: Pat
     add_tokenizer(source, {"tool_use": TEMPLATE, "rag": TEMPLATE} if style == "folder" else None)
     if style == "list":
         old_style(source, [{"name": name, "template": TEMPLATE} for name in ("tool_use", "rag")])
-    with pytest.raises(TrtstreamError, match="model has the chat templates rag, tool_use and no default; name one of"):
+    with pytest.raises(TrtstreamError, match=r"the chat templates \['rag', 'tool_use'\] and no default; name one of"):
         open_checkpoint(source)
 
 
@@ -130,6 +131,68 @@ def test_a_damaged_tokenizer_is_refused(name: str, fix: str, tmp_path: Path) -> 
     with pytest.raises(TrtstreamError, match=rf"the tokenizer of .*model cannot be loaded .*; {fix}"):
         open_checkpoint(source).save_tokenizer(tmp_path / "tokenizer")
     assert not (tmp_path / "tokenizer").exists()
+
+
+def with_tokenizer_json(source: Path, **parts: object) -> None:
+    add_tokenizer(source, TEMPLATE)
+    values = json.loads((source / "tokenizer.json").read_text())
+    (source / "tokenizer.json").write_text(json.dumps({**values, **parts}))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},  # panics when it is loaded
+        {"pre_tokenizer": {"type": "FixedLength", "length": 0}},  # panics at the first word
+    ],
+)
+def test_a_tokenizer_whose_library_panics_is_refused(parts: dict[str, object], tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "model", "llama-gqa")
+    with_tokenizer_json(source, **parts)
+    with pytest.raises(
+        TrtstreamError, match=r"^the tokenizer of .*model cannot be loaded \(.*\); fix or remove its tok"
+    ):
+        open_checkpoint(source)
+
+
+def test_padding_and_truncation_of_a_checkpoint_do_not_count(tmp_path: Path) -> None:
+    """The library ends the process where the padding finds no memory."""
+    source = write_checkpoint(tmp_path / "model", "llama-gqa")
+    padding = {"strategy": {"Fixed": 2**40}, "direction": "Right", "pad_to_multiple_of": None}
+    truncation = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}
+    padding |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "<s>"}
+    with_tokenizer_json(source, padding=padding, truncation=truncation)
+    assert open_checkpoint(source).save_tokenizer(tmp_path / "tokenizer") is True
+    assert AutoTokenizer.from_pretrained(tmp_path / "tokenizer").encode("hihi") == [4, 4]
+
+
+def test_a_tokenizer_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "model", "llama-gqa")
+    add_tokenizer(source, None)
+    old_style(source, "{{ messages }}\ud800")
+    with pytest.raises(TrtstreamError, match=r"model cannot be saved \(.*surrogates not allowed\); fix its") as caught:
+        open_checkpoint(source).save_tokenizer(tmp_path / "tokenizer")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (
+            "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
+            "computes for more than 2 s",
+        ),
+        ("{{ 10 ** 10 ** 10 }}", "computes powers"),
+    ],
+)
+def test_a_template_that_does_not_end_is_refused(template: str, reason: str, tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "model", "llama-gqa")
+    add_tokenizer(source, template)
+    result = run_in_process("build", source, "--output", tmp_path / "engine", "--target", "cpu")
+    assert result.returncode == 1
+    assert f"the chat template of {source} is stopped: it {reason}" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "engine").exists()
 
 
 def test_a_tokenizer_model_alone_does_not_say_how_to_split(tmp_path: Path) -> None:

@@ -95,6 +95,20 @@ def test_a_template_without_a_system_role(template):
         first(template, system="Be brief.")
 
 
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ 1 + 'a' }}", "refuses this turn: unsupported operand"),
+        ("{{ raise_exception('not on Sundays') }}", "refuses this turn: not on Sundays"),
+        ("{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}", "is stopped: it computes"),
+        ("{% if messages[0].role == 'system' %}{{ messages[9].x.y }}{% endif %}", "refuses this turn: .*no element 9"),
+    ],
+)
+def test_only_a_template_that_refuses_the_role_has_none(template: str, message: str) -> None:
+    with pytest.raises(TrtstreamError, match=message):
+        first(template, system="Be brief.")
+
+
 def test_no_template_and_no_tokenizer():
     with pytest.raises(TrtstreamError, match="no chat template"):
         first(None)

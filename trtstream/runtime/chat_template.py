@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from jinja2 import Environment
+from jinja2 import TemplateError
 
 from trtstream.errors import TrtstreamError, one_line
-from trtstream.runtime.limited import LimitReached, limited
+from trtstream.rendering import LimitReached, limited
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,7 +27,10 @@ def first_turn(tokenizer: PreTrainedTokenizerBase, user: str, system: str | None
         return _render(tokenizer, [("user", user)]), 0
     try:
         text = _render(tokenizer, [("system", system), ("user", user)])
-    except TrtstreamError:
+    except TrtstreamError as error:
+        if type(error.__cause__) is not TemplateError:  # what a template raises by raise_exception
+            raise
+        _render(tokenizer, [("user", user)])  # which it may refuse as well
         text = ""
     if system.strip() not in text:
         raise TrtstreamError("the engine's chat template has no system role; put the instructions into the first text")
@@ -66,19 +69,10 @@ def _system_length(tokenizer: PreTrainedTokenizerBase, text: str, system: str, u
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[tuple[str, str]], answer: bool = True) -> str:
     conversation = [{"role": role, "content": content} for role, content in messages]
     try:
-        _refuse_powers(tokenizer.chat_template)
-        with limited():
+        with limited(tokenizer.chat_template):
             text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=answer)
         return cast(str, text)  # ids only with tokenize=True
     except LimitReached as error:
         raise TrtstreamError(f"the engine's chat template is stopped: {error}; fix it and rebuild") from None
     except Exception as error:  # a template may raise anything: what it asks for, or TypeErrors of its own
         raise TrtstreamError(f"the engine's chat template refuses this turn: {one_line(error)}") from error
-
-
-def _refuse_powers(template: object) -> None:
-    """Raise LimitReached for ``**``: Python computes 10**10**10 in one operation, which nothing can interrupt."""
-    texts = template.values() if isinstance(template, dict) else [template]
-    for text in (text for text in texts if isinstance(text, str) and "**" in text):
-        if any(token[1:] == ("operator", "**") for token in Environment().lex(text)):
-            raise LimitReached("it computes powers")

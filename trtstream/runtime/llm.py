@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtstream.engine_dir import TOKENIZER
-from trtstream.errors import TrtstreamError, one_line
+from trtstream.errors import TrtstreamError
+from trtstream.fast_tokenizer import load_fast_tokenizer
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.requests import TurnOutput, TurnRequest
 from trtstream.runtime.scheduler import Scheduler
@@ -133,24 +134,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     """
     if not folder.is_dir():
         return None
-    from transformers import AutoTokenizer
-
     for path in folder.iterdir():
         if path.stat().st_size > MAX_TOKENIZER_BYTES:
             raise TrtstreamError(f"{path} has more than {MAX_TOKENIZER_BYTES:,} bytes; rebuild the engine")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        fast = tokenizer.is_fast
-        if fast:
-            tokenizer.backend_tokenizer.no_truncation()
-            tokenizer.backend_tokenizer.no_padding()
-            tokenizer.decode(tokenizer.encode("Hello"))
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # a panic of the library's Rust is not even an Exception
-        raise TrtstreamError(
-            f"the tokenizer {folder} cannot be loaded ({one_line(error)}); rebuild the engine"
-        ) from error
-    if not fast:
-        raise TrtstreamError(f"{folder}: the tokenizer has no tokenizer.json; save it as a fast tokenizer and rebuild")
-    return tokenizer
+    return load_fast_tokenizer(folder, f"the tokenizer {folder}", "rebuild the engine")

@@ -22,7 +22,7 @@ from trtstream.deploy.client.tensorrt_llm.tensors import (
 )
 from trtstream.deploy.client.triton import DEFAULT_URL, Check, Response, ServedModel, TritonClient, make_tensor
 from trtstream.deploy.contract import to_array
-from trtstream.errors import TrtstreamError
+from trtstream.errors import TrtstreamError, one_line
 from trtstream.runtime.requests import join
 
 Responses = Generator[Response, None, None]
@@ -196,20 +196,25 @@ class TensorrtLlmClient(TritonClient):
         """The conversation up to the next answer. The template comes from the server and runs in jinja's sandbox."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        from trtstream.rendering import LimitReached, limited
+
         parameters = self.served.parameters
-        if not parameters.get("chat_template"):
+        template = parameters.get("chat_template")
+        if not template:
             raise TrtstreamError(
                 f"the model {self.model_name!r} at {self.url} has no chat template; send text without chat"
             )
         tokens: dict[str, Any] = {name: parameters.get(name, "") for name in ("bos_token", "eos_token")}
         try:
             # Annotated as a str, but a pair: the prompts, and the places of the assistant's tokens in them.
-            prompts: Any = render_jinja_template(
-                [messages], chat_template=parameters["chat_template"], add_generation_prompt=True, **tokens
-            )
+            with limited(template):
+                prompts: Any = render_jinja_template(
+                    [messages], chat_template=template, add_generation_prompt=True, **tokens
+                )
+        except LimitReached as error:
+            raise TrtstreamError(f"the engine's chat template is stopped: {error}; fix it and rebuild") from None
         except Exception as error:  # a template may raise anything: what it asks for, or TypeErrors of its own
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise TrtstreamError(f"the engine's chat template refuses this turn: {reason}") from error
+            raise TrtstreamError(f"the engine's chat template refuses this turn: {one_line(error)}") from error
         return prompts[0][0]
 
 

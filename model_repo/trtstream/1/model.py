@@ -62,10 +62,11 @@ class TritonPythonModel:
         for request in requests:
             answer = Answer(request.get_response_sender(), request.request_id())
             try:
-                answer.name = json.loads(request.parameters() or "{}").get(REQUEST_NAME)
+                parameters = json.loads(request.parameters() or "{}")
+                answer.name = parameters.get(REQUEST_NAME)
                 turn_request, answer.stream = parse_turn(
                     {tensor.name(): tensor.as_numpy() for tensor in request.inputs()},
-                    parameters=request.parameters(),
+                    parameters=parameters,
                     correlation_id=request.correlation_id(),
                     flags=request.flags(),
                     timeout_us=request.timeout(),

@@ -13,6 +13,8 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from tests.deploy.server import serve_process
 from tests.deploy.tensorrt_llm.engines import WINDOW, write_engine, write_text_checkpoint
+from trtstream.deploy.client.tensorrt_llm.client import TensorrtLlmClient
+from trtstream.deploy.client.triton import ServedModel
 from trtstream.deploy.serving.package import package_engine
 from trtstream.errors import TrtstreamError
 
@@ -203,3 +205,13 @@ def test_how_triton_is_launched(checkpoint: Path, tmp_path: Path, world_size: in
         assert second[-2:] == ["--model-control-mode=explicit", "--load-model=tensorrt_llm"]
         regions = [next(a for a in rank if "shm-region-prefix-name" in a) for rank in (first, second)]
         assert regions[0] != regions[1]
+
+
+def test_a_template_that_does_not_end_is_stopped_at_the_client() -> None:
+    loop = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
+    with TensorrtLlmClient("127.0.0.1:1") as client:
+        client.served = ServedModel({}, {}, True, {"chat_template": loop})
+        with pytest.raises(
+            TrtstreamError, match=r"^the engine's chat template is stopped: it computes for more than 2 s"
+        ):
+            client.answer(text_input="Hi", chat=True)

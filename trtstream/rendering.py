@@ -1,4 +1,4 @@
-"""Ends code of a chat template that loops, in the thread that renders it and without another process.
+"""Limits for chat templates: one that loops is ended in the thread that renders it, without another process.
 
 Templates come with checkpoints. jinja's sandbox bounds one ``range``, and neither nested ones nor texts that double.
 """
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from jinja2 import Environment
 from jinja2.utils import Namespace
 
 SECONDS = 2.0
@@ -29,12 +30,13 @@ class LimitReached(Exception):
 
 
 @contextmanager
-def limited() -> Iterator[None]:
-    """Raise LimitReached in a block that renders, once it has taken `SECONDS` or written `CHARACTERS`.
+def limited(template: object) -> Iterator[None]:
+    """Raise LimitReached in a block that renders ``template``, once it has taken `SECONDS` or written `CHARACTERS`.
 
     This thread's trace function looks at each line of the template and at each call. A single operation in C is not
-    interrupted, however long it takes.
+    interrupted, however long it takes; powers are refused before the block.
     """
+    _refuse_powers(template)
     deadline = time.thread_time() + SECONDS
     written = 0
     counted: dict[int, int] = {}
@@ -66,6 +68,14 @@ def limited() -> Iterator[None]:
         yield
     finally:
         sys.settrace(before)
+
+
+def _refuse_powers(template: object) -> None:
+    """Raise LimitReached for ``**``: Python computes 10**10**10 in one operation."""
+    texts = template.values() if isinstance(template, dict) else [template]
+    for text in (text for text in texts if isinstance(text, str) and "**" in text):
+        if any(token[1:] == ("operator", "**") for token in Environment().lex(text)):
+            raise LimitReached("it computes powers")
 
 
 def _length(value: object) -> int:
