@@ -39,6 +39,7 @@ class GgufFile:
         prefix = f"{architecture}."
         model = {key.removeprefix(prefix): value for key, value in self._metadata.items() if key.startswith(prefix)}
         metadata = RawConfig(f"{path}, {architecture} metadata", model)
+        assert self.family.gguf_config is not None, "a family that has a GGUF architecture"
         of_family = self.family.gguf_config(metadata, self.shapes)
         self.config = RawConfig(str(path), self._common_config(metadata) | of_family)
         self.config.refuse_unsupported()

@@ -80,6 +80,7 @@ LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+QWEN2_WORDS = LLAMA3_WORDS.replace("{1,3}", "")  # each digit by itself
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,9 @@ SPLITS = {
         )
     ),
     "gpt-2": GPT2,
+    "qwen2": ByteLevelSplit(
+        Sequence([Split(Regex(QWEN2_WORDS), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
+    ),
     "smollm": ByteLevelSplit(Sequence([Digits(individual_digits=True), BYTES])),
     "falcon": ByteLevelSplit(
         Sequence([Punctuation("contiguous"), BYTES, Digits(individual_digits=False), THREE_DIGITS])

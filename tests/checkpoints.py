@@ -48,6 +48,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=1024
     ),
     "llama-rope-yarn": _rope("yarn", factor=4.0, original_max_position_embeddings=1024),
+    "mistral": {**LLAMA, "model_type": "mistral", "head_dim": 24, "sliding_window": 64},
+    "qwen2": {**LLAMA, "model_type": "qwen2"},
     "falcon-7b": {**FALCON, "hidden_size": 40, "num_attention_heads": 5, "multi_query": True, "parallel_attn": True},
     "falcon-40b": {
         **FALCON,

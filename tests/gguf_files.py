@@ -63,7 +63,7 @@ def write_gguf(
     writer.add_head_count(config["num_attention_heads"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    (_llama if architecture == "llama" else _falcon)(writer, config)
+    (_falcon if architecture == "falcon" else _llama)(writer, config)
     if metadata:
         metadata(writer)
     for name, values in load_file(folder / "model.safetensors").items():
@@ -82,9 +82,10 @@ def write_gguf(
 def _llama(writer: GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(config["head_dim"])
-    writer.add_value_length(config["head_dim"])
-    writer.add_rope_dimension_count(config["head_dim"])
+    if "head_dim" in config:
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
+        writer.add_rope_dimension_count(config["head_dim"])
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
 
@@ -97,11 +98,11 @@ def _falcon(writer: GGUFWriter, config: dict[str, Any]) -> None:
 
 def _convert(name: str, values: np.ndarray, config: dict[str, Any]) -> tuple[str, np.ndarray]:
     """A tensor's name and values as the converter writes them."""
-    names = LLAMA_NAMES if config["model_type"] == "llama" else FALCON_NAMES
+    names = FALCON_NAMES if config["model_type"] == "falcon" else LLAMA_NAMES
     heads = config["num_attention_heads"]
-    if "q_proj" in name:
+    if "q_proj" in name and config["model_type"] == "llama":
         values = _interleave(values, heads)
-    elif "k_proj" in name:
+    elif "k_proj" in name and config["model_type"] == "llama":
         values = _interleave(values, config["num_key_value_heads"])
     elif "query_key_value" in name:
         kv_heads = config["num_kv_heads"] if config["new_decoder_architecture"] else 1

@@ -60,7 +60,7 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder of the Llama or Falcon family, whatever checkpoint it came from.
+    """A decoder, whatever family and checkpoint it came from.
 
     Layers compute, with ``norm`` either RMSNorm (``rms``) or LayerNorm (``layer``):
 
@@ -69,7 +69,8 @@ class ModelConfig:
       ``attention_norm`` itself if ``shared_norm``.
 
     ``gated_mlp``: ``down(act(gate(x)) * up(x))``, else ``down(act(up(x)))``; ``hidden_act`` is ``silu``, ``gelu``,
-    ``gelu_pytorch_tanh`` or ``relu``. ``rope`` is None for ALiBi models.
+    ``gelu_pytorch_tanh`` or ``relu``. ``rope`` is None for ALiBi models. ``sliding_window`` is how many tokens a query
+    was trained to see, its own included; None for all.
     """
 
     architecture: str
@@ -91,6 +92,7 @@ class ModelConfig:
     rope: RopeConfig | None
     bos_token_id: TokenId | None
     eos_token_ids: tuple[TokenId, ...]
+    sliding_window: Size | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -213,8 +215,9 @@ class BuildConfig:
 
 
 def default_window(model: ModelConfig) -> int:
-    """The default W for a model: 1,024 tokens, or its context if that is shorter."""
-    return min(BuildConfig.max_attention_window, model.max_position_embeddings)
+    """The default W for a model: 1,024 tokens, or its context or its sliding window if that is shorter."""
+    trained = model.sliding_window or model.max_position_embeddings
+    return min(BuildConfig.max_attention_window, model.max_position_embeddings, trained)
 
 
 def check_against_model(build: BuildConfig, model: ModelConfig, force: bool) -> None:
@@ -229,6 +232,11 @@ def check_against_model(build: BuildConfig, model: ModelConfig, force: bool) -> 
         raise TrtstreamError(
             f"--max-attention-window {window} is beyond the checkpoint's trained context of {trained}; use at most "
             f"{trained}, or --force"
+        )
+    if model.sliding_window is not None and build.ring > model.sliding_window:
+        raise TrtstreamError(
+            f"--max-attention-window {window} keeps {build.ring} recent tokens, and the checkpoint's layers see "
+            f"{model.sliding_window} (sliding_window); use at most {model.sliding_window + build.max_sink_token_length}"
         )
     if build.sink_token is not None:
         if not 0 <= build.sink_token < model.vocab_size:

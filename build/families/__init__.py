@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trtstream.build.families import falcon, llama
+from trtstream.build.families import falcon, llama, mistral, qwen2
 from trtstream.build.families.family import Family
 from trtstream.build.families.raw_config import RawConfig
 from trtstream.errors import TrtstreamError
@@ -10,6 +10,8 @@ from trtstream.typed_json import shown
 
 FAMILIES = (
     llama.FAMILY,
+    mistral.FAMILY,
+    qwen2.FAMILY,
     falcon.FAMILY,
 )
 ARCHITECTURES = {name: family for family in FAMILIES for name in family.architectures.values()}
@@ -28,7 +30,7 @@ def find_family(raw: RawConfig) -> Family:
 
 def find_gguf_family(where: str, architecture: str) -> Family:
     """The family of a GGUF architecture; TrtstreamError names ``where`` it was found if it is not supported."""
-    families = {family.gguf_architecture: family for family in FAMILIES}
+    families = {family.gguf_architecture: family for family in FAMILIES if family.gguf_architecture is not None}
     if architecture not in families:
         raise TrtstreamError(
             f"{where}: the architecture {shown(architecture)} is not supported; supported are {', '.join(families)}"

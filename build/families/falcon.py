@@ -92,6 +92,7 @@ def model_config(raw: RawConfig) -> ModelConfig:
         shared_norm=shared_norm,
         tie_word_embeddings=raw.flag("tie_word_embeddings", True),
         rope=None if alibi else raw.rope(max_position_embeddings),
+        sliding_window=raw.sliding_window(),
         bos_token_id=next(iter(raw.token_ids("bos_token_id", 11, vocab_size)), None),
         eos_token_ids=raw.token_ids("eos_token_id", 11, vocab_size),
     )

@@ -21,15 +21,16 @@ class Family:
 
     ``architectures`` are transformers' class names by ``model_type``, for configs that name no class. ``gguf_config``
     takes a GGUF file's metadata (``gguf_architecture`` removed from their names) and tensor names, and returns what the
-    family adds to `trtstream.build.gguf_file`'s common part of a config in Hugging Face's spelling. All three functions
-    raise TrtstreamError for what cannot be computed.
+    family adds to `trtstream.build.gguf_file`'s common part of a config in Hugging Face's spelling; both are None where
+    .gguf files call its models by another family's name. All three functions raise TrtstreamError for what cannot be
+    computed.
     """
 
     architectures: Mapping[str, str]
     model_config: Callable[[RawConfig], ModelConfig]
     recipes: Callable[[RawConfig, ModelConfig, Layout], Recipes]
-    gguf_architecture: str
-    gguf_config: Callable[[RawConfig, Collection[str]], dict[str, Any]]
+    gguf_architecture: str | None = None
+    gguf_config: Callable[[RawConfig, Collection[str]], dict[str, Any]] | None = None
 
     def read_model(self, raw: RawConfig) -> ModelConfig:
         """The model of a config. Raises TrtstreamError for one that an engine's config.json would be refused for."""

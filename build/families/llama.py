@@ -72,6 +72,7 @@ def model_config(raw: RawConfig) -> ModelConfig:
         shared_norm=False,
         tie_word_embeddings=raw.flag("tie_word_embeddings", False),
         rope=raw.rope(max_position_embeddings),
+        sliding_window=raw.sliding_window(),
         bos_token_id=next(iter(raw.token_ids("bos_token_id", 1, vocab_size)), None),
         eos_token_ids=raw.token_ids("eos_token_id", 2, vocab_size),
     )
@@ -92,11 +93,24 @@ def gguf_config(metadata: RawConfig, tensor_names: Collection[str]) -> dict[str,
 
 
 def recipes(raw: RawConfig, model: ModelConfig, layout: Layout) -> Recipes:
+    biased = {
+        "qkv": raw.flag("attention_bias", False),
+        "attention_output": raw.flag("attention_bias", False),
+        "mlp": raw.flag("mlp_bias", False),
+    }
+    return gated_recipes(model, layout, {name for name, has_bias in biased.items() if has_bias}, layout == "gguf")
+
+
+def gated_recipes(model: ModelConfig, layout: Layout, biased: Collection[str], adjacent_pairs: bool) -> Recipes:
+    """The recipes of a decoder with these names.
+
+    ``biased`` are those of ``qkv``, ``attention_output`` and ``mlp`` that have biases. ``adjacent_pairs``: the two
+    dimensions of q and k that rotate together are stored next to each other, not half a head apart.
+    """
     names, hidden, intermediate = NAMES[layout], model.hidden_size, model.intermediate_size
     q_rows, kv_rows = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
-    attention_bias, mlp_bias = raw.flag("attention_bias", False), raw.flag("mlp_bias", False)
 
-    def fuse_gguf(parts: list[torch.Tensor]) -> torch.Tensor:
+    def fuse_pairs(parts: list[torch.Tensor]) -> torch.Tensor:
         q, k, v = parts
         return torch.cat([_half_split(q, model.num_attention_heads), _half_split(k, model.num_key_value_heads), v])
 
@@ -106,10 +120,11 @@ def recipes(raw: RawConfig, model: ModelConfig, layout: Layout) -> Recipes:
             f"{layer}.qkv",
             {stored["q"]: q_rows, stored["k"]: kv_rows, stored["v"]: kv_rows},
             hidden,
-            bias=attention_bias,
-            make=fuse_gguf if layout == "gguf" else torch.cat,
+            bias="qkv" in biased,
+            make=fuse_pairs if adjacent_pairs else torch.cat,
         )
-        tensors.linear(f"{layer}.attention_output", {stored["attention_output"]: hidden}, q_rows, bias=attention_bias)
+        output_bias, mlp_bias = "attention_output" in biased, "mlp" in biased
+        tensors.linear(f"{layer}.attention_output", {stored["attention_output"]: hidden}, q_rows, bias=output_bias)
         tensors.norm(f"{layer}.mlp_norm", stored["mlp_norm"], hidden)
         tensors.linear(
             f"{layer}.gate_up", {stored["gate"]: intermediate, stored["up"]: intermediate}, hidden, bias=mlp_bias
@@ -120,7 +135,7 @@ def recipes(raw: RawConfig, model: ModelConfig, layout: Layout) -> Recipes:
 
 
 def _half_split(rows: torch.Tensor, heads: int) -> torch.Tensor:
-    """GGUF keeps the two dimensions that rotate together next to each other; this puts them half a head apart."""
+    """Put the two dimensions that rotate together, which are next to each other, half a head apart."""
     return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 

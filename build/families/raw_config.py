@@ -72,18 +72,38 @@ class RawConfig:
                 raise self.error(f"{name} is {shown(value)}; it must be a token id or a list of them")
         return tuple(dict.fromkeys(token for token in ids if 0 <= token < vocab_size))
 
+    def with_defaults(self, defaults: dict[str, Any]) -> RawConfig:
+        """This config with ``defaults`` for keys that it lacks."""
+        return RawConfig(self.where, defaults | self.values)
+
+    def sliding_window(self) -> int | None:
+        """How many tokens each query sees, its own included; None for all.
+
+        Raises TrtstreamError where layers differ.
+        """
+        if not self.get("sliding_window") or not self.flag("use_sliding_window", True):
+            return None
+        full = checked(int, self.get("max_window_layers", default=0), f"{self.where}: max_window_layers")
+        kinds = self.get("layer_types")
+        if kinds is None:  # then the first ``full`` layers see everything
+            layers = self.integer("num_hidden_layers", "n_layer")
+            kinds = ["full_attention"] * (full > 0) + ["sliding_attention"] * (full < layers)
+        if not isinstance(kinds, list) or any(kind not in ("full_attention", "sliding_attention") for kind in kinds):
+            raise self.error(f"layer_types is {shown(kinds)}; supported are full_attention and sliding_attention")
+        if "sliding_attention" not in kinds:
+            return None
+        if "full_attention" in kinds:
+            raise self.error("its layers do not all have the same window (layer_types, max_window_layers)")
+        return self.integer("sliding_window")
+
     def refuse_unsupported(self) -> None:
-        """Raise TrtstreamError for a feature that no family supports: quantized weights, a sliding window."""
+        """Raise TrtstreamError for a feature that no family supports: quantized weights."""
         quantization = self.get("quantization_config", "compression_config")
         if quantization:
             method = quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else quantization
             raise self.error(
                 f"the checkpoint is quantized ({shown(method)}), which cannot be read; use the original, unquantized "
                 "checkpoint or a .gguf file"
-            )
-        if self.get("sliding_window") and self.get("use_sliding_window", default=True):
-            raise self.error(
-                f"sliding_window is {shown(self.get('sliding_window'))}; models with a sliding window are not supported"
             )
 
     def rope(self, max_position_embeddings: int) -> RopeConfig:

@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.checkpoints import VARIANTS, write_checkpoint
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
+from trtstream.build.families import find_family
+from trtstream.build.families.raw_config import RawConfig
 from trtstream.plugins.positions import inverse_frequencies
 from trtstream.settings import RopeConfig
 
-LLAMAS = [variant for variant in VARIANTS if variant.startswith("llama")]
+LLAMAS = [variant for variant in VARIANTS if not variant.startswith("falcon")]
 FALCONS = [variant for variant in VARIANTS if variant.startswith("falcon")]
 
 
@@ -251,3 +253,18 @@ def test_a_tied_model_whose_head_is_stored_too(tmp_path: Path) -> None:
     tied = open_checkpoint(tmp_path)
     assert tied.model.tie_word_embeddings
     assert "lm_head.weight" not in tied.tensor_names()
+
+
+@pytest.mark.parametrize("variant", ["mistral", "qwen2"])
+def test_what_a_config_leaves_out_is_as_in_transformers(variant: str) -> None:
+    sizes = {"vocab_size": 128, "hidden_size": 4096, "num_hidden_layers": 2, "num_attention_heads": 32}
+    raw = RawConfig("config", {**sizes, "model_type": variant, "intermediate_size": 96})
+    model, theirs = find_family(raw).model_config(raw), AutoConfig.for_model(variant, **sizes)
+    assert model.num_key_value_heads == theirs.num_key_value_heads
+    assert model.max_position_embeddings == theirs.max_position_embeddings
+    assert model.norm_eps == theirs.rms_norm_eps
+    assert model.tie_word_embeddings == theirs.tie_word_embeddings
+    assert model.sliding_window == theirs.sliding_window
+    assert model.bos_token_id == theirs.bos_token_id
+    assert model.eos_token_ids == (() if theirs.eos_token_id is None else (theirs.eos_token_id,))
+    assert model.rope == RopeConfig(theta=theirs.rope_parameters["rope_theta"])

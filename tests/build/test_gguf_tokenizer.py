@@ -10,7 +10,7 @@ import pytest
 from gguf import GGUFWriter
 from gguf.constants import Keys
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from tests.checkpoints import write_checkpoint
 from tests.gguf_files import write_gguf
@@ -45,8 +45,10 @@ def byte_level(writer: GGUFWriter, pre: str | None) -> None:
     writer.add_token_merges([f"{a} {b}" for a, b in merges])
 
 
-def gguf_tokenizer_of(folder: Path, metadata: Callable[[GGUFWriter], None]) -> PreTrainedTokenizerFast:
-    write_checkpoint(folder / "hf", "llama-gqa", vocab_size=320, num_hidden_layers=1)
+def gguf_tokenizer_of(
+    folder: Path, metadata: Callable[[GGUFWriter], None], variant: str = "llama-gqa"
+) -> PreTrainedTokenizerFast:
+    write_checkpoint(folder / "hf", variant, vocab_size=320, num_hidden_layers=1)
     path = write_gguf(folder / "model.gguf", folder / "hf", metadata=metadata)
     assert open_checkpoint(path).save_tokenizer(folder / "tokenizer") is True
     return AutoTokenizer.from_pretrained(folder / "tokenizer")
@@ -69,6 +71,7 @@ def test_sentencepiece_from_gguf(tmp_path: Path) -> None:
         ("llama-bpe", ["<s>", "a", "Ġ", "123", "4", "5"]),
         ("falcon", ["a", "Ġ", "123", "4", "5"]),
         ("default", ["a", "Ġ", "123", "4", "5"]),
+        ("qwen2", ["a", "Ġ", "1", "2", "3", "4", "5"]),
     ],
 )
 def test_byte_level_splits_as_its_pre_tokenizer_says(pre: str, pieces: list[str], tmp_path: Path) -> None:
@@ -84,6 +87,14 @@ def test_the_default_split_keeps_characters_of_several_bytes(tmp_path: Path) -> 
     split = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("été²… 12345<=x's")
     pieces = ["Ã©tÃ©", "Â²", "âĢ¦", "Ġ", "123", "45", "<=", "x", "'", "s"]
     assert [piece for piece, _ in split] == pieces
+
+
+def test_qwen2s_tokenizer_is_transformers_own(tmp_path: Path) -> None:
+    tokenizer = gguf_tokenizer_of(tmp_path, lambda writer: byte_level(writer, "qwen2"), "qwen2")
+    vocabulary, merges = tokenizer.get_vocab(), [("1", "2"), ("12", "3"), ("123", "4")]
+    expected = Qwen2Tokenizer(vocabulary, merges, unk_token="<|end|>", eos_token="<|end|>", pad_token="<|end|>")
+    for text in ("It's WE'LL\r\n\n  x123456", " naïve\tcafé… (a)  ", "日本 語!?\n 1e5", "e\u0301 a"):
+        assert tokenizer.encode(text) == expected.encode(text), text
 
 
 @pytest.mark.parametrize("add", [None, True, False])

@@ -96,13 +96,8 @@ def tensor_that_its_shard_lacks(folder: Path) -> None:
 REFUSALS: dict[str, tuple[str, Change, str]] = {
     "architecture": (
         "llama-gqa",
-        config(architectures=["MistralForCausalLM"], model_type="mistral"),
-        "the architecture 'MistralForCausalLM' is not supported; supported are LlamaForCausalLM, FalconForCausalLM",
-    ),
-    "Mistral": (
-        "llama-gqa",
-        config(architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=4096),
-        "the architecture 'MistralForCausalLM' is not supported; supported are LlamaForCausalLM, FalconForCausalLM",
+        config(architectures=["MixtralForCausalLM"], model_type="mixtral"),
+        "the architecture 'MixtralForCausalLM' is not supported; supported are LlamaForCausalLM, MistralForCausalLM, ",
     ),
     "model type alone": (
         "llama-gqa",
@@ -119,7 +114,21 @@ REFUSALS: dict[str, tuple[str, Change, str]] = {
         tensors(model__norm__weight=torch.ones(64, dtype=torch.int8)),
         r"\'model\.norm\.weight\' is stored as I8; expected one of F64, F32, F16, BF16",
     ),
-    "sliding window": ("llama-gqa", config(sliding_window=4096), "sliding_window is 4096; models with a sliding"),
+    "layers with and without a window": (
+        "qwen2",
+        config(use_sliding_window=True, sliding_window=4096, layer_types=None, max_window_layers=2),
+        "its layers do not all have the same window",
+    ),
+    "layer types": (
+        "mistral",
+        config(layer_types={"a": 1}),
+        r"layer_types is \{'a': 1\}; supported are full_attention and sliding_attention",
+    ),
+    "window layers": (
+        "qwen2",
+        config(use_sliding_window=True, sliding_window=4096, max_window_layers="2"),
+        "max_window_layers is '2'; it must be a whole number",
+    ),
     "activation": ("llama-gqa", config(hidden_act="mish"), "hidden_act is 'mish'; supported are silu, swish, gelu"),
     "rope type": (
         "llama-gqa",
