@@ -115,6 +115,14 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     class CheckedReader(GGUFReader):
         """GGUFReader itself slices past the end of the file silently, and loops forever when a count is wrong."""
 
+        @property
+        def data(self) -> Any:
+            return self._data
+
+        @data.setter
+        def data(self, mapped: np.ndarray) -> None:
+            self._data = mapped.view(np.ndarray)  # slicing a memmap, once for each token, takes twice as long
+
         def _get(self, offset: int, dtype: Any, count: int = 1, *args: Any, **kwargs: Any) -> Any:
             values = super()._get(offset, dtype, count, *args, **kwargs)
             if len(values) != int(count):

@@ -223,6 +223,7 @@ def test_an_architecture_that_is_not_supported_is_named(tmp_path: Path) -> None:
     refuse(tmp_path / "model.gguf", "the architecture 'mamba' is not supported; supported are llama, qwen2, falcon")
 
 
+@pytest.mark.slow
 def test_smollm2_is_read_as_transformers_reads_it(smollm2_gguf: Path) -> None:
     from transformers import AutoModelForCausalLM
 
