@@ -20,6 +20,7 @@ COMMANDS = {
     "smoke": "trtstream.deploy.client.smoke:smoke",
     "bench": "trtstream.deploy.client.bench:bench",
     "chat": "trtstream.deploy.client.chat:chat",
+    "sessions": "trtstream.sessions.command:sessions",
     "eval": "trtstream.evaluation.command:evaluate",
     "quickstart": "trtstream.quickstart:quickstart",
     "doctor": "trtstream.doctor:doctor",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import sys
 from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
@@ -12,13 +11,11 @@ import click
 
 from trtstream.deploy.client.triton import Response, TritonClient
 from trtstream.errors import TrtstreamError
+from trtstream.terminal_text import for_stdout
 
 MAX_TOKENS = 1024
 LOST = ("conflict", "not_found")
 """Codes of errors that say that the server does not have the conversation that the client believes in."""
-
-CONTROL_CHARACTERS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-"""Characters that a model must not send to a terminal: it could write escape sequences."""
 
 
 class Conversation:
@@ -96,7 +93,7 @@ class Conversation:
             before = response.session_tokens - response.num_input_tokens
             if before < self.session_tokens:
                 click.echo(f"(the server did not have session {self.session_id}: this is a new conversation)", err=True)
-        click.echo(response.text.translate(CONTROL_CHARACTERS) if sys.stdout.isatty() else response.text, nl=False)
+        click.echo(for_stdout(response.text), nl=False)
 
     def _announce(self) -> None:
         click.echo(self.client.session_note(self.session_id), err=True)

@@ -32,7 +32,9 @@ print([name for name in "{heavy}".split(", ") if name in sys.modules])
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["build", "inspect", "package", "serve", "smoke", "bench", "chat", "quickstart"])
+@pytest.mark.parametrize(
+    "command", ["build", "inspect", "package", "serve", "smoke", "bench", "chat", "sessions", "quickstart"]
+)
 def test_every_command_has_help(command: str) -> None:
     result = run_in_process(command, "--help")
     assert result.returncode == 0

@@ -52,13 +52,13 @@ class CommitUnknown(Exception):
 class Database:
     """Connections for several threads. ``name`` is the URL without its password."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, must_exist: bool = False) -> None:
         self._url = make_url(session_store_url(url))
         self.name = self._url.render_as_string()
         self.is_sqlite = self._url.drivername == "sqlite"
         options: dict[str, Any]
         if self.is_sqlite:
-            self._create_file(Path(str(self._url.database)))
+            _open_file(Path(str(self._url.database)), 0 if must_exist else os.O_CREAT)
             # None: SQLite's own commits, where Python would begin transactions by rules of its own.
             options = {"connect_args": {"timeout": SECONDS, "isolation_level": None}}
         else:
@@ -99,13 +99,6 @@ class Database:
     def close(self) -> None:
         self._engine.dispose()
 
-    def _create_file(self, path: Path) -> None:
-        """Before SQLite does, for its owner alone; the files that SQLite puts next to it get the same mode."""
-        try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        except OSError as error:
-            raise TrtstreamError(f"the session store {path} cannot be opened ({error.strerror})") from None
-
     @contextmanager
     def _errors(self) -> Iterator[None]:
         """What the database or its driver raises, except for a violated constraint, as one line."""
@@ -117,6 +110,14 @@ class Database:
             cause = one_line(getattr(error, "orig", None) or error)
             message = f"the session store {self.name} does not answer ({cause}); try again later"
             raise TrtstreamError(message, code="unavailable") from error
+
+
+def _open_file(path: Path, flags: int) -> None:
+    """Before SQLite does, for its owner alone; the files that SQLite puts next to it get the same mode."""
+    try:
+        os.close(os.open(path, os.O_RDWR | flags, 0o600))
+    except OSError as error:
+        raise TrtstreamError(f"the session store {path} cannot be opened ({error.strerror})") from None
 
 
 def _set_pragmas(connection: Any, _: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trtstream.errors import TrtstreamError
 
@@ -70,6 +70,11 @@ class TurnRecord:
         """The answer's ids."""
         return (*self.tokens[len(self.tokens) - self.num_output_tokens + 1 :], self.pending)
 
+    def answer_alone(self) -> TurnRecord:
+        """The turn without what the client sent, for those who remember many: `position` and the answer stay."""
+        tokens = self.output_ids[:-1]
+        return replace(self, start=self.position - len(tokens), tokens=tokens, system=None, prompt=None)
+
 
 @dataclass(frozen=True)
 class Commit:
@@ -97,3 +102,13 @@ class SessionSummary:
 def key_text(key: SessionKey) -> str:
     """A session's key as the database has it: JSON, which keeps 77 and "77" apart."""
     return json.dumps(key, ensure_ascii=False)
+
+
+def unknown_outcome(key: SessionKey | None) -> TrtstreamError:
+    """The error of a turn that may be committed, or not."""
+    session = "the turn" if key is None else f"the turn of session {key!r}"
+    return TrtstreamError(
+        f"{session} may be committed, or not: the session store did not say; send the request again with the same "
+        "request id",
+        code="unknown",
+    )

@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from trtstream.errors import TrtstreamError
 from trtstream.sessions.database import CommitUnknown, Database
-from trtstream.sessions.records import Commit, SessionKey, SessionSummary, TurnRecord, key_text
+from trtstream.sessions.records import Commit, SessionKey, SessionSummary, TurnRecord, key_text, unknown_outcome
 from trtstream.sessions.schema import migrate, sessions, turns
 
 ID_TYPE = np.dtype("<i4")
@@ -25,12 +25,13 @@ KEEP_SECONDS = 24 * 3600.0
 class TurnLog:
     """Sessions in a database, for several threads and servers at once. Opening it makes its tables.
 
-    A session that was not continued for ``session_ttl`` seconds (None: never) is deleted by a `sweep`. All methods
+    A session that was not continued for ``session_ttl`` seconds (None: never) is deleted by a `sweep`. With
+    ``must_exist``, an SQLite file that does not exist is refused rather than made. All methods
     raise TrtstreamError with the code ``unavailable`` while the database does not answer.
     """
 
-    def __init__(self, url: str, session_ttl: float | None = None) -> None:
-        self._database = Database(url)
+    def __init__(self, url: str, session_ttl: float | None = None, must_exist: bool = False) -> None:
+        self._database = Database(url, must_exist)
         self._session_ttl = session_ttl
         try:
             with self._database.writing() as connection:
@@ -253,16 +254,6 @@ class TurnLog:
                     if not busy:
                         return
                     time.sleep(0.05)
-
-
-def unknown_outcome(key: SessionKey | None) -> TrtstreamError:
-    """The error of a turn that may be committed, or not."""
-    session = "the turn" if key is None else f"the turn of session {key!r}"
-    return TrtstreamError(
-        f"{session} may be committed, or not: the session store did not say; send the request again with the same "
-        "request id",
-        code="unknown",
-    )
 
 
 def _conflict(key: SessionKey | None) -> TrtstreamError:
