@@ -17,8 +17,11 @@ except PackageNotFoundError:  # sources that were not installed, as `python -m b
     __version__ = "unknown"
 
 
-def load(engine: str | Path, limits: SchedulerLimits | None = None) -> LLM:
-    """Load an engine directory for use in this process. Raises TrtstreamError if it cannot run here."""
+def load(engine: str | Path, limits: SchedulerLimits | None = None, session_store: str | None = None) -> LLM:
+    """Load an engine directory for use in this process. Raises TrtstreamError if it cannot run here.
+
+    With a ``session_store``, sqlite:///PATH or postgresql+psycopg://USER@HOST/DATABASE, sessions outlive the process.
+    """
     from trtstream.runtime.llm import LLM
 
-    return LLM(engine, limits)
+    return LLM(engine, limits, session_store)

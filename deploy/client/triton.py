@@ -10,7 +10,7 @@ import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -37,7 +37,7 @@ NO_PROXY = [
 class Response(TurnOutput):
     """One response of a turn. ``received_at`` is when it arrived, in seconds of `time.perf_counter`."""
 
-    received_at: float
+    received_at: float = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class TritonClient(ABC):
         if status == "UNAVAILABLE" and (answered or message.startswith("Stream removed")):
             return TrtstreamError(
                 f"the server at {self.url} or its model went away in the middle of an answer ({message}); "
-                "ask again in a moment: `trtstream serve` starts it again, without its sessions"
+                "ask again in a moment: `trtstream serve` starts it again"
             )
         if status == "UNAVAILABLE" and _speaks_http(self.url):
             return TrtstreamError(

@@ -18,6 +18,9 @@ PUBLIC = "TRTSTREAM_PUBLIC"
 LIMITS = "TRTSTREAM_LIMITS"
 """A JSON object: fields of `SchedulerLimits` that differ from `SERVICE_LIMITS`."""
 
+SESSION_STORE = "TRTSTREAM_SESSION_STORE"
+"""The URL of the session store, which may have a password. Without one sessions end with the model's process."""
+
 SERVICE_LIMITS = SchedulerLimits(max_tokens_limit=1 << 20, turn_timeout=3600.0)
 """A service's limits. No turn of it is without a bound."""
 
@@ -28,11 +31,13 @@ class ModelOptions:
 
     public: bool = False
     limits: SchedulerLimits = SERVICE_LIMITS
+    session_store: str | None = None
 
     def variables(self) -> dict[str, str]:
-        return {PUBLIC: str(int(self.public)), LIMITS: json.dumps(asdict(self.limits))}
+        store = {} if self.session_store is None else {SESSION_STORE: self.session_store}
+        return {PUBLIC: str(int(self.public)), LIMITS: json.dumps(asdict(self.limits)), **store}
 
     @classmethod
     def read(cls, variables: Mapping[str, str] = os.environ) -> ModelOptions:
         limits = replace(SERVICE_LIMITS, **json.loads(variables.get(LIMITS, "{}")))
-        return cls(public=variables.get(PUBLIC) == "1", limits=limits)
+        return cls(variables.get(PUBLIC) == "1", limits, variables.get(SESSION_STORE) or None)

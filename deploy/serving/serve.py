@@ -12,7 +12,7 @@ import click
 
 from trtstream.deploy.http_front.readiness import Readiness
 from trtstream.deploy.serving.addresses import LOOPBACK, Addresses, choose_ports, resolve
-from trtstream.deploy.serving.environment import SERVICE_LIMITS, ModelOptions
+from trtstream.deploy.serving.environment import SERVICE_LIMITS, SESSION_STORE, ModelOptions
 from trtstream.deploy.serving.package import DEFAULT_MODEL_NAME, model_names, write_model
 from trtstream.deploy.serving.supervisor import Policy, Service, Supervisor, stop_events
 from trtstream.deploy.serving.tritonserver import find_tritonserver
@@ -70,6 +70,24 @@ PEM_FILE = click.Path(exists=True, dir_okay=False, path_type=Path, resolve_path=
     help="Milliseconds between an answer's tokens while a prompt is fed next to it.",
 )
 @click.option(
+    "--session-store",
+    envvar=SESSION_STORE,
+    help="Keep sessions in this database, so that they outlive the server: sqlite:///PATH or "
+    f"postgresql+psycopg://USER@HOST/DATABASE. {SESSION_STORE} says the same, out of the sight of other users.",
+)
+@click.option(
+    "--commit-timeout",
+    default=SERVICE_LIMITS.commit_timeout,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds that the session store has to take a turn.",
+)
+@click.option(
+    "--session-ttl",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds after which a session that is not continued is deleted from the store.  [default: never]",
+)
+@click.option(
     "--restart",
     default="on-failure",
     show_default=True,
@@ -110,6 +128,9 @@ def serve(
     max_tokens_limit: int,
     turn_timeout: float,
     max_itl_ms: float,
+    session_store: str | None,
+    commit_timeout: float,
+    session_ttl: float | None,
     restart: str,
     max_restarts: int,
     start_timeout: float,
@@ -143,6 +164,10 @@ def serve(
         options: dict[str, Any] = {}
         if engine := find_built_engine(repository):
             require_backend(installation.binary, installation.environment["PATH"], engine)
+            if session_store is not None:
+                raise TrtstreamError(
+                    f"{source} has a tensorrt-llm engine, which keeps no sessions: leave the store out"
+                )
             # Its models know no control socket: Triton itself waits for requests in flight.
             options = {
                 "folder": repository,
@@ -152,12 +177,18 @@ def serve(
             }
         require_shared_memory(len(models))
         limits = replace(
-            SERVICE_LIMITS, max_tokens_limit=max_tokens_limit, turn_timeout=turn_timeout, max_itl_ms=max_itl_ms
+            SERVICE_LIMITS,
+            max_tokens_limit=max_tokens_limit,
+            turn_timeout=turn_timeout,
+            max_itl_ms=max_itl_ms,
+            commit_timeout=commit_timeout,
+            session_ttl=session_ttl,
         )
+        store = None if session_store is None else _session_store(session_store)
         service = Service(
             installation,
             _arguments(source, repository, addresses, tls_cert, tls_key),
-            ModelOptions(public=public, limits=limits).variables(),
+            ModelOptions(public, limits, store).variables(),
             place,
             f"{addresses.triton_http}/v2/health/ready",
             options,
@@ -176,6 +207,16 @@ def serve(
         triton = Upstream(addresses.triton_http, readiness, supervisor.cancel)
         with HttpFront(addresses.host, addresses.http_port, triton, tls):
             supervisor.run()
+
+
+def _session_store(text: str) -> str:
+    """The store's URL for the models, which start elsewhere. Raises TrtstreamError if it does not open."""
+    from trtstream.sessions.database import session_store_url  # here, as most servers have none
+    from trtstream.sessions.turn_log import TurnLog
+
+    url = session_store_url(text)
+    TurnLog(url).close()
+    return url
 
 
 def _repository(source: Path, work: Path) -> Path:

@@ -50,7 +50,8 @@ def test_an_input_arrives(name: str) -> None:
 
 
 def test_outputs_of_a_turn_in_one_response() -> None:
-    outputs = [TurnOutput("ö", (1, 2), (-0.5, -1.0), "", 3, 2, 4), TurnOutput("b", (), (), "stop", 3, 3, 5)]
+    last = TurnOutput("b", (), (), "stop", 3, 3, 5, "ab12")
+    outputs = [TurnOutput("ö", (1, 2), (-0.5, -1.0), "", 3, 2, 4), last]
     tensors = response_tensors(outputs)
     assert {name: array.tolist() for name, array in tensors.items()} == {
         "text_output": ["öb".encode()],
@@ -60,6 +61,7 @@ def test_outputs_of_a_turn_in_one_response() -> None:
         "num_input_tokens": [3],
         "num_output_tokens": [3],
         "session_tokens": [5],
+        "turn_id": [b"ab12"],
     }
     assert tensors["output_ids"].dtype == np.int32
     assert response_tensors(outputs[1:])["output_log_probs"].dtype == np.float32

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from tests.runtime.clients import ENDLESS, EOS, Client, ask, wait_until
+from tests.sessions.records import turn_after
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.requests import TurnOutput
 from trtstream.runtime.session import Session, SessionStore
@@ -108,7 +111,7 @@ def test_idle_sessions_keep_to_their_memory(engine):
     for session in sessions:
         assert store.enter(session) == []
         engine.prefill(store.lanes[session], [session.key] * 6)
-        store.commit(session, pending=1, ends=False)
+        store.commit(session, turn_after(None, Random(0), tokens=[session.key] * 6, num_output_tokens=1), ends=False)
     assert list(store.lanes) == sessions[4:]
     assert [store.saved[session].kv_cache is not None for session in sessions[:4]] == [False, False, True, True]
     assert store.enter(sessions[3]) == []

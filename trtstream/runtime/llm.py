@@ -10,16 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtstream.engine_dir import TOKENIZER
+from trtstream.engine_dir import TOKENIZER, read_engine
 from trtstream.errors import TrtstreamError
 from trtstream.fast_tokenizer import load_fast_tokenizer
 from trtstream.runtime.loading import load_engine
-from trtstream.runtime.requests import TurnOutput, TurnRequest
+from trtstream.runtime.requests import SessionKey, TurnOutput, TurnRequest
 from trtstream.runtime.scheduler import Scheduler
 from trtstream.runtime.scheduler_limits import SchedulerLimits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from trtstream.runtime.journal import Journal
 
 MAX_TOKENIZER_BYTES = 1 << 28
 """Of a file; the largest vocabularies take a sixth of it."""
@@ -28,18 +30,30 @@ MAX_TOKENIZER_BYTES = 1 << 28
 class LLM:
     """An engine ready for use: ``with trtstream.load("engine") as llm: ...``. Methods may be called from any thread."""
 
-    def __init__(self, engine: str | Path, limits: SchedulerLimits | None = None) -> None:
+    def __init__(
+        self, engine: str | Path, limits: SchedulerLimits | None = None, session_store: str | None = None
+    ) -> None:
         folder = Path(engine)
+        limits = limits or SchedulerLimits()
+        journal = None if session_store is None else open_journal(folder, session_store, limits)
+        try:
+            self._load(folder, limits, journal)
+        except BaseException:
+            if journal is not None:
+                journal.close()
+            raise
+
+    def _load(self, folder: Path, limits: SchedulerLimits, journal: Journal | None) -> None:
         # In a thread that ends: OpenMP keeps a pool of threads for each thread that computes, and once there are more
         # threads than cores, it makes the scheduler's sleep where they should spin (1.5 times the latency).
         with ThreadPoolExecutor(1) as loading:
             self.engine = loading.submit(load_engine, folder).result()
         self.tokenizer = load_tokenizer(folder / TOKENIZER)
-        self.scheduler = Scheduler(self.engine, self.tokenizer, limits or SchedulerLimits())
+        self.scheduler = Scheduler(self.engine, self.tokenizer, limits, journal)
 
-    def session(self) -> ChatSession:
-        """A new conversation, which each turn continues."""
-        return ChatSession(self)
+    def session(self, key: SessionKey | None = None) -> ChatSession:
+        """A new conversation, which each turn continues; with a ``key``, the one of this name if there is one."""
+        return ChatSession(self, key)
 
     def generate(self, text: str | None = None, **options: Any) -> Generator[str, None, None]:
         """Yield the pieces of one answer; nothing is remembered. ``options`` are `TurnRequest`'s other fields.
@@ -64,12 +78,17 @@ class LLM:
 
 
 class ChatSession:
-    """A conversation in an `LLM`, one turn at a time. ``session_tokens`` counts the tokens it has been fed."""
+    """A conversation in an `LLM`, one turn at a time.
 
-    def __init__(self, llm: LLM) -> None:
+    ``key`` is its name. ``session_tokens`` counts the tokens it has been fed, and ``turn_id`` names its last turn; both
+    are None in a conversation that was come back to, until a turn has ended.
+    """
+
+    def __init__(self, llm: LLM, key: SessionKey | None) -> None:
         self._scheduler = llm.scheduler
-        self._key = secrets.token_urlsafe()
-        self.session_tokens = 0
+        self.key = secrets.token_urlsafe() if key is None else key
+        self.session_tokens: int | None = 0 if key is None else None
+        self.turn_id: str | None = None
 
     def generate(self, text: str | None = None, **options: Any) -> Generator[str, None, None]:
         """Yield the pieces of the next answer; as `LLM.generate` otherwise.
@@ -80,7 +99,9 @@ class ChatSession:
 
     def stream(self, text: str | None = None, **options: Any) -> Generator[TurnOutput, None, None]:
         """As `generate`, but yield a `TurnOutput` for each token."""
-        request = TurnRequest(text=text, session_key=self._key, session_tokens=self.session_tokens, **options)
+        if not options.get("session_rewind"):
+            options = {"session_tokens": self.session_tokens, **options}
+        request = TurnRequest(text=text, session_key=self.key, **options)
         return _outputs(self._scheduler, request, self._ended)
 
     def close(self) -> None:
@@ -90,6 +111,16 @@ class ChatSession:
 
     def _ended(self, output: TurnOutput) -> None:
         self.session_tokens = output.session_tokens
+        self.turn_id = output.turn_id or self.turn_id
+
+
+def open_journal(engine: Path, session_store: str, limits: SchedulerLimits) -> Journal:
+    """The session store at this URL, for the checkpoint that ``engine`` was built from."""
+    from trtstream.runtime.journal import Journal  # here, as only those who ask for it need a database
+    from trtstream.sessions.turn_log import TurnLog
+
+    fingerprint = bytes.fromhex(read_engine(engine).fingerprint)
+    return Journal(TurnLog(session_store, limits.session_ttl), fingerprint, limits.commit_timeout)
 
 
 def _outputs(

@@ -68,6 +68,8 @@ INPUTS = _by_name(
         "The tokens that the session has been fed, in the client's belief (checked).",
         limits=Limits(0),
     ),
+    Field("parent_turn", "BYTES", "The `turn_id` that the turn continues (checked); with a new session, a fork."),
+    Field("session_rewind", "BOOL", "The session goes back to `parent_turn` if that is not its last turn."),
     Field("stream", "BOOL", "One response for each token, in place of one for the turn."),
     Field("max_tokens", "INT32", "The greatest number of tokens in the answer.", limits=Limits(1)),
     Field("temperature", "FP32", "Flattens the distribution that is sampled.", limits=Limits(0, note="0 is greedy")),
@@ -100,6 +102,7 @@ OUTPUTS = _by_name(
     Field("num_input_tokens", "INT32", "Tokens in the turn, the template's included."),
     Field("num_output_tokens", "INT32", "Tokens in the answer so far."),
     Field("session_tokens", "INT32", "Tokens that the session has been fed."),
+    Field("turn_id", "BYTES", "Names the turn; empty until the last response, and where the turn is not kept."),
 )
 """A response's tensors by name: a `TurnOutput`."""
 
@@ -117,14 +120,22 @@ ERROR_CODES = {
         "Too many turns wait, or the session has a turn running: try again later.", HTTPStatus.TOO_MANY_REQUESTS
     ),
     "conflict": ErrorCode(
-        "The session has not seen the number of tokens that `session_tokens` says.", HTTPStatus.CONFLICT
+        "The session is not where `session_tokens` or `parent_turn` says, or was continued elsewhere meanwhile.",
+        HTTPStatus.CONFLICT,
     ),
     "draining": ErrorCode("The server is shutting down.", HTTPStatus.SERVICE_UNAVAILABLE),
     "internal": ErrorCode("The engine failed; the server's log says more.", HTTPStatus.INTERNAL_SERVER_ERROR),
     "invalid": ErrorCode("The request itself is wrong.", HTTPStatus.BAD_REQUEST),
-    "not_found": ErrorCode("The session does not exist: it ended, expired or was lost.", HTTPStatus.NOT_FOUND),
+    "not_found": ErrorCode(
+        "The session or the turn does not exist: it ended, expired or was lost.", HTTPStatus.NOT_FOUND
+    ),
     "timeout": ErrorCode("The turn did not end within its `timeout`.", HTTPStatus.GATEWAY_TIMEOUT),
     "too_long": ErrorCode("The prompt is longer than a tensorrt-llm engine takes.", HTTPStatus.BAD_REQUEST),
+    "unavailable": ErrorCode("The session store does not answer: try again later.", HTTPStatus.SERVICE_UNAVAILABLE),
+    "unknown": ErrorCode(
+        "The session store did not say whether it has the turn: send the request again with the same id.",
+        HTTPStatus.GATEWAY_TIMEOUT,
+    ),
 }
 """With which codes, in brackets, the message of an error begins."""
 

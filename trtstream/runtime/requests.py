@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 from trtstream.sessions.records import SessionKey
@@ -17,6 +20,10 @@ class TurnRequest:
     A turn without ``session_key`` is one-shot: its state is dropped when it ends. ``temperature`` 0 is greedy;
     ``top_k`` 0 and ``top_p`` 1 are off. ``session_tokens`` is how many tokens the client believes the session has seen.
     ``timeout`` is in seconds from submission; a turn past it fails and is rolled back.
+
+    ``parent_turn`` is the `TurnOutput.turn_id` of the turn to continue: the session's last one, unless
+    ``session_rewind`` says that it is an earlier one and that the session goes back to it. A new session, or a turn
+    without a session, that has a ``parent_turn`` forks the conversation there.
     """
 
     text: str | None = None
@@ -27,6 +34,8 @@ class TurnRequest:
     session_start: bool = False
     session_end: bool = False
     session_tokens: int | None = None
+    parent_turn: str | None = None
+    session_rewind: bool = False
     max_tokens: int = 256
     temperature: float = 0.0
     top_k: int = 0
@@ -40,6 +49,24 @@ class TurnRequest:
     timeout: float | None = None
     request_id: str = ""
 
+    def digest(self) -> bytes:
+        """A hash (32 bytes) of everything that the answer depends on; equal for a request that is sent again."""
+        names = {field.name for field in fields(self)} - {"input_ids", "timeout", "request_id"}
+        values = json.dumps({name: getattr(self, name) for name in sorted(names)}, default=str)
+        digest = hashlib.sha256(values.encode())
+        digest.update(b"" if self.input_ids is None else array("q", self.input_ids).tobytes())
+        return digest.digest()
+
+    @property
+    def has_input(self) -> bool:
+        """Whether there is anything to answer; else the request only ends its session."""
+        return self.text is not None or self.input_ids is not None
+
+    @property
+    def continues(self) -> bool:
+        """Whether the turn is part of a conversation that can go on."""
+        return self.session_key is not None or self.parent_turn is not None
+
 
 @dataclass(frozen=True)
 class TurnOutput:
@@ -47,7 +74,7 @@ class TurnOutput:
 
     ``finish_reason`` is empty except in the turn's last output: there it is ``stop`` (end of sequence or a stop word),
     ``length`` (``max_tokens``) or ``cancelled``. ``session_tokens`` counts the tokens that the session has been fed;
-    the last sampled one is pending.
+    the last sampled one is pending. ``turn_id``, in the last output, names the turn where it can be continued.
     """
 
     text: str
@@ -57,6 +84,7 @@ class TurnOutput:
     num_input_tokens: int
     num_output_tokens: int
     session_tokens: int
+    turn_id: str = ""
 
 
 Output = TypeVar("Output", bound=TurnOutput)

@@ -7,30 +7,32 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from trtstream.errors import TrtstreamError
-from trtstream.machine import release_freed_memory
+from trtstream.runtime.committing import Committing, Ending
+from trtstream.runtime.continuation import same_answer
 from trtstream.runtime.prefill_pacing import PrefillPacing
-from trtstream.runtime.prompt import first_prompt, next_prompt
 from trtstream.runtime.requests import TurnOutput, TurnRequest
 from trtstream.runtime.sampling import sample
 from trtstream.runtime.scheduler_limits import SchedulerLimits
-from trtstream.runtime.session import Session, SessionStore, default_max_idle_bytes
+from trtstream.runtime.session import SessionStore, default_max_idle_bytes
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.runtime.turn import OnOutput, Turn
+from trtstream.runtime.turn_reader import TurnReader
 from trtstream.runtime.validation import validate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from trtstream.runtime.journal import Journal
+
 logger = logging.getLogger(__name__)
 
-LONG_TEXT = 1 << 14  # characters; tokenizing a longer text takes more than some 10 ms
 NOT_FINITE = "the model's logits are not finite; check the checkpoint, or build with dtype float32"
 
 
@@ -52,6 +54,9 @@ class Scheduler:
     its fair share, and waits behind the others. For the limits see `SchedulerLimits`.
 
     ``tokenizer`` is a fast one without truncation, or None: then requests need input_ids, and outputs have ids only.
+
+    With a ``journal``, a session's turn has ended once the session store has it: until then it is *committing*, keeps
+    its lane and its undo log, and its last output waits.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class Scheduler:
         engine: StreamingEngine,
         tokenizer: PreTrainedTokenizerBase | None,
         limits: SchedulerLimits | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
@@ -72,9 +78,11 @@ class Scheduler:
         self._queue: deque[Turn] = deque()
         self._running: list[Turn] = []  # those whose prompt was fed least recently first
         self._changed = threading.Condition()  # guards all of the above except the engine
+        self._committing = None if journal is None else Committing(journal, self._changed)
+        self._fingerprint = bytes(32) if journal is None else journal.fingerprint
+        self._reader = TurnReader(engine, tokenizer, self._sessions, journal, self._changed)
         self._refusal = ""  # why new turns are refused
         self._closed = False
-        self._long_texts = ThreadPoolExecutor(1, "trtstream-long-texts")
         self._thread = threading.Thread(target=self._run, name="trtstream-scheduler", daemon=True)
         self._thread.start()
 
@@ -87,18 +95,17 @@ class Scheduler:
         it: what is wrong with it arrives as an output, on another thread.
 
         A turn that fails or misses its deadline leaves its session as it was, and so does one that is cancelled before
-        its first token; one cancelled later keeps what it has generated.
+        its first token; one cancelled later keeps what it has generated. A request whose id is that of a turn that has
+        ended gets that turn's answer again, as one output.
         """
         validate(request, self._engine.model.vocab_size, self._limits.max_tokens_limit)
         turn = Turn(request, self._limits, self._tokenizer, on_output)
         with self._changed:
             self._check_open()
-            session = self._sessions.reserve(request)
+            self._sessions.claim(request.session_key)
             self._reading.add(turn)
-        if max(len(request.text or ""), len(request.system or "")) > LONG_TEXT:
-            self._long_texts.submit(self._read_long, turn, session)
-        else:
-            self._read(turn, session)
+        if not self._reader.run_elsewhere(request, partial(self._read_elsewhere, turn)):
+            self._read(turn)
         return turn
 
     def stats(self) -> SchedulerStats:
@@ -114,7 +121,7 @@ class Scheduler:
         """Refuse new turns from now on and wait for those submitted to end; False if ``timeout`` (seconds) passed."""
         with self._changed:
             self._refusal = self._refusal or "the server is shutting down; no new turns are taken"
-            return self._changed.wait_for(lambda: not self._reading and not self._queue and not self._running, timeout)
+            return self._changed.wait_for(lambda: not (self._reading or self._turns() or self._committing), timeout)
 
     def close(self) -> None:
         """Fail the turns that have not ended, drop all sessions and stop the thread."""
@@ -122,7 +129,7 @@ class Scheduler:
             self._refusal = "the engine is closed"
             self._closed = True
             self._changed.notify_all()
-        self._long_texts.shutdown(wait=False)
+        self._reader.close()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -133,11 +140,16 @@ class Scheduler:
         if waiting >= self._limits.max_queue_size:
             raise TrtstreamError(f"the server is busy: {waiting} turns are waiting; try again later", code="busy")
 
-    def _read(self, turn: Turn, session: Session | None) -> None:
+    def _read(self, turn: Turn) -> None:
         """Tokenize the turn and queue it. Raises TrtstreamError for a turn that this engine cannot take."""
         try:
             if not self._closed:
-                self._prepare(turn, session)
+                self._reader.read(turn)
+                if answered := turn.continuation.answered:
+                    with self._changed:
+                        self._sessions.release(turn.request.session_key)
+                    turn.emit(same_answer(answered))
+                    return
             with self._changed:
                 if self._closed:
                     raise TrtstreamError(self._refusal, code="draining")
@@ -151,37 +163,18 @@ class Scheduler:
                 self._reading.remove(turn)
                 self._changed.notify_all()
 
-    def _read_long(self, turn: Turn, session: Session | None) -> None:
+    def _read_elsewhere(self, turn: Turn) -> None:
         try:
-            self._read(turn, session)
+            self._read(turn)
         except Exception as error:
             turn.emit(error)
-        release_freed_memory()
-
-    def _prepare(self, turn: Turn, session: Session | None) -> None:
-        request = turn.request
-        build = self._engine.build
-        ids: list[int] = []
-        if request.text is None and request.input_ids is None:  # only ends its session
-            session = session or Session(request.session_key, build.sink_token_length)
-            prompt: list[int] = []
-        elif session is None or session.pending is None:
-            first = first_prompt(request, self._tokenizer, build)
-            session = Session(request.session_key, first.sink_token_length)
-            prompt = ids = first.token_ids
-        else:
-            ids = next_prompt(request, self._tokenizer, session.pending)
-            prompt = [session.pending, *ids]
-        end_ids = self._engine.model.eos_token_ids if request.end_id is None else (request.end_id,)
-        end_ids = () if request.ignore_eos else end_ids
-        turn.prepare(session, prompt, len(ids), end_ids)
 
     # Everything below runs on the scheduler's thread.
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._queue or self._running)
+                self._changed.wait_for(self._has_work, None if self._committing is None else self._committing.seconds())
                 if self._closed:
                     break
             self._step_started = time.monotonic()
@@ -192,8 +185,15 @@ class Scheduler:
                 for turn in self._turns():
                     self._fail(turn, error)
             self._step_started = None
+        if self._committing is not None:
+            self._committing.close()
+            self._settle(last=True)
         for turn in self._turns():
             self._fail(turn, TrtstreamError("the engine was closed before the turn ended", code="draining"))
+
+    def _has_work(self) -> bool:
+        commits = self._committing is not None and self._committing.has_outcomes()
+        return bool(self._closed or self._queue or self._running or commits)
 
     def _turns(self) -> list[Turn]:
         with self._changed:
@@ -201,6 +201,7 @@ class Scheduler:
 
     def _step(self) -> None:
         self._steps += 1
+        self._settle()
         self._remove_cancelled()
         self._admit()
         decoding = {turn: turn.token for turn in self._running if turn.token is not None}
@@ -249,7 +250,7 @@ class Scheduler:
         now = time.monotonic()
         for turn in self._turns():
             if turn.cancelled and turn.token is not None:
-                self._finish(turn, turn.token, turn.final_output("cancelled", self._position(turn)))
+                self._finish(turn, turn.final_output("cancelled", self._position(turn)))
             elif turn.cancelled:
                 self._undo(turn, turn.final_output("cancelled", turn.session.position))
             elif turn.deadline is not None and now > turn.deadline:
@@ -325,23 +326,56 @@ class Scheduler:
                 self._fail(turn, error)
                 continue
             if output.finish_reason:
-                self._finish(turn, chosen.token, output)
+                self._finish(turn, output)
             else:
                 turn.emit(output)
 
     # A session is released before its client gets the turn's last output, because the client may submit the session's
     # next turn at once. The turn is removed only after that output, so that a drained scheduler has sent everything.
 
-    def _finish(self, turn: Turn, last_token: int, output: TurnOutput) -> None:
-        with self._changed:
-            self._sessions.commit(turn.session, last_token, ends=turn.request.session_end)
-        self._remove(turn, output)
+    def _finish(self, turn: Turn, output: TurnOutput) -> None:
+        is_kept = turn.request.continues if self._committing is not None else turn.request.session_key is not None
+        if is_kept and not turn.request.session_end:
+            output = replace(output, turn_id=turn.id.hex())
+        self._commit(turn, Ending(output, turn.record(output, self._fingerprint)))
 
     def _end_session(self, turn: Turn) -> None:
+        self._commit(turn, Ending(turn.final_output("stop", turn.session.position)))
+
+    def _commit(self, turn: Turn, ending: Ending) -> None:
+        """End the turn once the session store has what it changes there, if it changes anything."""
+        in_store = turn.request.continues and (not turn.request.session_end or turn.continuation.head is not None)
+        if self._committing is None or not in_store:
+            self._end(turn, ending)
+            return
         with self._changed:
-            self._sessions.end(turn.session.key)
-            self._sessions.release(turn.session.key)
-        self._remove(turn, turn.final_output("stop", turn.session.position))
+            (self._running if turn in self._running else self._queue).remove(turn)
+            self._committing.add(turn, ending)
+
+    def _settle(self, last: bool = False) -> None:
+        """End the turns whose commits have an outcome, or none in time; with ``last``, all of them."""
+        for turn, ending, error in () if self._committing is None else self._committing.outcomes(last):
+            if error is None:
+                self._end(turn, ending)
+            elif error.code == "unknown":
+                self._lose(turn, error)
+            else:
+                self._fail(turn, error)
+
+    def _end(self, turn: Turn, ending: Ending) -> None:
+        with self._changed:
+            if ending.record is None:
+                self._sessions.end(turn.session.key)
+                self._sessions.release(turn.session.key)
+            else:
+                self._sessions.commit(turn.session, ending.record, ends=turn.request.session_end)
+        self._remove(turn, ending.output)
+
+    def _lose(self, turn: Turn, error: TrtstreamError) -> None:
+        """End a turn that may be committed or not: its next turn looks the session up again."""
+        with self._changed:
+            self._sessions.drop(turn.session)
+        self._remove(turn, error)
 
     def _fail(self, turn: Turn, error: Exception) -> None:
         if not isinstance(error, TrtstreamError):
@@ -361,5 +395,6 @@ class Scheduler:
     def _remove(self, turn: Turn, output: TurnOutput | Exception) -> None:
         turn.emit(output)
         with self._changed:
-            (self._running if turn in self._running else self._queue).remove(turn)
+            if self._committing is None or not self._committing.remove(turn):
+                (self._running if turn in self._running else self._queue).remove(turn)
             self._changed.notify_all()

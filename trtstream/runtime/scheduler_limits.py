@@ -14,6 +14,9 @@ class SchedulerLimits:
     take ``turn_timeout`` seconds. While turns wait, one that has run for ``fair_share`` seconds gives its lane to the
     next and continues later. Where a prompt is fed next to running answers, it is fed in such chunks that their tokens
     come ``max_itl_ms`` milliseconds apart, or at twice the time that they take without it if that is longer.
+
+    With a session store: a turn that has ended waits up to ``commit_timeout`` seconds until the store has it, and a
+    session that is not continued for ``session_ttl`` seconds is deleted.
     """
 
     max_queue_size: int = 256
@@ -23,3 +26,5 @@ class SchedulerLimits:
     turn_timeout: float | None = None
     fair_share: float = 4.0
     max_itl_ms: float = 50.0
+    commit_timeout: float = 10.0
+    session_ttl: float | None = None

@@ -8,19 +8,28 @@ from dataclasses import dataclass, replace
 from trtstream.errors import TrtstreamError
 from trtstream.machine import physical_memory
 from trtstream.runtime.lane import ParkedSession
-from trtstream.runtime.requests import SessionKey, TurnRequest
+from trtstream.runtime.requests import SessionKey
 from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.streaming_engine import StreamingEngine
+from trtstream.sessions.records import TurnRecord
 
 
 @dataclass(eq=False)
 class Session:
-    """A conversation, as of the last turn that ended."""
+    """A conversation, as of the last turn that ended: ``turn``, None before that.
+
+    ``state`` is what its cache is made from where this process has not had it before.
+    """
 
     key: SessionKey | None
     sink_token_length: int
-    position: int = 0  # tokens fed
-    pending: int | None = None  # the last sampled token, which the next turn feeds first; None before a turn has ended
+    turn: TurnRecord | None = None
+    state: SessionState | None = None
+
+    @property
+    def position(self) -> int:
+        """Tokens fed."""
+        return 0 if self.turn is None else self.turn.position
 
 
 def default_max_idle_bytes() -> int:
@@ -42,8 +51,8 @@ class SessionStore:
     the middle of a turn. A saved session that is brought into a lane is in both until its turn has ended, because the
     turn may have to be undone.
 
-    Not thread-safe: `reserve`, `release`, `commit` and `rollback` need the scheduler's lock; all but the first two
-    belong to the scheduler's thread.
+    Not thread-safe: `claim`, `release`, what finds turns, `commit`, `rollback` and `drop` need the scheduler's lock;
+    the last three, and all others, belong to the scheduler's thread.
     """
 
     def __init__(self, engine: StreamingEngine, max_idle_bytes: int, max_sessions: int) -> None:
@@ -61,37 +70,42 @@ class SessionStore:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def reserve(self, request: TurnRequest) -> Session | None:
-        """Claim the request's session for one turn. None if the turn starts a new one.
-
-        Raises TrtstreamError if another turn has it, or if it has not seen ``session_tokens`` tokens.
-        """
-        key = request.session_key
+    def claim(self, key: SessionKey | None) -> None:
+        """Reserve a session for one turn. Raises TrtstreamError if another turn has it."""
         if key is None:
-            return None
+            return
         if key in self._reserved:
             raise TrtstreamError(f"session {key!r} has a turn running; wait for its end, or cancel it", code="busy")
-        session = None if request.session_start else self._sessions.get(key)
-        position = 0 if session is None else session.position
-        if request.session_tokens not in (None, position):
-            if session is None:
-                raise TrtstreamError(
-                    f"session {key!r} does not exist (it ended, expired or was lost) and session_tokens is "
-                    f"{request.session_tokens}; start a new session",
-                    code="not_found",
-                )
-            raise TrtstreamError(
-                f"session {key!r} has seen {position} tokens and session_tokens is {request.session_tokens}; "
-                "send the number in its last response",
-                code="conflict",
-            )
         self._reserved.add(key)
-        return session
 
     def release(self, key: SessionKey | None) -> None:
-        """Undo `reserve`."""
+        """Undo `claim`."""
         if key is not None:
             self._reserved.discard(key)
+
+    # What a process without a log remembers of turns: each session's last one.
+
+    def head(self, key: SessionKey | None) -> TurnRecord | None:
+        """The last turn of a session."""
+        session = None if key is None else self._sessions.get(key)
+        return None if session is None else session.turn
+
+    def turn(self, turn_id: bytes) -> TurnRecord | None:
+        """The turn of this id, if a session ends with it."""
+        return next((s.turn for s in self._sessions.values() if s.turn is not None and s.turn.id == turn_id), None)
+
+    def repeated(self, parent: bytes, request_id: str, request_hash: bytes) -> TurnRecord | None:
+        """The turn that continues ``parent`` and came from the same request, if a session ends with it."""
+        last = (session.turn for session in self._sessions.values() if session.turn is not None)
+        same = (parent, request_id, request_hash)
+        return next((turn for turn in last if (turn.parent, turn.request_id, turn.request_hash) == same), None)
+
+    def at(self, key: SessionKey | None, turn: TurnRecord) -> Session:
+        """The session of this name if ``turn`` is its last one here; else a new one that continues ``turn``."""
+        session = None if key is None else self._sessions.get(key)
+        if session is not None and session.turn is not None and session.turn.id == turn.id:
+            return session
+        return Session(key, turn.sink_token_length, turn.answer_alone())
 
     def enter(self, session: Session) -> list[int] | None:
         """Bring a session into a lane. Returns the tokens to feed before its turn's prompt, None if no lane is free."""
@@ -130,11 +144,11 @@ class SessionStore:
         self._free_lanes.append(self.lanes.pop(session))
         self._drop_caches()
 
-    def commit(self, session: Session, pending: int, ends: bool) -> None:
+    def commit(self, session: Session, turn: TurnRecord, ends: bool) -> None:
         """Make the turn part of the session; ``ends``: the session is over (a one-shot request's always is)."""
         self._running.remove(session)
         self.saved.pop(session, None)
-        session.position, session.pending = self.position(session), pending
+        session.turn, session.state = turn.answer_alone(), None
         if session in self.parked:
             self.saved[session] = self.parked.pop(session).commit_turn()
         else:
@@ -173,6 +187,14 @@ class SessionStore:
             self.end(session.key)
             raise
 
+    def drop(self, session: Session) -> None:
+        """Forget a session in a turn of which nobody knows whether it is part of it."""
+        self.release(session.key)
+        self._running.discard(session)
+        if session.key is not None and self._sessions.get(session.key) is session:
+            del self._sessions[session.key]
+        self._forget(session)
+
     def end(self, key: SessionKey | None) -> None:
         """Forget the session of this name, if there is one."""
         session = None if key is None else self._sessions.pop(key, None)
@@ -203,6 +225,14 @@ class SessionStore:
             self._engine.resume(lane, self.parked[session])
             return []
         state = self.saved.get(session)
+        if state is None and session.turn is not None:
+            state = self._twin(session.turn.id) or session.state
+            if state is None:
+                raise TrtstreamError(
+                    f"turn {session.turn.id.hex()} is not kept any longer: its session has been continued, and this "
+                    "server has no session store",
+                    code="not_found",
+                )
         if state is None:
             self._engine.reset(lane, session.sink_token_length)
             return []
@@ -214,6 +244,15 @@ class SessionStore:
         position = state.position - (len(ids) - first)
         self._engine.import_state(lane, SessionState(state.sink_token_length, position, ids[:first]))
         return ids[first:]
+
+    def _twin(self, turn_id: bytes) -> SessionState | None:
+        """The state of another session that ends with the same turn, where it can be copied."""
+        for twin in self._sessions.values():
+            if twin.turn is not None and twin.turn.id == turn_id and twin not in self._running:
+                if twin in self.lanes:
+                    return self._engine.export_state(self.lanes[twin])
+                return self.saved.get(twin)
+        return None
 
     def _drop_caches(self) -> None:
         cached = {

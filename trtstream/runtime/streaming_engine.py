@@ -34,8 +34,7 @@ class StreamingEngine:
 
     def _new_lane(self, sinks: int) -> Lane:
         window = Window(sinks, self.build.max_sink_token_length, self.build.ring, self.backend.spare_slots)
-        receptive_field = self.model.num_hidden_layers * (window.ring - 1) + 1
-        return Lane(window, 0, sinks, [], deque(maxlen=receptive_field))
+        return Lane(window, 0, sinks, [], deque(maxlen=self.receptive_field))
 
     def reset(self, lane: int, sink_token_length: int | None = None) -> None:
         """Start a new session in ``lane``, with S sinks (default ``build.sink_token_length``).
@@ -49,6 +48,11 @@ class StreamingEngine:
                 "(build with a larger --max-sink-token-length)"
             )
         self._lanes[lane] = self._new_lane(sinks)
+
+    @property
+    def receptive_field(self) -> int:
+        """How many tokens behind the sinks shape the cache: a session can be rebuilt from them."""
+        return self.model.num_hidden_layers * (self.build.ring - 1) + 1
 
     @property
     def session_bytes(self) -> int:

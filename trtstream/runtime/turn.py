@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from trtstream.runtime.continuation import Continuation
 from trtstream.runtime.detokenizer import Detokenizer
 from trtstream.runtime.requests import TurnOutput, TurnRequest
 from trtstream.runtime.sampling import Sample, Sampler
 from trtstream.runtime.scheduler_limits import SchedulerLimits
 from trtstream.runtime.session import Session
 from trtstream.runtime.stop_words import StopWords, stop_ids
+from trtstream.sessions.records import TurnRecord, new_turn_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,6 +33,9 @@ class Turn:
         on_output: OnOutput,
     ) -> None:
         self.request = request
+        self.id = new_turn_id()
+        self.request_hash = b""
+        self.continuation = Continuation()
         self.prompt: list[int] = []
         self.fed = 0  # tokens of the prompt
         self.token: int | None = None  # the last sampled one, not fed yet
@@ -46,11 +51,14 @@ class Turn:
         self._tokenizer = tokenizer
         self._stop_words = StopWords(request.stop_words)
         self._on_output: OnOutput | None = on_output
+        self._fed: list[int] = []  # the prompt as it was, and the answer
+        self._text: list[str] = []
 
     def prepare(self, session: Session, prompt: list[int], num_input_tokens: int, end_ids: Sequence[int]) -> None:
         """Add what is known once the request's text has been tokenized."""
         self.session = session
         self.prompt = prompt
+        self._fed = [*prompt]
         self.num_input_tokens = num_input_tokens
         self._end_ids = frozenset(end_ids) | stop_ids(self.request.stop_words, self._tokenizer)
         self._detokenizer = None if self._tokenizer is None else Detokenizer(self._tokenizer, prompt[-CONTEXT_TOKENS:])
@@ -62,6 +70,7 @@ class Turn:
     def take(self, sample: Sample, session_tokens: int) -> TurnOutput:
         """Add the next token, before which the session had been fed ``session_tokens`` tokens."""
         self.token = token = sample.token
+        self._fed.append(token)
         self.num_output_tokens += 1
         log_probs = () if sample.log_probability is None else (sample.log_probability,)
         ended = token in self._end_ids
@@ -76,6 +85,30 @@ class Turn:
     def final_output(self, finish_reason: str, session_tokens: int) -> TurnOutput:
         """The last output of a turn that ends without a new token."""
         return self._output(self._flush(), (), (), finish_reason, session_tokens)
+
+    def record(self, output: TurnOutput, fingerprint: bytes) -> TurnRecord:
+        """The turn as it is kept, once ``output`` has ended it."""
+        parent, request = self.continuation.parent, self.request
+        *tokens, pending = self._fed
+        return TurnRecord(
+            id=self.id,
+            parent=None if parent is None else parent.id,
+            root=self.id if parent is None else parent.root,
+            fingerprint=fingerprint,
+            sink_token_length=self.session.sink_token_length,
+            start=self.session.position,
+            tokens=tokens,
+            pending=pending,
+            num_input_tokens=output.num_input_tokens,
+            num_output_tokens=output.num_output_tokens,
+            system=request.system,
+            prompt=request.text,
+            text="".join(self._text),
+            finish_reason=output.finish_reason,
+            request_id=request.request_id,
+            request_hash=self.request_hash,
+            created=time.time(),
+        )
 
     def emit(self, output: TurnOutput | Exception) -> None:
         """Pass ``output`` to the client. If that raises, the client is gone: the turn is cancelled silently."""
@@ -96,6 +129,7 @@ class Turn:
     def _output(
         self, text: str, ids: tuple[int, ...], log_probs: tuple[float, ...], reason: str, session_tokens: int
     ) -> TurnOutput:
+        self._text.append(text)
         return TurnOutput(text, ids, log_probs, reason, self.num_input_tokens, self.num_output_tokens, session_tokens)
 
 

@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.request_fields import INPUTS, Limits
 from trtstream.runtime.requests import TurnRequest
+from trtstream.sessions.records import parse_turn_id
 
 MAX_TEXT_CHARACTERS = 1 << 20
 MAX_INPUT_TOKENS = 1 << 20
@@ -60,7 +61,8 @@ def _validate_input(request: TurnRequest, vocab_size: int) -> None:
 def _validate_session(request: TurnRequest) -> None:
     key = request.session_key
     if key is None:
-        for name, unset in (("session_start", False), ("session_end", False), ("session_tokens", None)):
+        flags = ("session_start", "session_end", "session_rewind")
+        for name, unset in (*((flag, False) for flag in flags), ("session_tokens", None)):
             if getattr(request, name) is not unset:
                 raise TrtstreamError(f"{name} needs a session; name one with session_id or sequence_id")
     elif isinstance(key, str):
@@ -69,6 +71,12 @@ def _validate_session(request: TurnRequest) -> None:
             raise TrtstreamError("session_id is empty; use at least one character, or leave it out")
     else:
         _integer("sequence_id", key, Limits(0))
+    if request.parent_turn is not None:
+        parse_turn_id("parent_turn", request.parent_turn)
+        if request.session_start:
+            raise TrtstreamError("session_start begins a session anew and parent_turn continues one; send one of them")
+    elif request.session_rewind:
+        raise TrtstreamError("session_rewind needs a parent_turn, the turn to go back to")
     if request.session_start and request.session_tokens:
         raise TrtstreamError(f"session_tokens is {request.session_tokens} with session_start; a new session has 0")
 

@@ -87,7 +87,7 @@ class TensorrtLlmClient(TritonClient):
         if given.pop("session_end", False):
             self._histories.pop(session_id, None)
             if not given.keys() & {"text_input", "input_ids"}:
-                yield Response("", (), (), "stop", 0, 0, 0, time.perf_counter())
+                yield Response("", (), (), "stop", 0, 0, 0, received_at=time.perf_counter())
                 return
             session_id = None
         before = self._histories.get(session_id, History())
@@ -234,7 +234,8 @@ def _response(
     text: str, tokens: tuple[int, ...], reason: str, count: int, before: History, received_at: float
 ) -> Response:
     # As in sessions of a server, the last token of a turn counts only when the next turn feeds it.
-    return Response(text, tokens, (), reason, 0, count, before.generated + max(count - 1, 0), received_at)
+    session_tokens = before.generated + max(count - 1, 0)
+    return Response(text, tokens, (), reason, 0, count, session_tokens, received_at=received_at)
 
 
 def _batch_of_one(name: str, datatype: str, value: Any) -> Any:

@@ -45,7 +45,7 @@ class TritonPythonModel:
         self._executing = threading.Lock()
         self._execute_started: float | None = None
         exit_with_parent()
-        self._scheduler = trtstream.load(engine, options.limits).scheduler
+        self._scheduler = trtstream.load(engine, options.limits, options.session_store).scheduler
         self._open: dict[Answer, Turn] = {}
         self._left: deque[str] = deque(maxlen=MAX_LEFT)
         threading.Thread(target=self._watch_cancellation, name="trtstream-cancellation", daemon=True).start()

@@ -120,6 +120,7 @@ def test_http_sessions(server: Any) -> None:
     turn = {"id": "mine", "text_input": "abc", "max_tokens": 2, "ignore_eos": True, "timeout": 30_000_000}
     first = json.load(post(server, "generate", {**turn, "sequence_id": 9, "sequence_start": True}))
     assert (first["id"], first["session_tokens"]) == ("mine", 4)
+    turn["id"] = "another"  # one that is repeated gets its answer again
     assert json.load(post(server, "generate", {**turn, "sequence_id": 9, "sequence_end": True}))["session_tokens"] == 9
     assert json.load(post(server, "generate", {**turn, "sequence_id": 9}))["session_tokens"] == 4
 

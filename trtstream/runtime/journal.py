@@ -1,0 +1,142 @@
+"""The session store as the scheduler uses it: threads that read and write, so that no step waits for a database."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from trtstream.errors import TrtstreamError
+from trtstream.runtime.continuation import Continuation, find_continuation
+from trtstream.runtime.requests import TurnRequest
+from trtstream.runtime.session_state import SessionState
+from trtstream.sessions.records import Commit, TurnRecord, unknown_outcome
+from trtstream.sessions.turn_log import TurnLog
+
+READERS = 2
+GROUP = 64  # turns in one transaction
+SWEEP_SECONDS = 600.0
+CLOSE_SECONDS = 2.0  # for a commit beyond its timeout
+
+logger = logging.getLogger(__name__)
+
+OnCommit = Callable[[TrtstreamError | None], None]
+
+
+@dataclass
+class _Job:
+    commit: Commit
+    done: OnCommit
+    queued_at: float = field(default_factory=time.monotonic)
+
+
+class Journal:
+    """A `TurnLog` behind threads of its own, for engines of the checkpoint with this ``fingerprint`` (32 bytes)."""
+
+    def __init__(self, log: TurnLog, fingerprint: bytes, commit_timeout: float) -> None:
+        self.fingerprint = fingerprint
+        self.commit_timeout = commit_timeout
+        self._log = log
+        self._readers = ThreadPoolExecutor(READERS, "trtstream-session-reader")
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write, name="trtstream-session-writer", daemon=True)
+        self._writer.start()
+
+    def read(self, work: Callable[[], None]) -> None:
+        """Run ``work`` on a thread that may wait for the database."""
+        self._readers.submit(work)
+
+    def find(self, request: TurnRequest, request_hash: bytes) -> Continuation:
+        """As `find_continuation`, in the database. Raises TrtstreamError for another checkpoint's turns too."""
+        with _for_clients():
+            continuation = find_continuation(request, request_hash, self._log)
+        parent = continuation.parent
+        if parent is not None and parent.fingerprint != self.fingerprint:
+            raise TrtstreamError(
+                f"the conversation is one with another checkpoint ({parent.fingerprint.hex()[:12]}, and this engine's "
+                f"is {self.fingerprint.hex()[:12]}); serve an engine that was built from that one",
+                code="conflict",
+            )
+        return continuation
+
+    def state(self, turn: TurnRecord, receptive_field: int) -> SessionState:
+        """What an engine with this receptive field (tokens) needs to continue ``turn``. Reads the database."""
+        with _for_clients():
+            ids = self._log.recent_ids(turn, receptive_field)
+        return SessionState(turn.sink_token_length, turn.position, ids)
+
+    def commit(self, commit: Commit, done: OnCommit) -> None:
+        """Have the writer commit; ``done`` gets None or the error, on the writer's thread."""
+        self._jobs.put(_Job(commit, done))
+
+    def close(self) -> None:
+        """Wait for the commits that were asked for, within their timeout, and close the log."""
+        self._jobs.put(None)
+        self._writer.join(self.commit_timeout + CLOSE_SECONDS)
+        self._readers.shutdown(wait=False)
+        self._log.close()
+
+    def _write(self) -> None:
+        swept_at = -SWEEP_SECONDS
+        while True:
+            if time.monotonic() - swept_at > SWEEP_SECONDS:
+                self.read(self._sweep)
+                swept_at = time.monotonic()
+            jobs = self._next_jobs()
+            if None in jobs:
+                self._commit([job for job in jobs if job is not None])
+                return
+            self._commit([job for job in jobs if job is not None])
+
+    def _next_jobs(self) -> list[_Job | None]:
+        """All that wait, at most a group; none if nothing came for a while."""
+        jobs: list[_Job | None] = []
+        try:
+            jobs.append(self._jobs.get(timeout=SWEEP_SECONDS))
+            while len(jobs) < GROUP and jobs[-1] is not None:
+                jobs.append(self._jobs.get_nowait())
+        except queue.Empty:
+            pass
+        return jobs
+
+    def _commit(self, jobs: list[_Job]) -> None:
+        if not jobs:
+            return
+        timeout = min(job.queued_at for job in jobs) + self.commit_timeout - time.monotonic()
+        outcomes: list[TrtstreamError | None]
+        try:
+            outcomes = self._log.commit([job.commit for job in jobs], max(timeout, 0.0))
+        except Exception:
+            logger.exception("turns could not be committed")
+            outcomes = [unknown_outcome(job.commit.key) for job in jobs]
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            job.done(None if outcome is None else _for_client(outcome))
+
+    def _sweep(self) -> None:
+        try:
+            self._log.sweep()
+        except TrtstreamError as error:
+            logger.warning("expired sessions were not deleted: %s", error)
+        except Exception:
+            logger.exception("expired sessions were not deleted")
+
+
+def _for_client(error: TrtstreamError) -> TrtstreamError:
+    """The error as a client gets it: where the store is and what its driver says are for the log."""
+    if error.code != "unavailable":
+        return error
+    logger.warning("%s", error)
+    return TrtstreamError("the session store does not answer; try again later", code="unavailable")
+
+
+@contextmanager
+def _for_clients() -> Iterator[None]:
+    try:
+        yield
+    except TrtstreamError as error:
+        raise _for_client(error) from error
