@@ -8,8 +8,8 @@ is also checked: the table says by how much a contestant's predictions differ fr
 Peers: recompute (a dense pass over the last W tokens for each token, by transformers where it can), the paper's method
 (the whole cache is rotated at each step; in our own few lines of torch), and llama.cpp where llama-cpp-python is
 installed and the checkpoint is a .gguf file: in its own format, Q8_0 and F16, discarding one token at a time (which is
-StreamingLLM) or half of them. The floor of a step is the time in which its weights and visible KV cache can be read, at
-the measured bandwidth.
+StreamingLLM) or half of them; and OpenVINO GenAI where openvino-genai is, which reads the same file. A step's floor is
+the time in which its weights and visible KV cache can be read, at the measured bandwidth.
 """
 
 from __future__ import annotations

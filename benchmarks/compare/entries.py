@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 TORCH = "benchmarks.compare.contestants:make"
 STEPS = 16  # tokens that are decoded in a turn
-PEERS = ("recompute", "rotation", "llama.cpp")
+PEERS = ("recompute", "rotation", "llama.cpp", "openvino")
 LLAMA_CPP_FORMATS = ("Q8_0", "F16")  # in addition to the checkpoint's own
 RECOMPUTED = 8  # recompute is slow, so it predicts after every 8th token only
 
@@ -65,14 +65,38 @@ def peer_entries(
         found.append(Entry("whole-cache rotation float32", TORCH, {"kind": "rotation", **settings}))
     if "llama.cpp" in peers:
         found += _llama_cpp_entries(path, checkpoint, window, sinks, scratch)
+    if "openvino" in peers:
+        found += _openvino_entries(path, checkpoint, window)
     return found
 
 
-def _llama_cpp_entries(path: Path, checkpoint: Checkpoint, window: int, sinks: int, scratch: Path) -> list[Entry]:
-    if importlib.util.find_spec("llama_cpp") is None:
-        return [Entry("llama.cpp", why_not="not measured: llama-cpp-python is not installed (extra `compare`)")]
+def _why_not(module: str, package: str, path: Path) -> str | None:
+    """Why a peer that reads .gguf files cannot be measured, if it cannot."""
+    if importlib.util.find_spec(module) is None:
+        return f"not measured: {package} is not installed (extra `compare`)"
     if path.suffix.lower() != ".gguf":
-        return [Entry("llama.cpp", why_not="not measured: it reads .gguf files, and the checkpoint is not one")]
+        return "not measured: it reads .gguf files, and the checkpoint is not one"
+    return None
+
+
+def _openvino_entries(path: Path, checkpoint: Checkpoint, window: int) -> list[Entry]:
+    why_not = _why_not("openvino_genai", "openvino-genai", path)
+    settings = {"gguf": str(path), "model": checkpoint.model, "window": window}
+    return [
+        Entry(
+            f"OpenVINO GenAI, {'evicts' if evict else 'keeps all'}",
+            "benchmarks.compare.openvino_genai:OpenvinoGenai",
+            {**settings, "evict": evict},
+            why_not=why_not,
+        )
+        for evict in (True, False)
+    ]
+
+
+def _llama_cpp_entries(path: Path, checkpoint: Checkpoint, window: int, sinks: int, scratch: Path) -> list[Entry]:
+    why_not = _why_not("llama_cpp", "llama-cpp-python", path)
+    if why_not is not None:
+        return [Entry("llama.cpp", why_not=why_not)]
     from benchmarks.compare.gguf_formats import shipped_format, write_in_format
     from benchmarks.compare.llama_cpp import DISCARDS
 

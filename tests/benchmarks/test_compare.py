@@ -54,8 +54,10 @@ def values(folder: Path, done: subprocess.CompletedProcess[str]) -> dict[str, An
 def test_everyone_takes_part(values: dict[str, Any], folder: Path, done: subprocess.CompletedProcess[str]) -> None:
     rows = {row["name"]: row for row in values["contestants"]}
     assert list(rows)[:2] == ["trtstream float32", "trtstream bfloat16"]
-    assert list(rows)[-3:] == ["recompute float32", "whole-cache rotation float32", "llama.cpp"]
-    assert rows.popitem()[1]["note"].startswith("not measured: ")  # installed or not, it reads no such checkpoint
+    openvino = ["OpenVINO GenAI, evicts", "OpenVINO GenAI, keeps all"]
+    assert list(rows)[-5:] == ["recompute float32", "whole-cache rotation float32", "llama.cpp", *openvino]
+    for name in ("llama.cpp", *openvino):  # installed or not, they read no such checkpoint
+        assert rows.pop(name)["note"].startswith("not measured: ")
     for name, row in rows.items():
         assert row["decode_ms_p10"] <= row["decode_ms"] <= row["decode_ms_p90"]
         assert row["to_floor"] == pytest.approx(row["decode_ms"] / row["floor_ms"])
@@ -154,7 +156,7 @@ def header_and_embedding(path: Path) -> int:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (("--peers", "recompute,vllm"), 2, "'vllm' is unknown; choose from recompute, rotation, llama.cpp"),
+        (("--peers", "recompute,vllm"), 2, "'vllm' is unknown; choose from recompute, rotation, llama.cpp, openvino"),
         (("--json", "/nowhere/compare.json"), 2, "the folder /nowhere does not exist"),
         (("--max-attention-window", 16, "--sink-token-length", 16), 1, "no room for recent tokens"),
         (("--text", __file__, "--json", "{folder}/x.json", "--plot", "{folder}/x.png"), 1, "has no tokenizer"),
