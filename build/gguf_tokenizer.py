@@ -201,7 +201,9 @@ def _check(path: Path, key: str, value: Any, metadata: dict[str, Any]) -> None:
     elif name not in HONOURED and name not in UNUSED and not NAMED_TEMPLATE.fullmatch(name):
         raise _refusal(path, key, value, "a key that is not known")
     length = metadata.get("tokenizer.ggml.tokens", 0)
-    if name in HONOURED and name.endswith("_token_id") and not 0 <= value < length:
+    if not isinstance(length, int):
+        raise _refusal(path, "tokenizer.ggml.tokens", length, "which is no list of tokens")
+    if name in HONOURED and name.endswith("_token_id") and not (isinstance(value, int) and 0 <= value < length):
         raise _refusal(path, key, value, f"and the vocabulary has {length} tokens")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from trtstream.errors import printable
 from trtstream.runtime.request_fields import ERROR_CODES
 
 if TYPE_CHECKING:
@@ -28,8 +29,11 @@ def to_array(value: Any, datatype: str) -> np.ndarray:
 
 
 def format_error(code: str, request_id: str, message: str) -> str:
-    """An error as it is sent: its code, and the request's id where there is one, as tritonclient's streams drop it."""
-    return f"[{code}] {request_id}: {message}" if request_id else f"[{code}] {message}"
+    """An error as it is sent: its code, and the request's id where there is one, as tritonclient's streams drop it.
+
+    In one line, whatever a client has put into its id.
+    """
+    return f"[{code}] {printable(request_id)}: {message}" if request_id else f"[{code}] {message}"
 
 
 ENLARGE_SHARED_MEMORY = (

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from trtstream.errors import TrtstreamError, named_errors
+
+MAX_TOKEN_ID = 1 << 24
+"""The library takes memory for each id up to the largest; the largest vocabularies have a sixtieth of this."""
 
 
 def load_fast_tokenizer(folder: Path, name: str, fix: str, **options: Any) -> Any:
@@ -17,6 +22,11 @@ def load_fast_tokenizer(folder: Path, name: str, fix: str, **options: Any) -> An
     from transformers import AutoTokenizer
 
     with named_errors(f"{name} cannot be loaded", fix):
+        path = folder / "tokenizer.json"
+        if path.is_file():
+            largest = max(_token_ids(json.loads(path.read_bytes())), default=0)
+            if largest > MAX_TOKEN_ID:
+                raise ValueError(f"tokenizer.json has the token id {largest}, beyond {MAX_TOKEN_ID}")
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
         if not tokenizer.is_fast:
             raise TrtstreamError(f"{name} has no fast version; {fix}")
@@ -24,3 +34,11 @@ def load_fast_tokenizer(folder: Path, name: str, fix: str, **options: Any) -> An
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.decode(tokenizer.encode("Hello"))
     return tokenizer
+
+
+def _token_ids(values: Any) -> Iterator[int]:
+    """The ids that a tokenizer.json names; what else is wrong with it, the library says."""
+    vocabulary, added = values["model"].get("vocab"), values.get("added_tokens")
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    return (number for number in ids if isinstance(number, int))

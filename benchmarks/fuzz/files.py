@@ -10,15 +10,15 @@ import os
 import shutil
 import tempfile
 import traceback
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import torch
 
 from benchmarks.fuzz.json_edits import edit_text, edit_values
+from benchmarks.fuzz.report import Report
 from trtstream.checksum import file_sha256
 from trtstream.engine_dir import CONFIG, TOKENIZER, WEIGHTS, config_checksum
 from trtstream.errors import TrtstreamError
@@ -28,14 +28,6 @@ from trtstream.runtime.prompt import first_prompt
 from trtstream.runtime.requests import TurnRequest
 
 TOKENS = [1, 2, 3, 5, 8]
-
-
-@dataclass
-class Report:
-    """What came of the edits: how many were refused or loaded, and each thing that should not have come."""
-
-    outcomes: Counter[str] = field(default_factory=Counter)
-    faults: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -239,3 +239,19 @@ def test_smollm2(smollm2_gguf: Path, tmp_path: Path) -> None:
     assert rendered == expected.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
     assert rendered.endswith("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
     assert len(tokenizer) == 49152
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("tokens", "x", r"tokenizer\.ggml\.tokens is 'x', which is no list of tokens"),
+        ("unknown_token_id", "x", r"tokenizer\.ggml\.unknown_token_id is 'x', and the vocabulary has 2\d\d tokens"),
+    ],
+)
+def test_metadata_of_the_wrong_kind(key: str, value: str, message: str, tmp_path: Path) -> None:
+    def write(writer: GGUFWriter) -> None:
+        byte_level(writer, "gpt-2")
+        add(writer, f"tokenizer.ggml.{key}", value)
+
+    with pytest.raises(TrtstreamError, match=message):
+        gguf_tokenizer_of(tmp_path, write)

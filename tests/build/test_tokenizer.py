@@ -155,6 +155,19 @@ def test_a_tokenizer_whose_library_panics_is_refused(parts: dict[str, object], t
         open_checkpoint(source)
 
 
+@pytest.mark.parametrize("part", ["model", "added_tokens"])
+def test_a_huge_token_id_is_refused_before_it_takes_memory(part: str, tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "model", "llama-gqa")
+    add_tokenizer(source, TEMPLATE)
+    values = json.loads((source / "tokenizer.json").read_text())
+    (values["model"]["vocab"] if part == "model" else values["added_tokens"][0])["h" if part == "model" else "id"] = (
+        2**31
+    )
+    (source / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(TrtstreamError, match=r"cannot be loaded \(tokenizer\.json has the token id 2147483648, beyond"):
+        open_checkpoint(source)
+
+
 def test_padding_and_truncation_of_a_checkpoint_do_not_count(tmp_path: Path) -> None:
     """The library ends the process where the padding finds no memory."""
     source = write_checkpoint(tmp_path / "model", "llama-gqa")

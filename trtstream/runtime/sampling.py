@@ -100,10 +100,15 @@ def _draw_from_all(
 
 
 def penalize_repetition(logits: torch.Tensor, tokens: Sequence[int], penalty: float) -> torch.Tensor:
-    """Divide the positive logits [vocab] of ``tokens`` by ``penalty`` and multiply the negative ones, each once."""
+    """Divide the positive logits [vocab] of ``tokens`` by ``penalty`` and multiply the negative ones, each once.
+
+    Finite logits stay finite, whatever the penalty.
+    """
     ids = _on_device(logits, list(set(tokens)), torch.int64)
     seen = logits[ids]
-    return logits.index_copy(0, ids, torch.where(seen > 0, seen / penalty, seen * penalty))
+    penalized = torch.where(seen > 0, seen / penalty, seen * penalty)
+    largest = torch.finfo(logits.dtype).max / 2  # differences of two are finite too
+    return logits.index_copy(0, ids, torch.where(seen.isfinite(), penalized.clamp(-largest, largest), penalized))
 
 
 def _scaled(logits: torch.Tensor, requests: Sequence[TurnRequest]) -> torch.Tensor:

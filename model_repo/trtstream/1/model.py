@@ -23,6 +23,7 @@ from trtstream.deploy.serving.environment import CONTROL_SOCKET, ModelOptions
 from trtstream.deploy.serving.orphan import exit_with_parent
 from trtstream.deploy.serving.triton_request import parse_turn
 from trtstream.deploy.serving.triton_response import error_message, response_tensors
+from trtstream.errors import TrtstreamError
 from trtstream.runtime.requests import TurnOutput
 
 if TYPE_CHECKING:
@@ -55,13 +56,16 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         with self._executing:
             self._execute_started = time.monotonic()
-            self._submit(requests)
-            self._execute_started = None
+            try:
+                self._submit(requests)
+            finally:
+                self._execute_started = None
 
     def _submit(self, requests: list[Any]) -> None:
         for request in requests:
-            answer = Answer(request.get_response_sender(), request.request_id())
+            answer = Answer(request.get_response_sender())
             try:
+                answer.request_id = request.request_id()
                 parameters = json.loads(request.parameters() or "{}")
                 answer.name = parameters.get(REQUEST_NAME)
                 turn_request, answer.stream = parse_turn(
@@ -70,12 +74,14 @@ class TritonPythonModel:
                     correlation_id=request.correlation_id(),
                     flags=request.flags(),
                     timeout_us=request.timeout(),
-                    request_id=request.request_id(),
+                    request_id=answer.request_id,
                     public=self._public,
                 )
                 self._open[answer] = turn = self._scheduler.submit(turn_request, answer)
                 if answer.name in self._left:
                     turn.cancel()
+            except UnicodeDecodeError:  # Triton passes on an id and parameters as HTTP brought them
+                answer(TrtstreamError("the request's id or a parameter is not UTF-8; encode it as UTF-8"))
             except Exception as error:
                 answer(error)
 
@@ -114,11 +120,11 @@ class TritonPythonModel:
 class Answer:
     """The responses to one request: each output as it comes if ``stream``, else all of them as one response."""
 
-    def __init__(self, sender: Any, request_id: str) -> None:
+    def __init__(self, sender: Any) -> None:
+        self.request_id = ""
         self.stream = False
         self.name: str | None = None  # the HTTP front's
         self._sender = sender
-        self._request_id = request_id
         self._outputs: list[TurnOutput] = []
         # Triton crashes if it is asked about a request that has got its final flag.
         self._lock = threading.Lock()
@@ -127,7 +133,7 @@ class Answer:
     def __call__(self, output: TurnOutput | Exception) -> None:
         """Take the turn's next output, or the error that ends it."""
         if isinstance(output, Exception):
-            error = pb_utils.TritonError(error_message(self._request_id, output))
+            error = pb_utils.TritonError(error_message(self.request_id, output))
             self._send(pb_utils.InferenceResponse(error=error), final=True)
             return
         self._outputs.append(output)

@@ -260,3 +260,29 @@ def test_no_header_opens_the_closed_apis(server: Any) -> None:
     connection.request("GET", "/v2/logging", headers={"closed-by-trtstream": "no\r\n request"})
     assert "restricted" in json.load(connection.getresponse())["error"]
     connection.close()
+
+
+@pytest.mark.parametrize("body", [b'"id": "a\xff"', b'"foo": "a\xff"', b'"f\xff": 1', b'"sequence_id": "a\xff"'])
+@pytest.mark.parametrize("endpoint", ["generate", "generate_stream"])
+def test_an_id_or_a_parameter_that_is_not_utf8(server: Any, endpoint: str, body: bytes) -> None:
+    url = f"http://{server.http_url}/v2/models/{MODEL}/{endpoint}"
+    request = urllib.request.Request(url, b'{"text_input": "Hi", "max_tokens": 1, ' + body + b"}")
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=10)
+    assert caught.value.code == 400
+    error = json.load(caught.value)["error"]
+    assert error == "[invalid] the request's id or a parameter is not UTF-8; encode it as UTF-8"
+
+
+def test_an_error_is_one_line_whatever_the_requests_id(stream: Stream) -> None:
+    stream.send({"request_id": "a\nb\x1b[31m"}, text_input="Hi", max_tokens=0)
+    with pytest.raises(InferenceServerException) as caught:
+        stream.next()
+    assert caught.value.message().startswith(r"[invalid] a\nb\x1b[31m: max_tokens is 0")
+
+
+@pytest.mark.parametrize("penalty", [1e-45, 3e38])
+def test_a_penalty_at_the_end_of_its_range(stream: Stream, penalty: float) -> None:
+    for temperature in (0.0, 1.0):
+        stream.send(text_input="Hi", max_tokens=4, repetition_penalty=penalty, temperature=temperature, ignore_eos=True)
+        assert len(ids(*stream.all())) == 4
