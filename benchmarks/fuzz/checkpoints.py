@@ -192,7 +192,7 @@ def _index(random: Random, folder: Path) -> str:
     others = ("", ".", "..", "../x", "a\nb", "x" * 10_000, "\ud800", "\0", "/dev/zero", "gone.safetensors", 5, None)
     tensors = ("model.norm.weight", "lm_head.weight", "transformer.ln_f.weight", "a\nb", "")
     weight_map = {name: random.choice((*names, *names, *others)) for name in tensors}
-    values = random.choice(({"weight_map": weight_map}, {"weight_map": weight_map}, {"weight_map": []}, [], {}))
+    values: Any = random.choice(({"weight_map": weight_map}, {"weight_map": weight_map}, {"weight_map": []}, [], {}))
     (folder / "model.safetensors.index.json").write_text(json.dumps(values))
     if random.random() < 0.3:
         (folder / random.choice(("a.safetensors", "model.safetensors", "m.bin"))).write_bytes(
