@@ -18,6 +18,7 @@ import trtstream
 from tests.checkpoints import write_checkpoint
 from tests.pages import ROOT
 from tests.runtime.clients import BOS, EOS, Client, ask, assert_same_greedy, wait_until
+from tests.sessions.conftest import new_database, postgres  # noqa: F401 (a fixture)
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.cpu import build_cpu_engine
 from trtstream.errors import TrtstreamError
@@ -33,7 +34,10 @@ NOWHERE = "0" * 32
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> str:
+def store(request, tmp_path: Path) -> str:
+    """SQLite's URL, or with an indirect parameter PostgreSQL's."""
+    if getattr(request, "param", "sqlite") == "postgresql":
+        return new_database(request.getfixturevalue("postgres"))
     return f"sqlite:///{tmp_path}/sessions.db"
 
 
@@ -112,7 +116,8 @@ def test_a_system_text_stays_in_sight(start, schedule, engine):
     assert first.last.turn_id
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("store", ["sqlite", "postgresql"], indirect=True)
+@pytest.mark.parametrize("seed", range(4))
 def test_random_schedules(start, schedule, engine, seed):
     """Turns, forks, rewinds, cancellations, failures, repeats and restarts of two servers with little memory."""
     random = Random(seed)
@@ -156,6 +161,44 @@ def test_random_schedules(start, schedule, engine, seed):
                 assert (again.last.turn_id, len(again.outputs)) == (after.turn_id, 1)
                 assert again.ids == after.tokens[len(after.tokens) - count :]
         branches += [heads[key]] if key in heads else []
+
+
+@pytest.mark.parametrize("fair_share", [0.0, 60.0])
+def test_turns_that_follow_at_once(start, schedule, engine, fair_share):
+    """More sessions than lanes; each sends its next turn the moment it has an answer, some are cancelled."""
+    scheduler = start(fair_share=fair_share)
+    conversations: dict[int, list[tuple[list[int], list[int]]]] = {key: [] for key in range(6)}
+
+    def converse(key: int) -> None:
+        random = Random(key)
+        for _ in range(10):
+            prompt = [random.randrange(256) for _ in range(random.choice([1, 30]))]
+            cancel_after = random.choice([None, None, 2])
+            client = Client(
+                scheduler,
+                cancel_after,
+                input_ids=tuple(prompt),
+                session_key=key,
+                max_tokens=random.choice([1, 5]) if cancel_after is None else 100_000,
+                ignore_eos=True,
+            )
+            conversations[key].append((prompt, client.wait().ids))
+
+    threads = [threading.Thread(target=converse, args=(key,)) for key in conversations]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert scheduler.drain(60)
+    oracle = schedule()
+    for turns in conversations.values():
+        fed: list[int] = []
+        assert len(turns) == 10
+        for prompt, ids in turns:
+            fed += prompt
+            expected = ask(oracle, input_ids=tuple(fed), max_tokens=len(ids), ignore_eos=True).ids
+            assert_same_greedy(engine, fed, ids, expected)
+            fed += ids
 
 
 def test_an_engine_with_another_window_takes_over(start, schedule, engine_folder, tmp_path, tokenizer):

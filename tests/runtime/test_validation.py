@@ -47,6 +47,14 @@ REFUSED = [
     ({"text": "a", "stop_words": ("",)}, "stop_words has an empty word"),
     ({"text": "a", "stop_words": ("a",) * 33}, "stop_words has 33 words; at most 32"),
     ({"text": "a", "stop_words": ("a" * 257,)}, "stop_words has 257 characters"),
+    ({"text": "a", "request_id": "a" * 257}, "the request's id has 257 characters; at most 256"),
+    ({"text": "a", "parent_turn": "ab"}, "parent_turn is 'ab'; a turn's id has 32 hexadecimal digits"),
+    ({"text": "a", "session_key": "s", "session_rewind": True}, "session_rewind needs a parent_turn"),
+    ({"text": "a", "parent_turn": "ab" * 16, "session_rewind": True}, "session_rewind needs a session"),
+    (
+        {"text": "a", "session_key": "s", "session_start": True, "parent_turn": "ab" * 16},
+        "session_start begins a session anew and parent_turn continues one",
+    ),
 ]
 
 

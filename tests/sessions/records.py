@@ -26,7 +26,7 @@ def turn_after(parent: TurnRecord | None, random: Random, sinks: int = 4, **fiel
         "num_output_tokens": random.randrange(1, len(tokens) + 1),
         "system": None,
         "prompt": f"Grüße {random.random()}",
-        "text": f"answer {random.random()}",
+        "text": f"answer\0 {random.random()} 🦙",
         "finish_reason": "stop",
         "request_id": "",
         "request_hash": bytes(32),

@@ -128,10 +128,11 @@ class Journal:
 
 def _for_client(error: TrtstreamError) -> TrtstreamError:
     """The error as a client gets it: where the store is and what its driver says are for the log."""
-    if error.code != "unavailable":
+    if error.code not in ("unavailable", "internal"):
         return error
     logger.warning("%s", error)
-    return TrtstreamError("the session store does not answer; try again later", code="unavailable")
+    what = "does not answer; try again later" if error.code == "unavailable" else "failed; the server's log says more"
+    return TrtstreamError(f"the session store {what}", code=error.code)
 
 
 @contextmanager

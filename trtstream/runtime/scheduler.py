@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from trtstream.runtime.continuation import same_answer
 from trtstream.runtime.prefill_pacing import PrefillPacing
 from trtstream.runtime.requests import TurnOutput, TurnRequest
 from trtstream.runtime.sampling import sample
-from trtstream.runtime.scheduler_limits import SchedulerLimits
+from trtstream.runtime.scheduler_limits import SchedulerLimits, SchedulerStats
 from trtstream.runtime.session import SessionStore, default_max_idle_bytes
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.runtime.turn import OnOutput, Turn
@@ -34,15 +34,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NOT_FINITE = "the model's logits are not finite; check the checkpoint, or build with dtype float32"
-
-
-@dataclass(frozen=True)
-class SchedulerStats:
-    """``running`` turns have a lane, ``queued`` ones wait for one; ``sessions`` are all that a turn can continue."""
-
-    running: int
-    queued: int
-    sessions: int
 
 
 class Scheduler:
@@ -78,7 +69,7 @@ class Scheduler:
         self._queue: deque[Turn] = deque()
         self._running: list[Turn] = []  # those whose prompt was fed least recently first
         self._changed = threading.Condition()  # guards all of the above except the engine
-        self._committing = None if journal is None else Committing(journal, self._changed)
+        self._committing = None if journal is None else Committing(journal, self._sessions, self._changed)
         self._fingerprint = bytes(32) if journal is None else journal.fingerprint
         self._reader = TurnReader(engine, tokenizer, self._sessions, journal, self._changed)
         self._refusal = ""  # why new turns are refused
@@ -118,7 +109,7 @@ class Scheduler:
         return 0.0 if started is None else time.monotonic() - started
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Refuse new turns from now on and wait for those submitted to end; False if ``timeout`` (seconds) passed."""
+        """Refuse new turns and wait for those submitted to end; False if ``timeout`` (seconds) passed."""
         with self._changed:
             self._refusal = self._refusal or "the server is shutting down; no new turns are taken"
             return self._changed.wait_for(lambda: not (self._reading or self._turns() or self._committing), timeout)
@@ -192,8 +183,8 @@ class Scheduler:
             self._fail(turn, TrtstreamError("the engine was closed before the turn ended", code="draining"))
 
     def _has_work(self) -> bool:
-        commits = self._committing is not None and self._committing.has_outcomes()
-        return bool(self._closed or self._queue or self._running or commits)
+        committed = self._committing and self._committing.has_outcomes()
+        return bool(self._closed or self._queue or self._running or committed)
 
     def _turns(self) -> list[Turn]:
         with self._changed:
@@ -259,6 +250,7 @@ class Scheduler:
     def _admit(self) -> None:
         while self._queue:
             turn = self._queue[0]
+            self._settle()  # its session's last turn, which it may have followed at once
             if not turn.prompt:
                 self._end_session(turn)
                 continue
@@ -368,8 +360,8 @@ class Scheduler:
                 self._sessions.end(turn.session.key)
                 self._sessions.release(turn.session.key)
             else:
-                self._sessions.commit(turn.session, ending.record, ends=turn.request.session_end)
-        self._remove(turn, ending.output)
+                self._sessions.commit(turn.session, ending.record, turn.request.session_end, ending.is_told)
+        self._remove(turn, None if ending.is_told else ending.output)
 
     def _lose(self, turn: Turn, error: TrtstreamError) -> None:
         """End a turn that may be committed or not: its next turn looks the session up again."""
@@ -386,14 +378,17 @@ class Scheduler:
 
     def _undo(self, turn: Turn, output: TurnOutput | Exception) -> None:
         with self._changed:
+            self._sessions.release(turn.session.key)
             try:
-                self._sessions.rollback(turn.session)
+                if turn.entered_in:  # else its session's last turn may still be in the lane
+                    self._sessions.rollback(turn.session)
             except Exception as error:
                 logger.error("a session is lost: its turn could not be undone", exc_info=error)
         self._remove(turn, output)
 
-    def _remove(self, turn: Turn, output: TurnOutput | Exception) -> None:
-        turn.emit(output)
+    def _remove(self, turn: Turn, output: TurnOutput | Exception | None) -> None:
+        if output is not None:
+            turn.emit(output)
         with self._changed:
             if self._committing is None or not self._committing.remove(turn):
                 (self._running if turn in self._running else self._queue).remove(turn)

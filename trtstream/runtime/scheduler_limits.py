@@ -1,4 +1,4 @@
-"""What one turn may take from a server, and how the turns share it."""
+"""What one turn may take from a server, how the turns share it, and how many there are."""
 
 from __future__ import annotations
 
@@ -28,3 +28,12 @@ class SchedulerLimits:
     max_itl_ms: float = 50.0
     commit_timeout: float = 10.0
     session_ttl: float | None = None
+
+
+@dataclass(frozen=True)
+class SchedulerStats:
+    """``running`` turns have a lane, ``queued`` ones wait for one; ``sessions`` are all that a turn can continue."""
+
+    running: int
+    queued: int
+    sessions: int

@@ -144,16 +144,29 @@ class SessionStore:
         self._free_lanes.append(self.lanes.pop(session))
         self._drop_caches()
 
-    def commit(self, session: Session, turn: TurnRecord, ends: bool) -> None:
+    def acknowledge(self, session: Session, turn: TurnRecord) -> bool:
+        """Let the session be continued after ``turn``, which is to be committed before that; needs the lock alone.
+
+        False, with nothing done, for a session that takes another's place: it has to wait until it is committed.
+        """
+        if session.key is None or self._sessions.get(session.key, session) is not session:
+            return False
+        self._sessions[session.key] = session
+        session.turn, session.state = turn.answer_alone(), None
+        self.release(session.key)
+        return True
+
+    def commit(self, session: Session, turn: TurnRecord, ends: bool, acknowledged: bool = False) -> None:
         """Make the turn part of the session; ``ends``: the session is over (a one-shot request's always is)."""
         self._running.remove(session)
         self.saved.pop(session, None)
-        session.turn, session.state = turn.answer_alone(), None
+        if not acknowledged:  # else another turn may have it already
+            self.release(session.key)
+            session.turn, session.state = turn.answer_alone(), None
         if session in self.parked:
             self.saved[session] = self.parked.pop(session).commit_turn()
         else:
             self._engine.commit_turn(self.lanes[session])
-        self.release(session.key)
         if session.key is None:
             self._forget(session)
             return
@@ -168,7 +181,6 @@ class SessionStore:
 
     def rollback(self, session: Session) -> None:
         """Undo the turn: the session is as it was before, and a new one is gone."""
-        self.release(session.key)
         if session not in self._running:
             return
         self._running.remove(session)
@@ -214,7 +226,7 @@ class SessionStore:
     def _take_lane(self) -> int | None:
         if self._free_lanes:
             return self._free_lanes.pop()
-        idle = next((s for s in self._sessions.values() if s in self.lanes and s not in self._running), None)
+        idle = next((s for s in [*self._sessions.values()] if s in self.lanes and s not in self._running), None)
         if idle is None:
             return None
         self.saved[idle] = self._engine.export_state(self.lanes[idle])
@@ -247,7 +259,7 @@ class SessionStore:
 
     def _twin(self, turn_id: bytes) -> SessionState | None:
         """The state of another session that ends with the same turn, where it can be copied."""
-        for twin in self._sessions.values():
+        for twin in [*self._sessions.values()]:
             if twin.turn is not None and twin.turn.id == turn_id and twin not in self._running:
                 if twin in self.lanes:
                     return self._engine.export_state(self.lanes[twin])
@@ -257,7 +269,7 @@ class SessionStore:
     def _drop_caches(self) -> None:
         cached = {
             session: (state, state.kv_cache.nbytes)
-            for session in self._sessions.values()
+            for session in [*self._sessions.values()]
             if (state := self.saved.get(session)) is not None and state.kv_cache is not None
         }
         waiting = sum(parked.nbytes for parked in self.parked.values())

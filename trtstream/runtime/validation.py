@@ -25,6 +25,7 @@ def validate(request: TurnRequest, vocab_size: int, max_tokens_limit: int | None
     _validate_numbers(request, vocab_size, max_tokens_limit)
     if request.timeout is not None:
         _number("timeout", request.timeout, Limits(0, above=True, note="seconds"))
+    _text("the request's id", request.request_id, MAX_KEY_CHARACTERS)
     if len(request.stop_words) > MAX_STOP_WORDS:
         raise TrtstreamError(f"stop_words has {len(request.stop_words)} words; at most {MAX_STOP_WORDS} are allowed")
     for word in request.stop_words:

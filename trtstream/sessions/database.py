@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from trtstream.errors import TrtstreamError, one_line
@@ -106,10 +106,13 @@ class Database:
             yield
         except IntegrityError:
             raise
-        except (DBAPIError, PoolTimeoutError) as error:
+        except (OperationalError, InterfaceError, PoolTimeoutError) as error:
             cause = one_line(getattr(error, "orig", None) or error)
             message = f"the session store {self.name} does not answer ({cause}); try again later"
             raise TrtstreamError(message, code="unavailable") from error
+        except DBAPIError as error:
+            cause = one_line(error.orig or error)
+            raise TrtstreamError(f"the session store {self.name} failed ({cause})", code="internal") from error
 
 
 def _open_file(path: Path, flags: int) -> None:

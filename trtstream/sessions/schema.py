@@ -51,7 +51,7 @@ turns = Table(
     Column("created", Float, nullable=False),
     Column("system", Text),
     Column("prompt", Text),
-    Column("text", Text, nullable=False),
+    Column("text", LargeBinary, nullable=False),  # UTF-8: a model may write NUL, which PostgreSQL's text cannot hold
     Column("tokens", LargeBinary, nullable=False),  # int32, little-endian; last, as a walk over turns need not read it
 )
 

@@ -283,11 +283,11 @@ def _collect(connection: Connection, root: bytes, young: float | None) -> None:
 
 def _values(turn: TurnRecord) -> dict[str, Any]:
     values = {name: getattr(turn, name) for name in turns.columns.keys()}  # noqa: SIM118 (columns, not their names)
-    return {**values, "tokens": np.asarray(turn.tokens, ID_TYPE).tobytes()}
+    return {**values, "text": turn.text.encode(), "tokens": np.asarray(turn.tokens, ID_TYPE).tobytes()}
 
 
 def _record(row: Row[Any]) -> TurnRecord:
-    values: dict[str, Any] = {**row._mapping, "tokens": _from_bytes(row.tokens)}
+    values: dict[str, Any] = {**row._mapping, "text": row.text.decode(), "tokens": _from_bytes(row.tokens)}
     del values["position"]
     return TurnRecord(**values)
 
