@@ -125,6 +125,20 @@ def check_session_tokens(client: TritonClient, model: ServedModel) -> str:
     return f"{wrong} refused, {right} accepted"
 
 
+def check_turn_ids(client: TritonClient, model: ServedModel) -> str:
+    request = {"text_input": PROMPT, "max_tokens": 8, **GREEDY}
+    with new_session(client, "smoke") as session_id, new_session(client, "smoke") as fork_id:
+        first = client.answer(session_id=session_id, **request)
+        require_refusal(
+            client, "another parent_turn", "parent_turn", session_id=session_id, parent_turn="0" * 32, **request
+        )
+        fork = client.answer(session_id=fork_id, parent_turn=first.turn_id, **request)
+        second = client.answer(session_id=session_id, parent_turn=first.turn_id, **request)
+        require(fork.turn_id != second.turn_id, "an id of its own for each turn", fork.turn_id)
+        require_same_answer(fork, second)
+    return f"turn {first.turn_id} continued in its session and in a fork, with the same answer"
+
+
 def check_session_end(client: TritonClient, model: ServedModel) -> str:
     with new_session(client, "smoke") as session_id:
         request = {"text_input": PROMPT, "session_id": session_id, "max_tokens": 2, **GREEDY}
@@ -144,6 +158,7 @@ CHECKS: dict[str, Check | str] = {
     "cancelled stream": check_cancellation,
     "bad requests": check_bad_requests,
     "session_tokens": check_session_tokens,
+    "turn ids": check_turn_ids,
     "session_end": check_session_end,
     "health afterwards": check_health,
 }

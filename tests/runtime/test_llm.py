@@ -41,6 +41,23 @@ def test_a_session_goes_on(llm):
         list(chat.generate("more"))
 
 
+def test_a_conversation_is_come_back_to_by_its_name(engine_folder, tmp_path):
+    """In another process, where its length is not known; it can go back to an earlier turn."""
+    store = f"sqlite:///{tmp_path}/sessions.db"
+    options = {"max_tokens": 6, "ignore_eos": True}
+    with trtstream.load(engine_folder, session_store=store) as llm:
+        chat = llm.session("s")
+        first = "".join(chat.generate("Hello", **options))
+        turn_id = chat.turn_id
+        second = "".join(chat.generate("you", **options))
+    with trtstream.load(engine_folder, session_store=store) as llm:
+        chat = llm.session("s")
+        assert chat.session_tokens is None
+        again = "".join(chat.generate("you", parent_turn=turn_id, session_rewind=True, **options))
+        assert (again, chat.session_tokens) == (second, 5 + 6 + 3 + 5)
+        assert "".join(llm.session().generate("Hello", **options)) == first
+
+
 def test_stopping_to_listen_cancels_the_turn_and_keeps_the_session(llm):
     chat = llm.session()
     pieces = chat.generate("Hello", max_tokens=1_000_000, ignore_eos=True)

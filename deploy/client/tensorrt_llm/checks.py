@@ -30,5 +30,6 @@ CHECKS: dict[str, Check | str] = {
     "session beyond W": NO_SESSIONS,
     "stop words": "the tensorrtllm backend compares tokens, and answers with the word",
     "session_tokens": NO_SESSIONS,
+    "turn ids": NO_SESSIONS,
     "session_end": NO_SESSIONS,
 }

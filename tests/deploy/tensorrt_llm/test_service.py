@@ -260,7 +260,7 @@ def test_smoke(service: Server) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     passed = {check["name"]: check["passed"] for check in report["checks"]}
     assert report["model_name"] == "ensemble"
-    not_applicable = {"session beyond W", "stop words", "session_tokens", "session_end"}
+    not_applicable = {"session beyond W", "stop words", "session_tokens", "turn ids", "session_end"}
     assert {name for name, verdict in passed.items() if verdict is None} == not_applicable
     assert {verdict for name, verdict in passed.items() if name not in not_applicable} == {True}
     plain = run_trtstream("smoke", "--url", service.grpc_url, "--model-name", "tensorrt_llm_bls")
