@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,10 @@ class RandomCheckpoint:
     @cached_property
     def recipes(self) -> Recipes:
         return recipes(self.model)
+
+    def fingerprint(self) -> str:
+        """A digest of what determines the weights, as `Checkpoint.fingerprint` is one of a checkpoint's files."""
+        return sha256(repr((self.model, self.dtype, self.std)).encode()).hexdigest()
 
     def tensor_names(self) -> list[str]:
         return list(self.recipes)
