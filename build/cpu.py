@@ -1,4 +1,4 @@
-"""The ``cpu`` target: weights in the engine's dtype, and the attention kernel compiled for this machine's CPU."""
+"""The ``cpu`` target: weights in the engine's dtype, and the decode step compiled for this machine's CPU."""
 
 from __future__ import annotations
 

@@ -50,10 +50,14 @@ def new_cache(model: ModelConfig, build: BuildConfig, target: str, device: torch
     """
     import torch
 
+    from trtstream.plugins.huge_pages import new_memory
+
     slots = cache_slots(model, build, target)
     shape = (build.max_batch_size, model.num_hidden_layers, 2, model.num_key_value_heads, slots, model.head_dim)
-    dtype = getattr(torch, build.dtype)
+    nbytes = math.prod(shape) * DTYPE_BYTES[build.dtype]
+    memory = new_memory(nbytes) if device.type == "cpu" else torch.zeros(nbytes, dtype=torch.uint8, device=device)
+    values = memory.view(getattr(torch, build.dtype))
     if not TARGETS[target].writes_first:
-        return torch.zeros(shape, dtype=dtype, device=device)
+        return values.view(shape)
     sessions, layers, pair, *of_session = shape
-    return torch.zeros(layers, pair, sessions, *of_session, dtype=dtype, device=device).movedim(2, 0)
+    return values.view(layers, pair, sessions, *of_session).movedim(2, 0)

@@ -47,7 +47,7 @@ def load_on_cpu(folder: Path) -> StreamingEngine:
     if config.target == "cpu":
         return load_engine(folder)
     model, build = config.pretrained_config, config.build_config
-    backend = CudaBackend(model, build, read_weights(folder / WEIGHTS, model, torch.device("cpu"), pack=False))
+    backend = CudaBackend(model, build, read_weights(folder / WEIGHTS, model, torch.device("cpu")))
     return StreamingEngine(model, build, backend)
 
 

@@ -69,7 +69,7 @@ def test_recompute_by_the_reference(subject: tuple[Subject, Checkpoint], tmp_pat
 
 
 def test_chunked_is_token_by_token(subject: tuple[Subject, Checkpoint], tmp_path: Path) -> None:
-    """The decode kernel of a built engine, one token a step, against the evaluation's chunks."""
+    """The decode step of a built engine, one token at a time, against the evaluation's chunks."""
     tokens, ids = token_file(tmp_path)
     build = BuildConfig(max_batch_size=1, max_attention_window=WINDOW)
     build_cpu_engine(subject[1], build, tmp_path / "engine", lambda done, total: None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,11 +9,12 @@ import pytest
 import torch
 
 from trtstream.plugins.chunk_attention import chunk_attention, plan_chunk
-from trtstream.plugins.cpu_kernel import DecodeKernel, compile_kernel
+from trtstream.plugins.cpu_kernel import PARTS, compile_library, geometry, open_library
 from trtstream.plugins.decode_plan import Step, plan_step
 from trtstream.plugins.positions import PositionEncoding, inverse_frequencies
 from trtstream.plugins.reference import streaming_attention
 from trtstream.plugins.window import Window
+from trtstream.runtime.cpu_step import DecodeAttention
 from trtstream.settings import BuildConfig, ModelConfig, RopeConfig
 
 
@@ -50,8 +50,9 @@ class Attention:
         )  # fmt: skip
         library = folder / f"{hash((layout, self.build))}.so"
         if not library.exists():
-            compile_kernel(model(layout), self.build, library)
-        self.kernel = DecodeKernel(library, model(layout), self.build)
+            compile_library([PARTS], geometry(model(layout), self.build), library)
+        opened = open_library(library, model(layout), self.build)
+        self.kernel = DecodeAttention(opened, model(layout), self.build)
         self.cache = torch.zeros(3, 2, layout.kv_heads, max_sinks + ring, layout.head_dim, dtype=self.dtype)
 
     def qkv(self, tokens: int, seed: int = 0) -> torch.Tensor:
@@ -122,7 +123,7 @@ def test_the_comparison_sees_a_sink_off_by_one(libraries: Path) -> None:
     assert (attention.chunks(qkv, 7) - right).abs().max() > 1e-3
 
 
-def test_the_cache_is_larger_than_one_block_of_the_kernel(libraries: Path) -> None:
+def test_the_cache_is_larger_than_one_block_of_the_library(libraries: Path) -> None:
     attention = Attention(LAYOUTS["gqa"], 4, 4, 600, libraries)
     qkv = attention.qkv(1300)
     expected = attention.reference(qkv)
@@ -142,18 +143,16 @@ def test_sessions_of_one_step_do_not_touch_each_other(libraries: Path) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_threads_share_a_step(threads: int, libraries: Path) -> None:
-    """The kernel's OpenMP threads, of which the tests' environment allows one."""
-    openmp = ctypes.CDLL("libgomp.so.1")
-    before = openmp.omp_get_max_threads()
-    attention = Attention(LAYOUTS["gqa"], 4, 4, 600, libraries)
-    qkv = attention.qkv(1300)
-    attention.chunks(qkv[:1200], 100, lane=0)
-    attention.chunks(qkv[:1200], 100, lane=2)
-    openmp.omp_set_num_threads(threads)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
+        attention = Attention(LAYOUTS["gqa"], 4, 4, 600, libraries)
+        qkv = attention.qkv(1300)
+        attention.chunks(qkv[:1200], 100, lane=0)
+        attention.chunks(qkv[:1200], 100, lane=2)
         found = torch.stack([attention.step([(2, t, qkv[t]), (0, t, qkv[t])]) for t in range(1200, 1300)])
     finally:
-        openmp.omp_set_num_threads(before)
+        torch.set_num_threads(before)
     assert (found - attention.reference(qkv)[1200:, None]).abs().max() < 2e-5
 
 

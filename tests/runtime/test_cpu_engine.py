@@ -14,9 +14,9 @@ from transformers import AutoTokenizer
 from tests.engines import build_variant, random_tokens
 from trtstream.engine_dir import KERNEL, WEIGHTS
 from trtstream.errors import TrtstreamError
-from trtstream.plugins.cpu_kernel import DecodeKernel
+from trtstream.plugins.cpu_kernel import open_library
 from trtstream.runtime.cpu import CpuBackend
-from trtstream.runtime.decoder import read_weights
+from trtstream.runtime.cpu_weights import read_cpu_weights
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.samples.gpl import GPL
@@ -61,13 +61,14 @@ def test_rollback_leaves_no_trace(engine: StreamingEngine, before: int, turn: in
     assert torch.equal(*(engine.decode([lane], [5]) for lane in (0, 1)))
 
 
-@pytest.mark.parametrize("has_kernel", [True, False])
+@pytest.mark.parametrize("has_library", [True, False])
 @pytest.mark.parametrize("lengths", [[5], [30, 1, 47]])
 @pytest.mark.parametrize("decoding", [[], [2], [5, 1]])
-def test_a_mixed_step_equals_its_parts(engine, folder, has_kernel, lengths, decoding) -> None:
-    weights = read_weights(folder / WEIGHTS, engine.model, torch.device("cpu"), pack=True)
-    kernel = DecodeKernel(folder / KERNEL, engine.model, engine.build) if has_kernel else None
-    mixing = StreamingEngine(engine.model, engine.build, CpuBackend(engine.model, engine.build, weights, kernel))
+def test_a_mixed_step_equals_its_parts(engine, folder, has_library, lengths, decoding) -> None:
+    model, build = engine.model, engine.build
+    weights = read_cpu_weights(folder / WEIGHTS, model, build.dtype)
+    library = open_library(folder / KERNEL, model, build) if has_library else None
+    mixing = StreamingEngine(model, build, CpuBackend(model, build, weights, library))
     prefilling = [lane for lane in range(6) if lane not in decoding][: len(lengths)]
     for each in (engine, mixing):
         for lane in range(6):
@@ -120,9 +121,9 @@ def test_a_cache_of_another_engine_is_refused(engine: StreamingEngine) -> None:
     assert engine.position(0) == 10
 
 
-def test_a_backend_without_a_kernel_decodes_too(engine: StreamingEngine, folder: Path) -> None:
-    weights = read_weights(folder / WEIGHTS, engine.model, torch.device("cpu"), pack=True)
-    backend = CpuBackend(engine.model, engine.build, weights, kernel=None)
+def test_a_backend_without_a_library_decodes_too(engine: StreamingEngine, folder: Path) -> None:
+    weights = read_cpu_weights(folder / WEIGHTS, engine.model, engine.build.dtype)
+    backend = CpuBackend(engine.model, engine.build, weights, library=None)
     other = StreamingEngine(engine.model, engine.build, backend)
     for lane, length in ((0, 3), (1, 70)):
         for each in (engine, other):
@@ -157,8 +158,8 @@ def test_a_batch_equals_each_session_alone(engine: StreamingEngine) -> None:
     assert (torch.stack(together, dim=1) - torch.stack(alone)).abs().max() < 1e-4
 
 
-def test_without_a_kernel_decode_steps_are_chunks(engine: StreamingEngine, folder: Path) -> None:
-    weights = read_weights(folder / WEIGHTS, engine.model, torch.device("cpu"), pack=True)
+def test_without_a_library_decode_steps_are_chunks(engine: StreamingEngine, folder: Path) -> None:
+    weights = read_cpu_weights(folder / WEIGHTS, engine.model, engine.build.dtype)
     slower = StreamingEngine(engine.model, engine.build, CpuBackend(engine.model, engine.build, weights))
     for both in (engine, slower):
         both.prefill(0, random_tokens(5))

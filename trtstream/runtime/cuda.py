@@ -129,6 +129,6 @@ def load(folder: Path, config: EngineConfig) -> CudaBackend:
     """See `trtstream.targets.Target`."""
     model, build = config.pretrained_config, config.build_config
     device = torch.device("cuda", torch.cuda.current_device())
-    weights = read_weights(folder / WEIGHTS, model, device, pack=False)
+    weights = read_weights(folder / WEIGHTS, model, device)
     with progress_bar("Capturing CUDA graphs") as progress:
         return CudaBackend(model, build, weights, progress)

@@ -1,15 +1,16 @@
 """The decoder of both families in torch: everything in a layer except attention, which is the caller's.
 
-On the CPU, projections of a token or a chunk run as oneDNN products over weights packed once at load. Measured on two
-Zen 4 cores with SmolLM2-135M's shapes, all layers' projections of one token take 35 ms with ``F.linear`` in float32 and
-18 ms packed, which is the memory's limit (bfloat16: 18 ms and 10 ms).
+Here it computes chunks, on the CPU and on a GPU. A decode step is a CUDA graph of it there, and on the CPU a library's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,9 @@ from trtstream.plugins.quantized_linear import quantized_linear
 from trtstream.plugins.quantized_weight import QuantizedWeight
 from trtstream.runtime.weight_shapes import Stored, check_tensors
 from trtstream.settings import ModelConfig
+
+if TYPE_CHECKING:
+    from safetensors import safe_open
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,
@@ -28,6 +32,10 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 # oneDNN packs for a number of rows; 16 measured best or equal from 1 to 256 (a packing for 1 is 2x slower at 8).
 PACKED_ROWS = 16
+# Of 16 tokens the cpu target's own product takes a third less than torch's over plain rows, of 64 as long.
+FEW_ROWS = 32
+# Widened at a time: 4 MB, which a third-level cache holds.
+WIDENED_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -40,10 +48,14 @@ class Norm:
 
 @dataclass(frozen=True)
 class Projection:
-    """Weight [out, in], and bias [out] where the checkpoint has one."""
+    """Weight [out, in], and bias [out] where the checkpoint has one.
+
+    ``few_rows`` computes the product with up to `FEW_ROWS` tokens, where there is something faster than torch.
+    """
 
     weight: torch.Tensor | QuantizedWeight
     bias: torch.Tensor | None
+    few_rows: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,7 @@ class DecoderWeights:
 
 
 def collect_weights(
-    model: ModelConfig, names: set[str], read: Callable[[str], torch.Tensor], *, pack: bool
+    model: ModelConfig, names: set[str], read: Callable[[str], torch.Tensor], *, pack: bool = False
 ) -> DecoderWeights:
     """The decoder's weights from the tensors ``names`` of an engine's weights file; ``read`` returns one by its name.
 
@@ -103,37 +115,60 @@ def collect_weights(
     return DecoderWeights(read("embedding.weight"), layers, norm("norm"), projection(lm_head))
 
 
-def read_weights(path: Path, model: ModelConfig, device: torch.device, *, pack: bool) -> DecoderWeights:
-    """The weights in an engine's file, on ``device``; for ``pack`` see `collect_weights`.
+@contextmanager
+def open_weights(path: Path, model: ModelConfig, device: torch.device) -> Iterator[safe_open]:
+    """An engine's file of weights, whose tensors are read onto ``device``.
 
-    Raises TrtstreamError if the tensors are not the model's.
+    Raises TrtstreamError if they are not the model's.
     """
     from safetensors import safe_open  # here, because all else of the decoder needs torch alone
 
     with safe_open(path, framework="pt", device=str(device)) as file:
-        names = set(file.keys())
-        entries = {name: file.get_slice(name) for name in sorted(names)}
+        entries = {name: file.get_slice(name) for name in sorted(file.keys())}
         check_tensors(path, model, {name: Stored(x.get_dtype(), tuple(x.get_shape())) for name, x in entries.items()})
-        return collect_weights(model, names, file.get_tensor, pack=pack)
+        yield file
+
+
+def read_weights(path: Path, model: ModelConfig, device: torch.device) -> DecoderWeights:
+    """The weights in an engine's file, on ``device``. Raises TrtstreamError if they are not the model's."""
+    with open_weights(path, model, device) as file:
+        return collect_weights(model, set(file.keys()), file.get_tensor)
 
 
 def pack_weight(weight: torch.Tensor) -> torch.Tensor:
     """A projection's weight [out, in] in oneDNN's layout, or unchanged where oneDNN has no fast path for it."""
-    supported = torch.backends.mkldnn.is_available() and (
-        weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    supported = _multiplies_bfloat16() if weight.dtype == torch.bfloat16 else torch.backends.mkldnn.is_available()
     return torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS) if supported else weight
 
 
 def linear(x: torch.Tensor, projection: Projection) -> torch.Tensor:
     """x [N, in] -> [N, out]."""
+    if projection.few_rows is not None and len(x) <= FEW_ROWS:
+        return projection.few_rows(x)
     weight, bias = projection.weight, projection.bias
     if isinstance(weight, QuantizedWeight):
         out = quantized_linear(x, *weight)
         return out if bias is None else out + bias
     if weight.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    if weight.dtype == torch.bfloat16 and weight.is_cpu and len(x) > 1 and not _multiplies_bfloat16():
+        return _widened_linear(x, weight, bias)
     return F.linear(x, weight, bias)
+
+
+@cache
+def _multiplies_bfloat16() -> bool:
+    """Whether oneDNN has bfloat16 products on this CPU; torch's own of more than one row are slow."""
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _widened_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The product in float32, of some rows of the weight at a time, which stay in a cache when they are widened."""
+    rows = max(1, WIDENED_ELEMENTS // weight.shape[1])
+    wide, out = x.float(), x.new_empty(len(x), len(weight))
+    for first in range(0, len(weight), rows):
+        out[:, first : first + rows] = F.linear(wide, weight[first : first + rows].float())
+    return out if bias is None else out + bias
 
 
 def normalize(x: torch.Tensor, norm: Norm, model: ModelConfig) -> torch.Tensor:

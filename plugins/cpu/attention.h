@@ -1,0 +1,282 @@
+// Streaming attention of one decode step (plugins/reference.py defines it).
+//
+// The query is rotated twice, to t for the ring and to p(t) for the sinks, so that no stored key is ever rotated again.
+// The keys that all sessions and key-value heads see lie on one line, which is cut into as many pieces as there are
+// threads: so one session can use every core. A thread's part of one head is a *segment*; its softmax sums are merged
+// with those of the head's other segments, as flash-decoding does.
+//
+// Compiled for one model with -DHEAD_DIM, -DNUM_HEADS, -DNUM_KV_HEADS, -DWIDTH (slots per session), -DMAX_SINKS and
+// -DBFLOAT16 (0 or 1: the cache's format).
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "formats.h"
+#include "threads.h"
+
+constexpr int64_t kHeadDim = HEAD_DIM, kHalf = HEAD_DIM / 2;
+constexpr int64_t kHeads = NUM_HEADS, kKvHeads = NUM_KV_HEADS, kGroup = kHeads / kKvHeads;
+constexpr int64_t kQkv = (kHeads + 2 * kKvHeads) * kHeadDim;
+constexpr int64_t kWidth = WIDTH, kMaxSinks = MAX_SINKS, kRing = kWidth - kMaxSinks;
+constexpr int64_t kHeadCache = kWidth * kHeadDim, kValues = kKvHeads * kHeadCache;
+constexpr int64_t kLayerCache = 2 * kValues;
+constexpr int64_t kBlock = 64;  // slots between two looks at the softmax's maximum
+
+using Scalar = std::conditional_t<BFLOAT16, uint16_t, float>;
+
+// One session at this step. Mirrors Row in plugins/decode_plan.py.
+struct Row {
+  int64_t lane;            // the session's place in the batch
+  int64_t write;           // cache slot of the new token
+  int64_t num_sinks;       // visible sinks, in slots [0, num_sinks)
+  int64_t ring_count;      // visible ring tokens, the new one included
+  int64_t newest;          // ring index of the newest of them
+  int64_t cache_position;  // p(t)
+};
+
+// What all layers share.
+struct Sessions {
+  const Row* rows;
+  const float* rotation;  // [batch, 4, HEAD_DIM / 2]: cos and sin at t, cos and sin at p(t); null for ALiBi
+  const float* slopes;    // [HEADS]: ALiBi's, divided by sqrt(HEAD_DIM); null for RoPE
+  int64_t batch;
+  int64_t session_stride;  // elements from one session's cache to the next one's
+
+  int64_t visible(int64_t b) const { return rows[b].num_sinks + rows[b].ring_count; }
+};
+
+// A segment's part of a head's softmax.
+struct Partial {
+  float max, sum;
+  alignas(64) float value[kHeadDim];  // weighted by exp(score - max)
+};
+
+// As many lanes as divide the head.
+constexpr int64_t head_lanes() {
+  int64_t lanes = kLanes;
+  while (kHeadDim % lanes) lanes /= 2;
+  return lanes;
+}
+constexpr int64_t kHeadLanes = head_lanes(), kHeadVectors = kHeadDim / kHeadLanes;
+using HeadVector = VectorOf<kHeadLanes>;
+
+inline HeadVector::Floats load_widened(const float* from) { return load<HeadVector::Floats>(from); }
+
+inline HeadVector::Floats load_widened(const uint16_t* from) {
+  const auto halves = load<HeadVector::Halves>(from);
+  return (HeadVector::Floats)(__builtin_convertvector(halves, HeadVector::Words) << 16);
+}
+
+inline void rotate(const float* x, const float* cos, const float* sin, float* out) {
+  for (int64_t i = 0; i < kHalf; ++i) {
+    const float first = x[i], second = x[i + kHalf];
+    out[i] = first * cos[i] - second * sin[i];
+    out[i + kHalf] = second * cos[i] + first * sin[i];
+  }
+}
+
+// A run of slots [begin, end) that one rotated query serves.
+struct Run {
+  int64_t begin, end;
+  bool sinks;
+};
+
+// Calls `use` with the runs that hold keys [from, to) of those that the session sees: sinks, then the ring by slots.
+template <class Use>
+inline void each_run(const Row& row, int64_t from, int64_t to, Use use) {
+  const int64_t oldest = row.newest - row.ring_count + 1;  // negative when the ring has wrapped
+  const Run runs[3] = {
+      {0, row.num_sinks, true},
+      {kMaxSinks + std::max<int64_t>(oldest, 0), kMaxSinks + row.newest + 1, false},
+      {kMaxSinks + oldest + kRing, kWidth, false},  // empty unless wrapped
+  };
+  for (const Run& run : runs) {
+    const int64_t length = std::max<int64_t>(run.end - run.begin, 0);
+    const int64_t begin = std::clamp<int64_t>(from, 0, length), end = std::clamp<int64_t>(to, 0, length);
+    if (begin < end) use(Run{run.begin + begin, run.begin + end, run.sinks});
+    from -= length;
+    to -= length;
+  }
+}
+
+// The queries of one key-value head, rotated to t and to p(t) and scaled.
+struct Queries {
+  alignas(64) float at_t[kGroup][kHeadDim];
+  alignas(64) float at_p[kGroup][kHeadDim];
+};
+
+inline void rotate_queries(const float* q, const float* angle, Queries& out) {
+  const float scale = 1.0f / std::sqrt(float(kHeadDim));
+  for (int64_t g = 0; g < kGroup; ++g) {
+    float scaled[kHeadDim];
+    for (int64_t i = 0; i < kHeadDim; ++i) scaled[i] = q[g * kHeadDim + i] * scale;
+    if (angle) {
+      rotate(scaled, angle, angle + kHalf, out.at_t[g]);
+      rotate(scaled, angle + 2 * kHalf, angle + 3 * kHalf, out.at_p[g]);
+    } else {
+      std::copy(scaled, scaled + kHeadDim, out.at_t[g]);
+      std::copy(scaled, scaled + kHeadDim, out.at_p[g]);
+    }
+  }
+}
+
+inline void write_token(const float* key, const float* value, const float* angle, Scalar* keys, int64_t slot) {
+  float rotated[kHeadDim];
+  if (angle) {
+    rotate(key, angle, angle + kHalf, rotated);
+    key = rotated;
+  }
+  for (int64_t i = 0; i < kHeadDim; ++i) {
+    narrow(key[i], keys + slot * kHeadDim + i);
+    narrow(value[i], keys + kValues + slot * kHeadDim + i);
+  }
+}
+
+// scores[slot - run.begin] of one query and up to kBlock slots.
+inline void score(const float* query, const Scalar* keys, Run run, float* scores) {
+  for (int64_t slot = run.begin; slot < run.end; ++slot) {
+    HeadVector::Floats lanes = {};
+    for (int64_t i = 0; i < kHeadDim; i += kHeadLanes)
+      lanes += load<HeadVector::Floats>(query + i) * load_widened(keys + slot * kHeadDim + i);
+    scores[slot - run.begin] = sum<kHeadLanes>(lanes);
+  }
+}
+
+// ALiBi: each score less the slope times the key's distance.
+inline void add_distances(const Row& row, float slope, Run run, float* scores) {
+  for (int64_t slot = run.begin; slot < run.end; ++slot) {
+    const int64_t age = row.newest - (slot - kMaxSinks);
+    const int64_t distance = run.sinks ? row.cache_position - slot : age < 0 ? age + kRing : age;
+    scores[slot - run.begin] -= slope * float(distance);
+  }
+}
+
+// partial.value += the run's values, weighted.
+inline void add_values(const float* weights, const Scalar* values, Run run, float* value) {
+  constexpr int64_t kTogether = std::min<int64_t>(kHeadVectors, 4);  // sums in registers
+  for (int64_t first = 0; first < kHeadVectors; first += kTogether) {
+    const int64_t count = std::min(kTogether, kHeadVectors - first);
+    HeadVector::Floats sums[kTogether] = {};
+    for (int64_t slot = run.begin; slot < run.end; ++slot) {
+      const float weight = weights[slot - run.begin];
+      const Scalar* from = values + slot * kHeadDim + first * kHeadLanes;
+      if (count == kTogether) {
+#pragma GCC unroll 4
+        for (int64_t i = 0; i < kTogether; ++i) sums[i] += weight * load_widened(from + i * kHeadLanes);
+      } else {
+        for (int64_t i = 0; i < count; ++i) sums[i] += weight * load_widened(from + i * kHeadLanes);
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      float* to = value + (first + i) * kHeadLanes;
+      store(to, load<HeadVector::Floats>(to) + sums[i]);
+    }
+  }
+}
+
+// Adds up to kBlock slots to a head's partial result.
+inline void attend_block(const Row& row, const float* query, const Scalar* keys, const float* slope, Run run,
+                         Partial& partial) {
+  const int64_t count = run.end - run.begin;
+  float scores[kBlock];
+  score(query, keys, run, scores);
+  if (slope) add_distances(row, *slope, run, scores);
+  float max = partial.max;
+  for (int64_t i = 0; i < count; ++i) max = std::max(max, scores[i]);
+  if (max > partial.max) {
+    const float rescale = std::exp(partial.max - max);
+    partial.sum *= rescale;
+    for (int64_t i = 0; i < kHeadDim; ++i) partial.value[i] *= rescale;
+    partial.max = max;
+  }
+  for (int64_t i = 0; i < count; ++i) scores[i] = std::exp(scores[i] - max);
+  for (int64_t i = 0; i < count; ++i) partial.sum += scores[i];
+  add_values(scores, keys + kValues, run, partial.value);
+}
+
+// One segment: keys [from, to) of those that session b sees in a key-value head. It also writes the new token, if that
+// is among them. qkv [kQkv] is the session's, as projected.
+inline void attend_segment(const Sessions& sessions, int64_t b, int64_t kv_head, int64_t from, int64_t to,
+                           const float* qkv, Scalar* keys, Partial* partials) {
+  const Row& row = sessions.rows[b];
+  const float* angle = sessions.rotation ? sessions.rotation + b * 4 * kHalf : nullptr;
+  Queries queries;
+  rotate_queries(qkv + kv_head * kGroup * kHeadDim, angle, queries);
+  for (int64_t g = 0; g < kGroup; ++g) {
+    partials[g].max = std::numeric_limits<float>::lowest();
+    partials[g].sum = 0;
+    std::fill(partials[g].value, partials[g].value + kHeadDim, 0.0f);
+  }
+  each_run(row, from, to, [&](Run run) {
+    if (run.begin <= row.write && row.write < run.end) {
+      const float* key = qkv + (kHeads + kv_head) * kHeadDim;
+      write_token(key, key + kKvHeads * kHeadDim, angle, keys, row.write);
+    }
+    for (int64_t begin = run.begin; begin < run.end; begin += kBlock) {
+      const Run block = {begin, std::min(begin + kBlock, run.end), run.sinks};
+      for (int64_t g = 0; g < kGroup; ++g) {
+        const float* slope = sessions.slopes ? sessions.slopes + kv_head * kGroup + g : nullptr;
+        attend_block(row, run.sinks ? queries.at_p[g] : queries.at_t[g], keys, slope, block, partials[g]);
+      }
+    }
+  });
+}
+
+// Calls `use(b, kv_head, begin, end)` for each key-value head of each session: where its keys lie on the line of all.
+template <class Use>
+inline void each_head(const Sessions& sessions, Use use) {
+  int64_t begin = 0;
+  for (int64_t b = 0; b < sessions.batch; ++b)
+    for (int64_t kv_head = 0; kv_head < kKvHeads; ++kv_head) {
+      use(b, kv_head, begin, begin + sessions.visible(b));
+      begin += sessions.visible(b);
+    }
+}
+
+inline int64_t line_length(const Sessions& sessions) {
+  int64_t length = 0;
+  for (int64_t b = 0; b < sessions.batch; ++b) length += kKvHeads * sessions.visible(b);
+  return length;
+}
+
+// The most segments of a step. Those of key-value head number h and thread i are at index h + i: along the line each
+// next segment has another head, another thread, or both.
+inline int64_t max_segments(int64_t batch, int64_t threads) { return batch * kKvHeads + threads; }
+
+// This thread's segments. `cache` is one layer's, of session 0; qkv [batch, stride]; partials [segments, kGroup].
+inline void attend(const Thread& thread, const Sessions& sessions, const float* qkv, int64_t stride, Scalar* cache,
+                   Partial* partials) {
+  const Range mine = thread.share(line_length(sessions));
+  each_head(sessions, [&](int64_t b, int64_t kv_head, int64_t begin, int64_t end) {
+    const int64_t from = std::max(begin, mine.begin), to = std::min(end, mine.end);
+    if (from >= to) return;
+    Scalar* keys = cache + sessions.rows[b].lane * sessions.session_stride + kv_head * kHeadCache;
+    Partial* segment = partials + (b * kKvHeads + kv_head + thread.index) * kGroup;
+    attend_segment(sessions, b, kv_head, from - begin, to - begin, qkv + b * stride, keys, segment);
+  });
+}
+
+// The heads' results from all threads' segments: out [batch, stride].
+inline void merge(const Thread& thread, const Sessions& sessions, const Partial* partials, float* out,
+                  int64_t stride) {
+  const int64_t length = line_length(sessions);
+  each_head(sessions, [&](int64_t b, int64_t kv_head, int64_t begin, int64_t end) {
+    for (int64_t g = 0; g < kGroup; ++g) {
+      float max = std::numeric_limits<float>::lowest(), sum = 0, value[kHeadDim] = {};
+      for (int64_t i = 0; i < thread.count; ++i) {
+        const Range theirs = Thread{i, thread.count, nullptr}.share(length);
+        if (std::max(begin, theirs.begin) >= std::min(end, theirs.end)) continue;
+        const Partial& partial = partials[(b * kKvHeads + kv_head + i) * kGroup + g];
+        const float new_max = std::max(max, partial.max);
+        const float old_weight = std::exp(max - new_max), weight = std::exp(partial.max - new_max);
+        sum = sum * old_weight + weight * partial.sum;
+        for (int64_t d = 0; d < kHeadDim; ++d) value[d] = value[d] * old_weight + weight * partial.value[d];
+        max = new_max;
+      }
+      float* head = out + b * stride + (kv_head * kGroup + g) * kHeadDim;
+      for (int64_t d = 0; d < kHeadDim; ++d) head[d] = value[d] / sum;
+    }
+  });
+}

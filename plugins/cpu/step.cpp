@@ -1,0 +1,195 @@
+// A decode step of the cpu target as one call: tokens in, logits out, in one parallel region.
+//
+// Plain C++ with a C interface: no PyTorch, and no memory is allocated in a step. Norms, activations and softmaxes are
+// computed in float32. What is small (norms, packing activations, merging heads) every thread computes for itself, as
+// that takes less time than waiting for another one.
+
+#include <omp.h>
+
+#include "attention.h"
+#include "matvec.h"
+#include "mlp.h"
+#include "norm.h"
+#include "threads.h"
+
+namespace {
+
+// These mirror plugins/cpu_structures.py.
+struct Layer {
+  Norm attention_norm, mlp_norm;
+  Matrix qkv, attention_output, up, down;
+};
+
+struct Model {
+  Matrix embedding, head;
+  Norm norm;
+  const Layer* layers;
+  int64_t num_layers, hidden, intermediate;
+  int64_t is_layer_norm, is_parallel, is_shared_norm, activation;
+  double eps;
+  int64_t max_batch, max_threads;
+};
+
+// Working memory in one piece. Its layout is the same in every step, so that padding which nobody writes stays zero.
+struct Workspace {
+  // Shared by all threads; rows have padded lengths.
+  float *x, *qkv, *mlp;
+  Partial* partials;
+  // Each thread's own.
+  float *input, *sums;
+  char* packed;
+
+  Workspace(const Model& model, int64_t thread, char* base) : next_(base) {
+    const int64_t batch = model.max_batch;
+    hidden = padded(model.hidden);
+    heads = padded(kHeads * kHeadDim);
+    intermediate = padded(model.intermediate);
+    x = take<float>(batch * hidden);
+    qkv = take<float>(batch * kQkv);
+    mlp = take<float>(batch * intermediate);
+    partials = take<Partial>(max_segments(batch, model.max_threads) * kGroup);
+    for (int64_t i = 0; i <= thread; ++i) {
+      input = take<float>(batch * std::max(hidden, heads));
+      sums = take<float>(kStreams * batch * kTile);
+      packed = take<char>(sizeof(float) * batch * std::max(std::max(hidden, heads), intermediate));
+    }
+  }
+
+  int64_t bytes() const { return next_ - static_cast<char*>(nullptr); }
+
+  int64_t hidden, heads, intermediate;
+
+ private:
+  template <class T>
+  T* take(int64_t count) {
+    T* taken = reinterpret_cast<T*>(next_);
+    next_ += (sizeof(T) * count + 127) / 128 * 128;  // no line, nor a pair of lines, belongs to two threads
+    return taken;
+  }
+
+  char* next_;
+};
+
+class Step {
+ public:
+  Step(const Thread& thread, const Model& model, const Sessions& sessions, const Workspace& work)
+      : thread_(thread), model_(model), sessions_(sessions), work_(work), batch_(sessions.batch) {}
+
+  void run(const int64_t* tokens, Scalar* cache, float* logits) {
+    embed(tokens);
+    for (int64_t i = 0; i < model_.num_layers; ++i) layer(model_.layers[i], cache + i * kLayerCache);
+    normalize(model_.norm);
+    const int64_t vocabulary = model_.head.rows;
+    multiply<1>(model_.head, vocabulary, work_.input, work_.hidden, [&](int64_t row, int64_t count, float* sums) {
+      put(sums, batch_, count, logits + row, vocabulary);
+    });
+  }
+
+ private:
+  void embed(const int64_t* tokens) {
+    const Range mine = thread_.share(batch_);
+    for (int64_t b = mine.begin; b < mine.end; ++b)
+      read_row(model_.embedding, tokens[b], model_.hidden, work_.x + b * work_.hidden);
+    thread_.wait();
+  }
+
+  void layer(const Layer& layer, Scalar* cache) {
+    normalize(layer.attention_norm);
+    multiply<1>(layer.qkv, kQkv, work_.input, work_.hidden, [&](int64_t row, int64_t count, float* sums) {
+      put(sums, batch_, count, work_.qkv + row, kQkv);
+    });
+    if (model_.is_parallel) {
+      if (!model_.is_shared_norm) normalize(layer.mlp_norm);
+      up(layer);
+    }
+    thread_.wait();
+    attend(thread_, sessions_, work_.qkv, kQkv, cache, work_.partials);
+    thread_.wait();
+    merge(thread_, sessions_, work_.partials, work_.input, work_.heads);
+    for (int64_t b = 0; b < batch_; ++b) clear_padding(work_.input + b * work_.heads, kHeads * kHeadDim, work_.heads);
+    add(layer.attention_output, work_.input, work_.heads);
+    if (!model_.is_parallel) {
+      thread_.wait();
+      normalize(layer.mlp_norm);
+      up(layer);
+      thread_.wait();
+    }
+    add(layer.down, work_.mlp, work_.intermediate);
+    thread_.wait();
+  }
+
+  // input = norm(x)
+  void normalize(const Norm& norm) {
+    for (int64_t b = 0; b < batch_; ++b) {
+      const float* x = work_.x + b * work_.hidden;
+      float* out = work_.input + b * work_.hidden;
+      if (model_.is_layer_norm) {
+        layer_norm(norm, model_.eps, x, model_.hidden, out);
+      } else {
+        rms_norm(norm, model_.eps, x, model_.hidden, out);
+      }
+      clear_padding(out, model_.hidden, work_.hidden);
+    }
+  }
+
+  // mlp = activation(gate) * up, or activation(up)
+  void up(const Layer& layer) {
+    if (layer.up.rows > model_.intermediate) {
+      multiply<2>(layer.up, model_.intermediate, work_.input, work_.hidden, [&](int64_t row, int64_t count, float* sums) {
+        activate(model_.activation, sums, batch_ * kTile);
+        for (int64_t i = 0; i < batch_ * kTile; ++i) sums[i] *= sums[batch_ * kTile + i];
+        put(sums, batch_, count, work_.mlp + row, work_.intermediate);
+      });
+    } else {
+      multiply<1>(layer.up, model_.intermediate, work_.input, work_.hidden, [&](int64_t row, int64_t count, float* sums) {
+        activate(model_.activation, sums, batch_ * kTile);
+        put(sums, batch_, count, work_.mlp + row, work_.intermediate);
+      });
+    }
+  }
+
+  // x += the product
+  void add(const Matrix& matrix, const float* input, int64_t stride) {
+    multiply<1>(matrix, model_.hidden, input, stride, [&](int64_t row, int64_t count, float* sums) {
+      for (int64_t b = 0; b < batch_; ++b)
+        for (int64_t i = 0; i < count; ++i) work_.x[b * work_.hidden + row + i] += sums[b * kTile + i];
+    });
+  }
+
+  template <int Parts, class Finish>
+  void multiply(const Matrix& matrix, int64_t rows, const float* input, int64_t stride, Finish finish) {
+    pack(matrix, input, stride, {0, batch_}, work_.packed);
+    product<Parts>(thread_, matrix, rows, work_.packed, batch_, work_.sums, finish);
+  }
+
+  static void clear_padding(float* x, int64_t size, int64_t padded_size) { std::fill(x + size, x + padded_size, 0.0f); }
+
+  const Thread& thread_;
+  const Model& model_;
+  const Sessions& sessions_;
+  const Workspace& work_;
+  const int64_t batch_;
+};
+
+}  // namespace
+
+// So that Python never passes another structure.
+extern "C" const int64_t model_bytes = sizeof(Model);
+
+// Bytes of working memory, to be zeroed once and aligned to 128.
+extern "C" int64_t workspace_bytes(const Model* model) {
+  return Workspace(*model, model->max_threads - 1, nullptr).bytes();
+}
+
+// Feeds one token to each of several sessions. `cache` [sessions, layers, 2, NUM_KV_HEADS, WIDTH, HEAD_DIM] is changed in
+// place; logits [batch, vocabulary].
+extern "C" void decode_step(const Model* model, const Sessions* sessions, const int64_t* tokens, Scalar* cache,
+                            char* workspace, int64_t threads, float* logits) {
+  Barrier barrier;
+#pragma omp parallel num_threads(threads)
+  {
+    const Thread thread = {omp_get_thread_num(), omp_get_num_threads(), &barrier};
+    const Workspace work(*model, thread.index, workspace);
+    Step(thread, *model, *sessions, work).run(tokens, cache, logits);
+  }
+}

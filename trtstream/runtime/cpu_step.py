@@ -1,0 +1,199 @@
+"""A decode step on the CPU: one call of the library that was compiled for the engine."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+
+from trtstream.plugins import cpu_structures as c
+from trtstream.plugins.decode_plan import StepPlan
+from trtstream.plugins.huge_pages import new_memory
+from trtstream.plugins.quantized_weight import QuantizedWeight
+from trtstream.runtime import decoder
+from trtstream.runtime.cpu_weights import padded_rows
+from trtstream.settings import BuildConfig, ModelConfig
+
+STREAMS, TILE = 4, 16  # kStreams and kTile in plugins/cpu/matvec.h
+
+
+class DecodeStep:
+    """The library with a model's weights, which stay where they are, and its working memory."""
+
+    def __init__(
+        self, library: ctypes.CDLL, model: ModelConfig, build: BuildConfig, weights: decoder.DecoderWeights
+    ) -> None:
+        assert ctypes.c_int64.in_dll(library, "model_bytes").value == ctypes.sizeof(c.Model)
+        self._vocab_size = model.vocab_size
+        self._kept: list[torch.Tensor] = []  # what the structures below point to
+        self._threads = _most_threads()
+        self._structure = self._describe(model, build, weights)
+        library.workspace_bytes.restype = ctypes.c_int64
+        self._workspace = new_memory(library.workspace_bytes(ctypes.byref(self._structure)))
+        self._library = library
+
+    def __call__(self, tokens: Sequence[int], cache: torch.Tensor, plan: StepPlan) -> torch.Tensor:
+        """Feed one token to each session of the plan; float32 logits [batch, vocab].
+
+        ``cache`` [sessions, layers, 2, kv_heads, W, head_dim], contiguous, is changed in place.
+        """
+        ids, logits = torch.tensor(tokens), torch.empty(len(tokens), self._vocab_size)
+        self._library.decode_step(
+            ctypes.byref(self._structure),
+            _sessions(cache, plan),
+            _address(ids),
+            _address(cache),
+            _address(self._workspace),
+            ctypes.c_int64(min(torch.get_num_threads(), self._threads)),
+            _address(logits),
+        )
+        return logits
+
+    def _describe(self, model: ModelConfig, build: BuildConfig, weights: decoder.DecoderWeights) -> c.Model:
+        layers = (c.Layer * len(weights.layers))(*map(self._layer, weights.layers))
+        head = matrix(weights.lm_head, self._kept)
+        tied = weights.embedding is weights.lm_head.weight
+        return c.Model(
+            embedding=head if tied else matrix(decoder.Projection(weights.embedding, None), self._kept),
+            head=head,
+            norm=self._norm(weights.norm),
+            layers=layers,
+            num_layers=len(layers),
+            hidden=model.hidden_size,
+            intermediate=model.intermediate_size,
+            is_layer_norm=model.norm == "layer",
+            is_parallel=model.residual == "parallel",
+            is_shared_norm=model.shared_norm,
+            activation=c.ACTIVATIONS.index(model.hidden_act),
+            eps=model.norm_eps,
+            max_batch=build.max_batch_size,
+            max_threads=self._threads,
+        )
+
+    def _layer(self, layer: decoder.LayerWeights) -> c.Layer:
+        return c.Layer(
+            self._norm(layer.attention_norm),
+            self._norm(layer.mlp_norm),
+            matrix(layer.qkv, self._kept),
+            matrix(layer.attention_output, self._kept),
+            matrix(layer.up, self._kept),
+            matrix(layer.down, self._kept),
+        )
+
+    def _norm(self, norm: decoder.Norm) -> c.Norm:
+        return c.Norm(_float32(norm.weight, self._kept), _float32(norm.bias, self._kept))
+
+
+class DecodeAttention:
+    """The attention of a decode step alone, for passes that compute everything else in torch."""
+
+    def __init__(self, library: ctypes.CDLL, model: ModelConfig, build: BuildConfig) -> None:
+        self._width = model.num_attention_heads * model.head_dim
+        self._threads = _most_threads()
+        library.attention_bytes.restype = ctypes.c_int64
+        sizes = ctypes.c_int64(build.max_batch_size), ctypes.c_int64(self._threads)
+        self._workspace = new_memory(library.attention_bytes(*sizes))
+        self._library = library
+
+    def __call__(self, qkv: torch.Tensor, cache: torch.Tensor, plan: StepPlan) -> torch.Tensor:
+        """Rotate, write and attend for one token of each session of the plan.
+
+        qkv [batch, (heads + 2 * kv_heads) * head_dim] as projected; ``cache`` [sessions, 2, kv_heads, W, head_dim] is
+        one layer's, may be a view strided in its first dimension, and is changed in place.
+        Returns [batch, heads * head_dim] in qkv's dtype.
+        """
+        projected, out = qkv.float().contiguous(), torch.empty(len(qkv), self._width)
+        self._library.decode_attention(
+            _sessions(cache, plan),
+            _address(projected),
+            _address(cache),
+            _address(self._workspace),
+            ctypes.c_int64(min(torch.get_num_threads(), self._threads)),
+            _address(out),
+        )
+        return out.to(qkv.dtype)
+
+
+def with_few_rows(library: ctypes.CDLL, weights: decoder.DecoderWeights) -> decoder.DecoderWeights:
+    """The weights with the library's product for few tokens: torch's first lays the weights out anew for each."""
+
+    def changed(projection: decoder.Projection) -> decoder.Projection:
+        return replace(projection, few_rows=Product(library, projection))
+
+    layers = [
+        replace(
+            layer,
+            qkv=changed(layer.qkv),
+            attention_output=changed(layer.attention_output),
+            up=changed(layer.up),
+            down=changed(layer.down),
+        )
+        for layer in weights.layers
+    ]
+    return replace(weights, layers=layers, lm_head=changed(weights.lm_head))
+
+
+class Product:
+    """A projection's product with a few tokens x [N, in] -> [N, out], in x's dtype."""
+
+    def __init__(self, library: ctypes.CDLL, projection: decoder.Projection) -> None:
+        self._kept: list[torch.Tensor] = []
+        self._matrix = matrix(projection, self._kept)
+        self._library = library
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        batch, columns, threads = len(x), self._matrix.columns, torch.get_num_threads()
+        padded = F.pad(x.float(), (0, columns - x.shape[1])).contiguous()
+        packed, sums = torch.empty(batch * columns), torch.empty(threads * batch * STREAMS * TILE)
+        out = torch.empty(batch, self._matrix.rows)
+        self._library.multiply(
+            ctypes.byref(self._matrix),
+            _address(padded),
+            ctypes.c_int64(batch),
+            _address(packed),
+            _address(sums),
+            ctypes.c_int64(threads),
+            _address(out),
+        )
+        return out.to(x.dtype)
+
+
+def matrix(projection: decoder.Projection, kept: list[torch.Tensor]) -> c.Matrix:
+    """The structure of a projection. It points to tensors, which are added to ``kept``."""
+    assert not isinstance(projection.weight, QuantizedWeight), "the cpu target has no such format"
+    weight = padded_rows(projection.weight)
+    kept.append(weight)
+    return c.Matrix(
+        weights=weight.data_ptr(),
+        bias=_float32(projection.bias, kept),
+        rows=len(weight),
+        columns=weight.stride(0),
+        row_bytes=weight.stride(0) * weight.element_size(),
+        format=c.FORMATS[str(weight.dtype).removeprefix("torch.")],
+    )
+
+
+def _float32(vector: torch.Tensor | None, kept: list[torch.Tensor]) -> int | None:
+    if vector is None:
+        return None
+    kept.append(vector.float().contiguous())
+    return kept[-1].data_ptr()
+
+
+def _most_threads() -> int:
+    """Working memory is for this many, whatever torch's number of threads becomes."""
+    return max(len(os.sched_getaffinity(0)), torch.get_num_threads())
+
+
+def _sessions(cache: torch.Tensor, plan: StepPlan) -> object:
+    """A reference to the structure of a step's sessions, which lie in the first dimension of ``cache``."""
+    rotation, slopes = _address(plan.rotation), _address(plan.slopes)
+    return ctypes.byref(c.Sessions(_address(plan.rows), rotation, slopes, len(plan.rows), cache.stride(0)))
+
+
+def _address(tensor: torch.Tensor | None) -> ctypes.c_void_p | None:
+    return None if tensor is None else ctypes.c_void_p(tensor.data_ptr())
