@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from trtstream.errors import TrtstreamError
 from trtstream.runtime.requests import TurnOutput, TurnRequest
 from trtstream.runtime.scheduler import Scheduler
 from trtstream.runtime.streaming_engine import StreamingEngine
@@ -109,3 +111,10 @@ def wait_until(condition: Callable[[], object]) -> None:
             return
         threading.Event().wait(0.05)
     raise AssertionError("the condition never came true")
+
+
+def refused(scheduler: Scheduler, **request) -> TrtstreamError:
+    """The error that answers a turn."""
+    with pytest.raises(TrtstreamError) as error:
+        ask(scheduler, **{"text": "x", "max_tokens": 1, **request})
+    return error.value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,15 @@ from transformers import PreTrainedTokenizerBase
 
 from tests.checkpoints import write_checkpoint
 from tests.runtime.clients import BOS, EOS, byte_tokenizer
+from tests.sessions.conftest import new_database, postgres  # noqa: F401 (a fixture)
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.cpu import build_cpu_engine
+from trtstream.runtime.llm import open_journal
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.scheduler import Scheduler
 from trtstream.runtime.scheduler_limits import SchedulerLimits
 from trtstream.runtime.streaming_engine import StreamingEngine
+from trtstream.sessions.turn_log import TurnLog
 from trtstream.settings import BuildConfig
 
 
@@ -57,3 +61,33 @@ def schedule(engine_folder: Path, tokenizer: PreTrainedTokenizerBase) -> Iterato
 @pytest.fixture
 def scheduler(schedule: Callable[..., Scheduler]) -> Scheduler:
     return schedule()
+
+
+@pytest.fixture
+def store(request, tmp_path: Path) -> str:
+    """SQLite's URL, or with an indirect parameter PostgreSQL's."""
+    if getattr(request, "param", "sqlite") == "postgresql":
+        return new_database(request.getfixturevalue("postgres"))
+    return f"sqlite:///{tmp_path}/sessions.db"
+
+
+@pytest.fixture
+def log(store: str) -> Iterator[TurnLog]:
+    with closing(TurnLog(store)) as log:
+        yield log
+
+
+@pytest.fixture
+def start(engine_folder, tokenizer, store) -> Iterator[Callable[..., Scheduler]]:
+    """``start(**limits)``: a scheduler with an engine of its own on the store, as a server that starts has it."""
+    schedulers: list[Scheduler] = []
+
+    def start(folder: Path = engine_folder, **limits) -> Scheduler:
+        settings = SchedulerLimits(**limits)
+        journal = open_journal(folder, store, settings)
+        schedulers.append(Scheduler(load_engine(folder), tokenizer, settings, journal))
+        return schedulers[-1]
+
+    yield start
+    for scheduler in schedulers:
+        scheduler.close()

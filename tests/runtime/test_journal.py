@@ -6,10 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
 
 import pytest
@@ -17,56 +14,13 @@ import pytest
 import trtstream
 from tests.checkpoints import write_checkpoint
 from tests.pages import ROOT
-from tests.runtime.clients import BOS, EOS, Client, ask, assert_same_greedy, wait_until
-from tests.sessions.conftest import new_database, postgres  # noqa: F401 (a fixture)
+from tests.runtime.clients import BOS, ENDLESS, EOS, Client, ask, assert_same_greedy, refused, wait_until
+from tests.sessions.conftest import DATABASES
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.cpu import build_cpu_engine
 from trtstream.errors import TrtstreamError
-from trtstream.runtime.llm import open_journal
 from trtstream.runtime.loading import load_engine
-from trtstream.runtime.scheduler import Scheduler
-from trtstream.runtime.scheduler_limits import SchedulerLimits
-from trtstream.sessions.turn_log import TurnLog
 from trtstream.settings import BuildConfig
-
-ENDLESS = {"max_tokens": 1_000_000, "ignore_eos": True}
-NOWHERE = "0" * 32
-
-
-@pytest.fixture
-def store(request, tmp_path: Path) -> str:
-    """SQLite's URL, or with an indirect parameter PostgreSQL's."""
-    if getattr(request, "param", "sqlite") == "postgresql":
-        return new_database(request.getfixturevalue("postgres"))
-    return f"sqlite:///{tmp_path}/sessions.db"
-
-
-@pytest.fixture
-def log(store: str) -> Iterator[TurnLog]:
-    with closing(TurnLog(store)) as log:
-        yield log
-
-
-@pytest.fixture
-def start(engine_folder, tokenizer, store) -> Iterator[Callable[..., Scheduler]]:
-    """``start(**limits)``: a scheduler with an engine of its own on the store, as a server that starts has it."""
-    schedulers: list[Scheduler] = []
-
-    def start(folder: Path = engine_folder, **limits) -> Scheduler:
-        settings = SchedulerLimits(**limits)
-        journal = open_journal(folder, store, settings)
-        schedulers.append(Scheduler(load_engine(folder), tokenizer, settings, journal))
-        return schedulers[-1]
-
-    yield start
-    for scheduler in schedulers:
-        scheduler.close()
-
-
-def refused(scheduler, **request) -> TrtstreamError:
-    with pytest.raises(TrtstreamError) as error:
-        ask(scheduler, **{"text": "x", "max_tokens": 1, **request})
-    return error.value
 
 
 @dataclass
@@ -116,7 +70,7 @@ def test_a_system_text_stays_in_sight(start, schedule, engine):
     assert first.last.turn_id
 
 
-@pytest.mark.parametrize("store", ["sqlite", "postgresql"], indirect=True)
+@pytest.mark.parametrize("store", DATABASES, indirect=True)
 @pytest.mark.parametrize("seed", range(4))
 def test_random_schedules(start, schedule, engine, seed):
     """Turns, forks, rewinds, cancellations, failures, repeats and restarts of two servers with little memory."""
@@ -231,68 +185,6 @@ def test_more_sinks_than_the_engine_has_are_refused(start, tmp_path, engine_fold
     assert "a session asked for 8 sink tokens; this engine allows 0 to 4" in str(
         refused(start(tmp_path / "few"), session_key="s")
     )
-
-
-@pytest.fixture(params=["store", "memory"])
-def any_scheduler(request) -> Scheduler:
-    return request.getfixturevalue("start" if request.param == "store" else "schedule")()
-
-
-def test_a_repeated_request_gets_its_answer_again(any_scheduler):
-    options = {"session_key": "s", "max_tokens": 5, "ignore_eos": True}
-    first = ask(any_scheduler, text="Hello", request_id="r1", **options)
-    again = ask(any_scheduler, text="Hello", request_id="r1", timeout=100.0, **options)
-    assert (again.ids, again.text, len(again.outputs)) == (first.ids, first.text, 1)
-    for name in ("finish_reason", "num_input_tokens", "num_output_tokens", "session_tokens", "turn_id"):
-        assert getattr(again.last, name) == getattr(first.last, name)
-    error = refused(any_scheduler, request_id="r1", session_key="s")
-    assert error.code == "conflict"
-    assert "request id 'r1' was that of the session's last turn, which had another request" in str(error)
-    second = ask(any_scheduler, text="Hello", request_id="r2", **options)
-    assert second.last.session_tokens > first.last.session_tokens
-    repeated = ask(any_scheduler, text="Hello", request_id="r2", parent_turn=None, **options)
-    assert repeated.last.turn_id == second.last.turn_id
-
-
-def test_a_turn_says_what_it_continues(any_scheduler):
-    options = {"session_key": "s", "max_tokens": 4, "ignore_eos": True}
-    first = ask(any_scheduler, text="Hello", **options).last.turn_id
-    second = ask(any_scheduler, text="a", parent_turn=first, **options).last.turn_id
-    error = refused(any_scheduler, session_key="s", parent_turn=first)
-    assert error.code == "conflict"
-    assert f"session 's' has {second} as its last turn" in str(error)
-    for request in ({"session_key": "s", "session_rewind": True}, {"session_key": "other"}, {}):
-        assert refused(any_scheduler, parent_turn=NOWHERE, **request).code == "not_found"
-    with pytest.raises(TrtstreamError, match="session_rewind needs a parent_turn"):
-        ask(any_scheduler, text="a", session_key="s", session_rewind=True)
-    with pytest.raises(TrtstreamError, match="parent_turn is 'xyz'; a turn's id has 32 hexadecimal digits"):
-        ask(any_scheduler, text="a", session_key="s", parent_turn="xyz")
-    ask(any_scheduler, text="a", parent_turn=second, **options)
-
-
-def test_a_fork_leaves_its_origin_alone(any_scheduler, schedule):
-    options = {"max_tokens": 12, "ignore_eos": True}
-    origin = ask(any_scheduler, text="Hello", session_key="s", **options).last.turn_id
-    answers = [
-        ask(any_scheduler, text="and", session_key=key, parent_turn=origin, **options) for key in ("f", "g", "s")
-    ]
-    undisturbed = schedule()
-    ask(undisturbed, text="Hello", session_key="s", **options)
-    expected = ask(undisturbed, text="and", session_key="s", **options)
-    assert {tuple(answer.ids) for answer in answers} == {tuple(expected.ids)}
-    assert len({answer.last.turn_id for answer in answers}) == 3
-
-
-def test_a_turn_without_a_session_can_be_continued_from_the_store(start, schedule):
-    options = {"max_tokens": 6, "ignore_eos": True}
-    scheduler = start()
-    assert ask(scheduler, text="Hello", **options).last.turn_id == ""
-    first = ask(scheduler, text="Hello", session_key="s", **options)
-    alone = ask(scheduler, text="a", parent_turn=first.last.turn_id, **options)
-    after = ask(start(), text="b", parent_turn=alone.last.turn_id, **options)
-    undisturbed = schedule()
-    expected = [ask(undisturbed, text=text, session_key="s", **options).ids for text in ("Hello", "a", "b")]
-    assert [first.ids, alone.ids, after.ids] == expected
 
 
 def test_a_session_ends_in_the_store_too(start, log):

@@ -15,6 +15,7 @@ from tests.sessions.postgres import NoPostgres, Postgres
 from trtstream.sessions.turn_log import TurnLog
 
 NUMBERS = count()
+DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.process)]
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +38,7 @@ def new_database(server: Postgres) -> str:
     return make_url(server.url).set(database=name).render_as_string()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=DATABASES)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/sessions.db"
