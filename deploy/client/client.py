@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from trtstream.deploy.client.checks import CHECKS
-from trtstream.deploy.client.triton import DEFAULT_URL, Check, Response, TritonClient, make_tensor
-from trtstream.deploy.contract import to_array
-from trtstream.errors import TrtstreamError
-from trtstream.runtime.request_fields import INPUTS, OUTPUTS, Field
+from trtstream.deploy.client.tensors import request_tensors, response_values
+from trtstream.deploy.client.triton import DEFAULT_URL, Check, Response, TritonClient
 
 DEFAULT_MODEL = "trtstream"
 
@@ -32,15 +30,10 @@ class Client(TritonClient):
         super().__init__(url, model_name, tls_ca, timeout=timeout)
 
     def generate(self, **inputs: Any) -> Generator[Response, None, None]:
-        tensors = [
-            make_tensor(name, INPUTS[name].datatype, to_array(value, INPUTS[name].datatype))
-            for name, value in inputs.items()
-            if value is not None
-        ]
+        tensors, model = request_tensors(inputs), f"{self.model_name!r} at {self.url}"
         with contextlib.closing(self._stream(self.model_name, tensors)) as results:
             for received_at, result in results:
-                values = {field.attribute: self._value(field, result) for field in OUTPUTS.values()}
-                yield Response(**values, received_at=received_at)
+                yield Response(**response_values(result, model), received_at=received_at)
 
     def session_note(self, session_id: str) -> str:
         return f"session {session_id} (come back to it with --session)"
@@ -50,16 +43,3 @@ class Client(TritonClient):
 
     def load_notes(self, turns: int) -> list[str]:
         return []
-
-    def _value(self, field: Field, result: Any) -> Any:
-        """An output tensor as a Python value, or as a tuple of them for a vector."""
-        array = result.as_numpy(field.name)
-        if array is None:
-            raise TrtstreamError(
-                f"the model {self.model_name!r} at {self.url} answers without {field.name!r}: "
-                "it was not packaged by trtstream; see --model-name"
-            )
-        values = array.tolist()
-        if field.datatype == "BYTES":
-            values = [value.decode("utf-8", "replace") for value in values]
-        return tuple(values) if field.vector else values[0]

@@ -30,10 +30,13 @@ def error_response(status: int, message: str) -> JSONResponse:
 
 
 class RefusedResponse(JSONResponse):
-    """The answer to a request that is not passed on. Its connection ends, as the rest of its body is not wanted."""
+    """The answer to a request that is not passed on. Its connection ends, as the rest of its body is not wanted.
 
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__({"error": refusal.message}, refusal.status, headers={"connection": "close"})
+    ``error`` is what it says: the refusal's message, unless given.
+    """
+
+    def __init__(self, refusal: Refusal, error: object = None) -> None:
+        super().__init__({"error": error or refusal.message}, refusal.status, headers={"connection": "close"})
         self._unread = refusal.unread
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 
-import anyio
 import httpx2 as httpx
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -23,6 +22,7 @@ from starlette.routing import Route
 from trtstream.deploy.contract import REQUEST_NAME
 from trtstream.deploy.http_front.answers import AWAY, WENT_AWAY, RefusedResponse, error_response, read_answer
 from trtstream.deploy.http_front.body import Refusal, read_body
+from trtstream.deploy.http_front.connected import while_connected
 from trtstream.deploy.http_front.readiness import Readiness
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -122,27 +122,16 @@ async def _pass_on(request: Request) -> Response:
     body, name = await read_body(request), secrets.token_hex(16)
     if GENERATE.fullmatch(request.scope["raw_path"]):
         body = _named(body, name)
-    outcome: Response | httpx.TransportError | None = None
-    async with anyio.create_task_group() as tasks:
 
-        async def watch() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
-            tasks.cancel_scope.cancel()
+    async def ask() -> Response:
+        response = await _send(front.client, request, body)
+        return await read_answer(request.scope["raw_path"], response, lambda: front.triton.cancel(name))
 
-        tasks.start_soon(watch)
-        try:
-            response = await _send(front.client, request, body)
-            outcome = await read_answer(request.scope["raw_path"], response, lambda: front.triton.cancel(name))
-        except httpx.TransportError as error:
-            outcome = error
-        tasks.cancel_scope.cancel()
-    if outcome is None:
+    try:
+        return await while_connected(request, ask)
+    except ClientDisconnect:
         front.triton.cancel(name)
-        raise ClientDisconnect
-    if isinstance(outcome, httpx.TransportError):
-        raise outcome
-    return outcome
+        raise
 
 
 def _named(body: bytes, name: str) -> bytes:

@@ -31,7 +31,7 @@ class Refusal(Exception):
     unread: bool = False
 
 
-async def read_body(request: Request) -> bytes:
+async def read_body(request: Request, max_members: int = MAX_JSON_MEMBERS) -> bytes:
     """The request's body, expanded if it is compressed. Raises Refusal for one that is beyond a limit."""
     try:
         with anyio.fail_after(BODY_SECONDS):
@@ -39,19 +39,19 @@ async def read_body(request: Request) -> bytes:
     except TimeoutError:
         raise Refusal(408, f"the request's body took longer than {BODY_SECONDS:g} s", unread=True) from None
     body = _expand(body, request.headers.get("content-encoding", "identity").strip().lower())
-    await check_json(body[: _json_bytes(request.headers.get(JSON_LENGTH), len(body))])
+    await check_json(body[: _json_bytes(request.headers.get(JSON_LENGTH), len(body))], max_members)
     return body
 
 
-async def check_json(text: bytes) -> None:
-    """Raise Refusal for JSON that Triton cannot take. Others are served between the parts of a large text."""
+async def check_json(text: bytes, max_members: int) -> None:
+    """Raise Refusal for JSON that is too deep or too wide. Others are served between the parts of a large text."""
     shape = JsonShape()
     for start in range(0, len(text), 1 << 20):
         shape.feed(text[start : start + (1 << 20)])
         if shape.depth > MAX_JSON_DEPTH:
             raise Refusal(400, f"the request's JSON is nested more than {MAX_JSON_DEPTH} deep, which is the limit")
-        if shape.members > MAX_JSON_MEMBERS:
-            raise Refusal(400, f"the request's JSON has more than {MAX_JSON_MEMBERS} members, which is the limit")
+        if shape.members > max_members:
+            raise Refusal(400, f"the request's JSON has more than {max_members} members, which is the limit")
         await anyio.sleep(0)
 
 

@@ -1,4 +1,4 @@
-"""Runs the front in a thread of ``trtstream serve``."""
+"""Runs an application, the front or the gateway, in a thread of ``trtstream serve``."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import h11
 import uvicorn
+from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from trtstream.deploy.http_front.app import Upstream, create_app
 from trtstream.deploy.http_front.limits import (
     HEADER_SECONDS,
     IDLE_SECONDS,
@@ -106,16 +106,18 @@ class PatientProtocol(H11Protocol):
             self.transport.close()
 
 
-class HttpFront:
-    """The front of ``triton`` at ``host:port``. With ``tls`` (certificate, key: PEM files) it speaks HTTPS.
+class HttpServer:
+    """``app`` at ``host:port``, where ``option`` says. With ``tls`` (certificate, key: PEM files) it speaks HTTPS.
 
     Listens when the context is entered. Raises TrtstreamError if it cannot.
     """
 
-    def __init__(self, host: str, port: int, triton: Upstream, tls: tuple[Path, Path] | None = None) -> None:
+    def __init__(
+        self, app: Starlette, host: str, port: int, tls: tuple[Path, Path] | None = None, option: str = "--http-port"
+    ) -> None:
         certificate, key = tls or (None, None)
         config = uvicorn.Config(
-            create_app(triton),
+            app,
             loop="asyncio",
             http=PatientProtocol,
             ws="none",
@@ -144,12 +146,12 @@ class HttpFront:
             self._socket.bind((host, port))
         except OSError as error:
             self._socket.close()
-            raise TrtstreamError(f"--http-port {port} on {host} cannot be used ({error.strerror})") from error
+            raise TrtstreamError(f"{option} {port} on {host} cannot be used ({error.strerror})") from error
         self._thread = threading.Thread(
-            target=self._server.run, args=([self._socket],), name="trtstream-http", daemon=True
+            target=self._server.run, args=([self._socket],), name=f"trtstream{option[1:-5]}", daemon=True
         )
 
-    def __enter__(self) -> HttpFront:
+    def __enter__(self) -> HttpServer:
         self._socket.listen(MAX_CONNECTIONS)
         self._thread.start()
         return self

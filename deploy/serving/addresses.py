@@ -17,7 +17,8 @@ LOOPBACK = "127.0.0.1"
 class Addresses:
     """The addresses of the services: IPv4 addresses, and ports for gRPC, HTTP and metrics.
 
-    ``triton_http_port`` is that of Triton's own HTTP service, on loopback behind the front.
+    ``triton_http_port`` is that of Triton's own HTTP service, on loopback behind the front. ``openai_port`` is the
+    gateway's, None where there is none.
     """
 
     host: str
@@ -26,6 +27,7 @@ class Addresses:
     http_port: int
     metrics_port: int
     triton_http_port: int
+    openai_port: int | None = None
 
     @property
     def triton_http(self) -> str:
@@ -40,7 +42,9 @@ def resolve(host: str) -> str:
         raise click.UsageError(f"--host is {host!r}; give an IPv4 address or a name that has one") from None
 
 
-def choose_ports(host: str, metrics_host: str, grpc_port: int, http_port: int, metrics_port: int) -> Addresses:
+def choose_ports(
+    host: str, metrics_host: str, grpc_port: int, http_port: int, metrics_port: int, openai_port: int | None = None
+) -> Addresses:
     """Put free ports in place of zeros. Raises TrtstreamError for a port that is in use."""
     ports: list[int] = []
     with contextlib.ExitStack() as bound:  # all at the same time, so that they differ
@@ -49,7 +53,10 @@ def choose_ports(host: str, metrics_host: str, grpc_port: int, http_port: int, m
             ("--http-port", host, http_port),
             ("--metrics-port", metrics_host, metrics_port),
             ("a port", LOOPBACK, 0),
+            ("--openai-port", host, openai_port),
         ):
+            if port is None:
+                continue
             probe = bound.enter_context(socket.socket())
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +40,7 @@ PEM_FILE = click.Path(exists=True, dir_okay=False, path_type=Path, resolve_path=
 @click.option(
     "--metrics-port", default=8002, show_default=True, type=PORT, help="Port for metrics; 0 takes a free one."
 )
+@click.option("--openai-port", type=PORT, help="Serve OpenAI's protocols on this port too; 0 takes a free one.")
 @click.option("--tls-cert", type=PEM_FILE, help="Serve gRPC and HTTP over TLS with this certificate (PEM).")
 @click.option("--tls-key", type=PEM_FILE, help="The certificate's private key (PEM).")
 @click.option("--insecure", is_flag=True, help="Let all services leave this machine without encryption.")
@@ -121,6 +124,7 @@ def serve(
     grpc_port: int,
     http_port: int,
     metrics_port: int,
+    openai_port: int | None,
     tls_cert: Path | None,
     tls_key: Path | None,
     insecure: bool,
@@ -155,7 +159,7 @@ def serve(
             f"--host {host} lets others reach the server: give --tls-cert and --tls-key, or --insecure if that is meant"
         )
     metrics_host = host if insecure or not public else LOOPBACK
-    addresses = choose_ports(host, metrics_host, grpc_port, http_port, metrics_port)
+    addresses = choose_ports(host, metrics_host, grpc_port, http_port, metrics_port, openai_port)
 
     with workplace() as place:
         installation = find_tritonserver(place.folder)
@@ -164,9 +168,10 @@ def serve(
         options: dict[str, Any] = {}
         if engine := find_built_engine(repository):
             require_backend(installation.binary, installation.environment["PATH"], engine)
-            if session_store is not None:
+            if session_store is not None or openai_port is not None:
                 raise TrtstreamError(
-                    f"{source} has a tensorrt-llm engine, which keeps no sessions: leave the store out"
+                    f"{source} has a tensorrt-llm engine, which keeps no sessions: leave --session-store and "
+                    "--openai-port out"
                 )
             # Its models know no control socket: Triton itself waits for requests in flight.
             options = {
@@ -196,17 +201,40 @@ def serve(
         policy = Policy(restart == "on-failure", max_restarts, start_timeout, hang_timeout, drain_timeout)
         click.echo(f"starting Triton with {source}", err=True)
         on_ready = partial(click.echo, _ready_line(addresses, models))
-        for module in ("uvicorn", "starlette", "httpx2"):
-            require_extra(module, "server", "serving HTTP")
-        from trtstream.deploy.http_front.app import Upstream  # here, as it needs the extra
-        from trtstream.deploy.http_front.server import HttpFront
-
         readiness = Readiness()
-        tls = (tls_cert, tls_key) if tls_cert and tls_key else None
         supervisor = Supervisor(service, policy, events, readiness, on_ready)
-        triton = Upstream(addresses.triton_http, readiness, supervisor.cancel)
-        with HttpFront(addresses.host, addresses.http_port, triton, tls):
+        tls = (tls_cert, tls_key) if tls_cert and tls_key else None
+        with ExitStack() as servers:
+            servers.enter_context(_front(addresses, readiness, supervisor.cancel, tls))
+            if addresses.openai_port is not None:
+                servers.enter_context(_gateway(addresses, addresses.openai_port, models, readiness, tls))
             supervisor.run()
+
+
+def _front(
+    addresses: Addresses, readiness: Readiness, cancel: Callable[[str], None], tls: tuple[Path, Path] | None
+) -> AbstractContextManager[object]:
+    """The HTTP service."""
+    for module in ("uvicorn", "starlette", "httpx2"):
+        require_extra(module, "server", "serving HTTP")
+    from trtstream.deploy.http_front.app import Upstream, create_app  # here, as it needs the extra
+    from trtstream.deploy.http_front.server import HttpServer
+
+    triton = Upstream(addresses.triton_http, readiness, cancel)
+    return HttpServer(create_app(triton), addresses.host, addresses.http_port, tls)
+
+
+def _gateway(
+    addresses: Addresses, port: int, models: list[str], readiness: Readiness, tls: tuple[Path, Path] | None
+) -> AbstractContextManager[object]:
+    """The service for OpenAI's protocols."""
+    require_extra("openai", "gateway", "--openai-port")
+    from trtstream.deploy.gateway.app import Upstream, create_app
+    from trtstream.deploy.gateway.channel import client_options
+    from trtstream.deploy.http_front.server import HttpServer
+
+    triton = Upstream(client_options(addresses.host, addresses.grpc_port, tls), models, readiness)
+    return HttpServer(create_app(triton), addresses.host, port, tls, "--openai-port")
 
 
 def _session_store(text: str) -> str:
@@ -277,7 +305,8 @@ def _arguments(
 
 
 def _ready_line(addresses: Addresses, models: list[str]) -> str:
+    openai = "" if addresses.openai_port is None else f"openai={addresses.host}:{addresses.openai_port} "
     return (
         f"ready: grpc={addresses.host}:{addresses.grpc_port} http={addresses.host}:{addresses.http_port} "
-        f"metrics={addresses.metrics_host}:{addresses.metrics_port} models={','.join(models)}"
+        f"metrics={addresses.metrics_host}:{addresses.metrics_port} {openai}models={','.join(models)}"
     )

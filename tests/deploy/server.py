@@ -14,7 +14,7 @@ from pathlib import Path
 
 START_SECONDS = 60
 SIGNAL_SECONDS = 0.3
-READY = re.compile(r"ready: grpc=(\S+) http=(\S+) metrics=(\S+) models=(\S+)\n")
+READY = re.compile(r"ready: grpc=(\S+) http=(\S+) metrics=(\S+) (?:openai=(\S+) )?models=(\S+)\n")
 
 
 @dataclass
@@ -27,13 +27,15 @@ class Server:
     grpc_url: str = field(init=False)
     http_url: str = field(init=False)
     metrics_url: str = field(init=False)
+    openai_url: str | None = field(init=False)
     models: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
         match = READY.fullmatch(self.ready_line)
         assert match, f"not ready: {self.ready_line!r}\n{self.log.read_text()}"
         self.grpc_url, self.http_url, self.metrics_url = match[1], match[2], match[3]
-        self.models = match[4].split(",")
+        self.openai_url = match[4]
+        self.models = match[5].split(",")
 
     def stop(self, *signals: signal.Signals) -> int:
         """Send signals (default SIGTERM) and wait; returns the exit code."""

@@ -34,7 +34,7 @@ def engine(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def server(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(engine, tmp_path_factory.mktemp("server") / "log") as server:
+    with serving(engine, tmp_path_factory.mktemp("server") / "log", "--openai-port", "0") as server:
         yield server
 
 
@@ -69,6 +69,10 @@ def test_system_prompt(server: Server) -> None:
     output = run("system_prompt.py", server.grpc_url)
     assert output.count("Aye") == output.count(" tokens)") == 2
     assert "Paris" in output
+
+
+def test_openai_responses(server: Server) -> None:
+    assert run("openai_responses.py", f"http://{server.openai_url}/v1") == f"{PARIS}\n{ROME}\n"
 
 
 def test_curl(server: Server) -> None:

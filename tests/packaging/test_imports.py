@@ -70,6 +70,11 @@ def test_imports_in_the_wrong_direction_are_found(copy: Path) -> None:
         ("plugins/window.py", "trtstream.plugins", "trtstream.runtime"): "trtstream.runtime.turn",
         ("plugins/positions.py", "trtstream.plugins", "trtstream.build"): "trtstream.build.recipes",
         ("deploy/serving/control.py", "trtstream.deploy", "trtstream.build"): "trtstream.build.recipes",
+        (
+            "deploy/gateway/turns.py",
+            "trtstream.deploy.gateway",
+            "trtstream.runtime.encoding",
+        ): "trtstream.runtime.encoding",
         ("build/cpu.py", "trtstream.build", "trtstream.deploy"): "trtstream.deploy.client.metrics",
         ("build/cuda.py", "trtstream.build", "trtstream.runtime"): "trtstream.runtime.turn",
         ("trtstream/runtime/turn.py", "trtstream.runtime", "trtstream.evaluation"): "trtstream.evaluation.curve",

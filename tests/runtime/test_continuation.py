@@ -71,3 +71,10 @@ def test_a_turn_without_a_session_can_be_continued_from_the_store(start, schedul
     undisturbed = schedule()
     expected = [ask(undisturbed, text=text, session_key="s", **options).ids for text in ("Hello", "a", "b")]
     assert [first.ids, alone.ids, after.ids] == expected
+
+
+def test_a_turn_of_a_session_has_its_id_from_its_first_token_on(any_scheduler):
+    options = {"text": "Hello", "max_tokens": 4, "ignore_eos": True}
+    turn = ask(any_scheduler, session_key="s", **options)
+    assert [output.turn_id for output in turn.outputs] == [turn.last.turn_id] * 4
+    assert [output.turn_id for output in ask(any_scheduler, **options).outputs] == [""] * 4

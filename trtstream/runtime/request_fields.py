@@ -102,7 +102,7 @@ OUTPUTS = _by_name(
     Field("num_input_tokens", "INT32", "Tokens in the turn, the template's included."),
     Field("num_output_tokens", "INT32", "Tokens in the answer so far."),
     Field("session_tokens", "INT32", "Tokens that the session has been fed."),
-    Field("turn_id", "BYTES", "Names the turn; empty until the last response, and where the turn is not kept."),
+    Field("turn_id", "BYTES", "Names the turn, which is complete with its last response; empty where it is not kept."),
 )
 """A response's tensors by name: a `TurnOutput`."""
 

@@ -74,7 +74,8 @@ class TurnOutput:
 
     ``finish_reason`` is empty except in the turn's last output: there it is ``stop`` (end of sequence or a stop word),
     ``length`` (``max_tokens``) or ``cancelled``. ``session_tokens`` counts the tokens that the session has been fed;
-    the last sampled one is pending. ``turn_id``, in the last output, names the turn where it can be continued.
+    the last sampled one is pending. ``turn_id``, in the last output, names the turn where it can be continued; in a
+    session the outputs before it have it too.
     """
 
     text: str

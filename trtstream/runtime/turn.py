@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from trtstream.runtime.continuation import Continuation
@@ -54,6 +55,11 @@ class Turn:
         self._fed: list[int] = []  # the prompt as it was, and the answer
         self._text: list[str] = []
 
+    @property
+    def is_of_session(self) -> bool:
+        """Whether its session points to the turn once it has ended."""
+        return self.request.session_key is not None and not self.request.session_end
+
     def prepare(self, session: Session, prompt: list[int], num_input_tokens: int, end_ids: Sequence[int]) -> None:
         """Add what is known once the request's text has been tokenized."""
         self.session = session
@@ -80,7 +86,8 @@ class Turn:
         reason = "stop" if ended or stopped else "length" if full else ""
         if reason and not stopped:
             text += self._flush()
-        return self._output(text, (token,), log_probs, reason, session_tokens)
+        output = self._output(text, (token,), log_probs, reason, session_tokens)
+        return replace(output, turn_id=self.id.hex()) if self.is_of_session else output
 
     def final_output(self, finish_reason: str, session_tokens: int) -> TurnOutput:
         """The last output of a turn that ends without a new token."""

@@ -174,7 +174,7 @@ def test_tls(start: Start, tmp_path: Path) -> None:
     request = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
     names = ("-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", cert)
     subprocess.run(["openssl", *request.split(), *names], check=True, capture_output=True)
-    server = start("--host", "0.0.0.0", "--tls-cert", str(cert), "--tls-key", str(key))
+    server = start("--host", "0.0.0.0", "--tls-cert", str(cert), "--tls-key", str(key), "--openai-port", "0")
     assert server.grpc_url.startswith("0.0.0.0:")
     assert server.http_url.startswith("0.0.0.0:")
     assert server.metrics_url.startswith("127.0.0.1:")
@@ -183,6 +183,12 @@ def test_tls(start: Start, tmp_path: Path) -> None:
         assert json.load(answer) == {"ready": True, "state": "ready"}
     with pytest.raises(ConnectionError):
         urllib.request.urlopen(f"http://{https}/ready", timeout=10)
+    asked = urllib.request.Request(
+        f"https://localhost:{(server.openai_url or '').rpartition(':')[2]}/v1/responses",
+        b'{"model": "trtstream", "input": "Hello", "max_output_tokens": 1}',
+    )
+    with urllib.request.urlopen(asked, timeout=10, context=trust) as answer:
+        assert json.load(answer)["usage"]["output_tokens"] == 1
     url = f"localhost:{server.grpc_url.rpartition(':')[2]}"
     client = InferenceServerClient(url, ssl=True, root_certificates=str(cert))
     assert client.is_model_ready("trtstream")

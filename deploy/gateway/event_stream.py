@@ -1,0 +1,33 @@
+"""Server-sent events whose source ends when the client leaves."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import anyio
+from openai import BaseModel
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+DONE = b"data: [DONE]\n\n"
+
+
+def event(data: BaseModel, name: str = "") -> bytes:
+    """One event, without the fields that were not set."""
+    start = f"event: {name}\n" if name else ""
+    return f"{start}data: {data.model_dump_json(exclude_unset=True)}\n\n".encode()
+
+
+class EventStream(StreamingResponse):
+    """``events`` as they come. The generator is closed however the response ends."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._events.aclose()

@@ -1,0 +1,50 @@
+"""One turn of a model on Triton, from an event loop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from trtstream.deploy.client.tensors import request_tensors, response_values
+from trtstream.deploy.contract import parse_error
+from trtstream.errors import TrtstreamError
+from trtstream.runtime.requests import TurnOutput
+
+if TYPE_CHECKING:
+    from tritonclient.grpc.aio import InferenceServerClient
+
+Outputs = AsyncGenerator[TurnOutput, None]
+
+WENT_AWAY = "the server went away in the middle of an answer; ask again"
+
+
+async def run_turn(triton: InferenceServerClient, model: str, inputs: dict[str, Any]) -> Outputs:
+    """Send one request, tensors of `request_fields.INPUTS` by name, and yield its responses.
+
+    Closing the generator before its end cancels the turn. Raises TrtstreamError, with the code of the model's error
+    where it has one, and ``unavailable`` where Triton is away.
+    """
+
+    async def requests() -> AsyncIterator[dict[str, Any]]:
+        yield {"model_name": model, "inputs": request_tensors(inputs)}
+
+    call = triton.stream_infer(requests())
+    ended = False
+    try:
+        async for result, error in call:
+            if error is not None:
+                code, message = parse_error(" ".join(str(error.message()).split()))
+                raise TrtstreamError(message, code)
+            output = TurnOutput(**response_values(result, repr(model)))
+            ended = bool(output.finish_reason)
+            yield output
+        if not ended:
+            raise TrtstreamError(WENT_AWAY, "internal")
+    except grpc.RpcError as error:
+        if error.code() != grpc.StatusCode.UNAVAILABLE:
+            raise TrtstreamError(f"Triton: {error.details()}") from error
+        raise TrtstreamError(WENT_AWAY, "unavailable") from error
+    finally:
+        call.cancel()
