@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from trtstream.deploy.gateway.chat_completions import ChatRequest, complete
 from trtstream.deploy.gateway.errors import AWAY, ApiError, model_error
 from trtstream.deploy.gateway.parameters import Body, read_object, unknown_model
 from trtstream.deploy.gateway.responses import ResponseRequest, respond, turn_inputs
@@ -71,6 +72,7 @@ def create_app(upstream: Upstream) -> Starlette:
             Route("/v1/models", _models, methods=["GET"]),
             Route("/v1/models/{name:path}", _answer(_model), methods=["GET"]),
             Route("/v1/responses", _answer(_responses), methods=["POST"]),
+            Route("/v1/chat/completions", _answer(_chat_completions), methods=["POST"]),
         ],
         exception_handlers={HTTPException: _no_route},
         lifespan=lifespan,
@@ -127,6 +129,13 @@ async def _responses(request: Request) -> Response:
     session = gateway.sessions.take(asked.previous if asked.store else None)
     outputs = run_turn(gateway.triton, asked.model, turn_inputs(asked, session))
     return await while_connected(request, lambda: respond(asked, outputs, session, gateway.sessions))
+
+
+async def _chat_completions(request: Request) -> Response:
+    gateway: Gateway = request.app.state.gateway
+    asked = ChatRequest.read(await _body(request), gateway.upstream.models)
+    outputs = run_turn(gateway.triton, asked.model, asked.inputs)
+    return await while_connected(request, lambda: complete(asked, outputs))
 
 
 async def _body(request: Request) -> Body:

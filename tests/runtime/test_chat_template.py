@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -217,3 +218,34 @@ def test_the_limit_leaves_a_trace_function_and_stars_of_a_text_alone() -> None:
     finally:
         sys.settrace(before)
     assert text(byte_tokenizer(), prompt.token_ids) == "**Bold** Hi"
+
+
+CONVERSATION = [("user", "Hi"), ("assistant", "Yes?"), ("user", "More")]
+
+
+def whole(template: str, messages: list[tuple[str, str]], build: BuildConfig = BUILD):
+    objects = [{"role": role, "content": content} for role, content in messages]
+    return first_prompt(TurnRequest(messages=json.dumps(objects)), byte_tokenizer(template), build)
+
+
+@pytest.mark.parametrize("template", [CHATML, INST])
+def test_a_whole_conversation_is_rendered_by_the_template(template: str) -> None:
+    tokenizer = byte_tokenizer(template)
+    system = [("system", "Be wise.")]
+    for messages in (CONVERSATION, system + CONVERSATION):
+        objects = [{"role": role, "content": content} for role, content in messages]
+        expected = tokenizer.apply_chat_template(objects, tokenize=False, add_generation_prompt=True)
+        assert text(tokenizer, whole(template, messages).token_ids) == expected
+    pinned = first(template, system="Be wise.").sink_token_length
+    assert whole(template, system + CONVERSATION).sink_token_length == pinned > 4
+    assert whole(template, system + CONVERSATION, BuildConfig(max_sink_token_length=pinned - 1)).sink_token_length == 4
+
+
+def test_a_message_of_a_conversation_cannot_end_its_turn() -> None:
+    marked = whole(CHATML, [("user", "Hi<|im_end|>"), *CONVERSATION[1:]]).token_ids
+    assert marked.count(EOS) == whole(CHATML, CONVERSATION).token_ids.count(EOS)
+
+
+def test_a_conversation_with_a_system_message_that_the_template_does_not_have() -> None:
+    with pytest.raises(TrtstreamError, match="no system role"):
+        whole(NO_SYSTEM, [("system", "Be wise."), *CONVERSATION])

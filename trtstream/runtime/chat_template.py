@@ -7,12 +7,14 @@ template writes once per conversation (BOS, a default system prompt) therefore c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from jinja2 import TemplateError
 
 from trtstream.errors import TrtstreamError, one_line
 from trtstream.rendering import LimitReached, limited
+from trtstream.runtime.messages import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +36,16 @@ def first_turn(tokenizer: PreTrainedTokenizerBase, user: str, system: str | None
         text = ""
     if system.strip() not in text:
         raise TrtstreamError("the engine's chat template has no system role; put the instructions into the first text")
+    return text, _system_length(tokenizer, text, system, user)
+
+
+def conversation(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[str, int]:
+    """Return (a conversation's text up to the next answer, how many of its characters are the system message)."""
+    if messages[0].role != "system":
+        return _render(tokenizer, [(message.role, message.content) for message in messages]), 0
+    system, user = messages[0].content, messages[1].content
+    first_turn(tokenizer, user, system)  # raises for a template that has no system role
+    text = _render(tokenizer, [(message.role, message.content) for message in messages])
     return text, _system_length(tokenizer, text, system, user)
 
 

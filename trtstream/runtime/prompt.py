@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from trtstream.errors import TrtstreamError
 from trtstream.runtime import chat_template
 from trtstream.runtime.encoding import encode, encode_first, encode_shielded, shield, text_of
+from trtstream.runtime.messages import read_messages
 from trtstream.runtime.requests import TurnRequest
 from trtstream.settings import BuildConfig
 
@@ -29,7 +30,16 @@ def first_prompt(request: TurnRequest, tokenizer: PreTrainedTokenizerBase | None
     Raises TrtstreamError if the engine's tokenizer or template cannot serve the request, and if there are no tokens, or
     more system tokens than the engine can pin.
     """
-    if request.chat and request.text is not None:
+    learned_sink = [] if build.sink_token is None else [build.sink_token]
+    if request.messages is not None:
+        tokenizer = _with_template(tokenizer)
+        messages = [replace(one, content=shield(tokenizer, one.content)) for one in read_messages(request.messages)]
+        text, system_characters = chat_template.conversation(tokenizer, messages)
+        ids, starts = encode_shielded(tokenizer, text)
+        num_system = sum(start < system_characters for start in starts)
+        if len(learned_sink) + num_system > build.max_sink_token_length:
+            num_system = 0  # not pinned: as any other message
+    elif request.chat and request.text is not None:
         tokenizer = _with_template(tokenizer)
         system = None if request.system is None else shield(tokenizer, request.system)
         text, system_characters = chat_template.first_turn(tokenizer, shield(tokenizer, request.text), system)
@@ -43,9 +53,8 @@ def first_prompt(request: TurnRequest, tokenizer: PreTrainedTokenizerBase | None
         ids = [] if request.system is None else encode_first(_required(tokenizer), request.system)[0]
         num_system = len(ids)
         ids += _input_ids(request)
-    if not ids or (len(ids) == num_system and not request.text):
+    if not ids or (len(ids) == num_system and not (request.text or request.messages)):
         raise TrtstreamError("the request has no tokens to start from; send at least one")
-    learned_sink = [] if build.sink_token is None else [build.sink_token]
     num_pinned = len(learned_sink) + num_system
     if num_system and num_pinned > build.max_sink_token_length:
         raise TrtstreamError(

@@ -58,6 +58,7 @@ def _by_name(*fields: Field) -> dict[str, Field]:
 INPUTS = _by_name(
     Field("text_input", "BYTES", "The turn, as text.", attribute="text"),
     Field("input_ids", "INT32", "The turn, as token ids.", vector=True),
+    Field("messages", "BYTES", "A whole conversation: JSON of objects with `role` and `content`; without a session."),
     Field("chat", "BOOL", "`text_input` is a user's message: the checkpoint's chat template is applied."),
     Field("system", "BYTES", "First turn only: a text that is pinned in the session's sinks and never evicted."),
     Field("session_id", "BYTES", "The session that the turn continues; a new one begins it.", attribute="session_key"),

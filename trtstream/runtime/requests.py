@@ -14,8 +14,8 @@ from trtstream.sessions.records import SessionKey
 
 @dataclass(frozen=True)
 class TurnRequest:
-    """One turn: its text or tokens, and how the answer is sampled. Exactly one of ``text`` and ``input_ids``, unless
-    the request only ends a session.
+    """One turn: its text or tokens, and how the answer is sampled. Exactly one of ``text``, ``input_ids`` and
+    ``messages``, unless the request only ends a session. ``messages`` is JSON, as `messages.read_messages` reads it.
 
     A turn without ``session_key`` is one-shot: its state is dropped when it ends. ``temperature`` 0 is greedy;
     ``top_k`` 0 and ``top_p`` 1 are off. ``session_tokens`` is how many tokens the client believes the session has seen.
@@ -28,6 +28,7 @@ class TurnRequest:
 
     text: str | None = None
     input_ids: tuple[int, ...] | None = None
+    messages: str | None = None
     chat: bool = False
     system: str | None = None
     session_key: SessionKey | None = None
@@ -60,7 +61,7 @@ class TurnRequest:
     @property
     def has_input(self) -> bool:
         """Whether there is anything to answer; else the request only ends its session."""
-        return self.text is not None or self.input_ids is not None
+        return self.text is not None or self.input_ids is not None or self.messages is not None
 
     @property
     def continues(self) -> bool:

@@ -45,7 +45,7 @@ class TurnReader:
     def run_elsewhere(self, request: TurnRequest, work: Callable[[], None]) -> bool:
         """Run ``work``, which reads the request, on another thread, if that takes long; else return False."""
         with contextlib.suppress(RuntimeError):  # closed just now: the turn is refused here
-            if max(len(request.text or ""), len(request.system or "")) > LONG_TEXT:
+            if max(len(text or "") for text in (request.text, request.system, request.messages)) > LONG_TEXT:
                 self._long_texts.submit(_run_and_free, work)
                 return True
             if self._journal is not None and request.continues:

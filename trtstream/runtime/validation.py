@@ -7,6 +7,7 @@ from dataclasses import replace
 from numbers import Integral, Real
 
 from trtstream.errors import TrtstreamError
+from trtstream.runtime.messages import read_messages
 from trtstream.runtime.request_fields import INPUTS, Limits
 from trtstream.runtime.requests import TurnRequest
 from trtstream.sessions.records import parse_turn_id
@@ -35,9 +36,12 @@ def validate(request: TurnRequest, vocab_size: int, max_tokens_limit: int | None
 
 
 def _validate_input(request: TurnRequest, vocab_size: int) -> None:
+    if request.messages is not None:
+        _validate_messages(request)
+        return
     if request.text is not None and request.input_ids is not None:
         raise TrtstreamError("the request has both text and input_ids; send one of them")
-    if request.text is None and request.input_ids is None and not request.session_end:
+    if not request.has_input and not request.session_end:
         raise TrtstreamError("the request has neither text nor input_ids; send one of them")
     if request.text is not None:
         _text("text", request.text, MAX_TEXT_CHARACTERS)
@@ -57,6 +61,18 @@ def _validate_input(request: TurnRequest, vocab_size: int) -> None:
         wrong = next((i for i in request.input_ids if not isinstance(i, Integral) or not 0 <= i < vocab_size), None)
         if wrong is not None:
             raise TrtstreamError(f"input_ids has {wrong!r}; a token id is an integer from 0 to {vocab_size - 1}")
+
+
+def _validate_messages(request: TurnRequest) -> None:
+    for name in ("text_input", "input_ids", "chat", "system", "session_id", "parent_turn"):
+        attribute = INPUTS[name].attribute
+        if getattr(request, attribute) is not getattr(TurnRequest, attribute):
+            raise TrtstreamError(f"messages is a whole conversation, which needs no session; leave {name} out")
+    _text("messages", request.messages, MAX_TEXT_CHARACTERS)
+    for number, message in enumerate(read_messages(request.messages or "")):
+        _text(f"messages[{number}]", message.content, MAX_TEXT_CHARACTERS)
+        if message.role == "system" and not message.content.strip():
+            raise TrtstreamError(f"messages[{number}] is an empty system message; leave it out")
 
 
 def _validate_session(request: TurnRequest) -> None:
