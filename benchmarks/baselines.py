@@ -82,11 +82,17 @@ Recompute = Callable[[torch.Tensor], torch.Tensor]
 """Token ids [T] (int64) -> logits [vocab] after the last, by a dense forward over all of them."""
 
 
+def recomputes(model: ModelConfig, weights: DecoderWeights) -> dict[str, Recompute]:
+    """By implementation: ``torch``, and ``transformers`` where it is installed and has this model."""
+    methods = {"torch": torch_recompute(model, weights)}
+    if importlib.util.find_spec("transformers") and is_transformers_llama(model, weights):
+        methods["transformers"] = transformers_recompute(model, weights)
+    return methods
+
+
 def recompute(model: ModelConfig, weights: DecoderWeights) -> tuple[str, Recompute]:
     """``transformers`` where it is installed and has this model, else ``torch``; and that implementation."""
-    if importlib.util.find_spec("transformers") and is_transformers_llama(model, weights):
-        return "transformers", transformers_recompute(model, weights)
-    return "torch", torch_recompute(model, weights)
+    return recomputes(model, weights).popitem()
 
 
 def is_transformers_llama(model: ModelConfig, weights: DecoderWeights) -> bool:

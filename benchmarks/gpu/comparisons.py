@@ -10,9 +10,11 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from benchmarks.baselines import WholeCacheRotation, recompute
-from benchmarks.gpu.bench import Bench, Row, goal
+from benchmarks.baselines import WholeCacheRotation, recomputes
+from benchmarks.gpu.bench import Bench, Case, goal
 from benchmarks.gpu.engines import captured, full_engine, greedy_step
+from benchmarks.gpu.launches import Engine
+from benchmarks.gpu.results import Row
 from benchmarks.models import RandomCheckpoint, quantized, step_bytes
 from benchmarks.timing import device_milliseconds, in_turn
 from trtstream.plugins.decode_plan import Step
@@ -25,64 +27,81 @@ from trtstream.runtime.cuda import DecodeStep
 from trtstream.runtime.decoder import DecoderWeights
 from trtstream.settings import BuildConfig, ModelConfig
 
-# At W = 4096. The paper's own: 22.2 times recompute with Llama-2-13B, 21.7 with Llama-2-7B.
-SPEEDUP_GOALS = {"recompute": 22.2, "whole-cache rotation": 5.0}
-GOAL_WINDOW = 4096
+# No method that reads 16-bit weights can beat recompute by more than recompute / floor, which depends on the GPU's
+# arithmetic. So the goal is a part of that: ours within 1.2 x the floor.
+PART_OF_BOUND = 1 / 1.2
 
 
-def methods(bench: Bench) -> Iterator[Row]:
+def methods(bench: Bench) -> Iterator[Case]:
     """Ours, recompute and whole-cache rotation in turn: a full window, one session, until the host has the token."""
+    for window in bench.sizes.main_windows:
+        build = bench.build(window, 1)
+        labels = {"model": bench.sizes.main_model, "window": window}
+        yield Case(labels, partial(_methods_rows, bench, build), [Engine(bench.main, build)])
+
+
+def _methods_rows(bench: Bench, build: BuildConfig) -> Iterator[Row]:
     model = bench.main
     weights = RandomCheckpoint(model, bench.dtype, bench.device).weights()
-    recompute_by, recomputed = recompute(model, weights)
-    for window in bench.sizes.main_windows:
-        engine = full_engine(model, bench.build(window, 1), weights)
-        rotating = WholeCacheRotation(model, weights, engine.build.sink_token_length, engine.build.ring)
-        rotating.fill()
-        visible = torch.arange(window, device=bench.device) % model.vocab_size
-        runs: dict[str, Callable[[], object]] = {
-            "ours": greedy_step(engine, 1),
-            "recompute": partial(_greedy, recomputed, visible),
-            "whole-cache rotation": partial(_greedy, rotating.step, visible[-1:]),
-        }
-        times = in_turn(runs, bench.device, max(bench.sizes.calls // 3, 3))
-        ours = statistics.median(times["ours"])
-        for name, taken in times.items():
-            median = statistics.median(taken)
-            row: Row = {"model": bench.sizes.main_model, "window": window, "method": name, "ms": median}
-            if name == "recompute":
-                row["by"] = recompute_by
-            row["times_ours"] = median / ours
-            if window == GOAL_WINDOW and name in SPEEDUP_GOALS:
-                wanted = SPEEDUP_GOALS[name]
-                row |= goal(f"ours at least {wanted} x faster", median / ours >= wanted)
-            yield row
+    engine = full_engine(model, build, weights)
+    rotating = WholeCacheRotation(model, weights, build.sink_token_length, build.ring)
+    rotating.fill()
+    visible = torch.arange(build.max_attention_window, device=bench.device) % model.vocab_size
+    runs: dict[str, Callable[[], object]] = {"ours": greedy_step(engine, 1)}
+    for by, recomputed in recomputes(model, weights).items():
+        runs[f"recompute ({by})"] = partial(_greedy, recomputed, visible)
+    runs["whole-cache rotation"] = partial(_greedy, rotating.step, visible[-1:])
+    times = in_turn(runs, bench.device, max(bench.sizes.calls // 3, 3))
+    floor = bench.floor_ms(step_bytes(model, build, weights, 1))
+    ours = statistics.median(times["ours"])
+    for name, taken in times.items():
+        median = statistics.median(taken)
+        row: Row = {"method": name, "ms": median, "times_ours": median / ours}
+        if name != "ours":
+            bound = median / floor
+            met = median / ours >= PART_OF_BOUND * bound
+            row |= goal("ours faster by at least 1 / 1.2 of what the floor allows", met, median / ours, bound)
+        yield row
 
 
 def _greedy(logits: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor) -> int:
     return int(logits(tokens).argmax())
 
 
-def compilation(bench: Bench) -> Iterator[Row]:
-    """The decode step compiled by torch.compile against the eager one that we run; both in a CUDA graph, in turn."""
+def compilation(bench: Bench) -> Iterator[Case]:
+    """The decode step compiled by torch.compile against the eager one that we run; all in CUDA graphs, on the device.
+
+    ``coordinate descent`` is torch.compile with that tuning, without which it leaves products of one row to cuBLAS.
+    """
     build = bench.build(bench.sizes.main_windows[0], 1)
     shallow = replace(bench.main, num_hidden_layers=bench.sizes.compiled_layers)
-    weights = RandomCheckpoint(shallow, bench.dtype, bench.device).weights()
-    runs, logits = {}, {}
-    for name in ("eager", "torch.compile"):
-        step, inputs = _decode_step(shallow, build, weights)
-        if name == "torch.compile":
-            step.compile(fullgraph=True, dynamic=False, backend="inductor" if inputs[0].is_cuda else "aot_eager")
-        with torch.inference_mode():
-            logits[name] = step(*inputs).clone()
-        runs[name] = captured(partial(step, *inputs), bench.device)
-    times = in_turn(runs, bench.device, bench.sizes.calls)
-    eager = statistics.median(times["eager"])
-    for name, taken in times.items():
-        row = {"step": name, "layers": shallow.num_hidden_layers, "window": build.max_attention_window}
-        row |= {"ms": statistics.median(taken), "to_eager": statistics.median(taken) / eager}
-        difference = (logits[name] - logits["eager"]).abs().max() / logits["eager"].std()
-        yield row | {"logits_off_by_sigmas": difference.item()}
+    labels = {"layers": shallow.num_hidden_layers, "window": build.max_attention_window}
+    yield Case(labels, partial(_compilation_rows, bench, shallow, build), [Engine(shallow, build)])
+
+
+def _compilation_rows(bench: Bench, model: ModelConfig, build: BuildConfig) -> Iterator[Row]:
+    weights = RandomCheckpoint(model, bench.dtype, bench.device).weights()
+    eager, expected = 0.0, torch.empty(0)
+    for name in ("eager", "torch.compile", "coordinate descent"):
+        step, inputs = _decode_step(model, build, weights)
+        if name != "eager":
+            options = {"coordinate_descent_tuning": True} if name == "coordinate descent" else {}
+            backend = "inductor" if inputs[0].is_cuda else "aot_eager"
+            step.compile(fullgraph=True, dynamic=False, backend=backend, options=options if inputs[0].is_cuda else None)
+        try:
+            with torch.inference_mode():
+                logits = step(*inputs).clone()
+            run = captured(partial(step, *inputs), bench.device)
+            median = statistics.median(device_milliseconds(run, bench.device, bench.sizes.calls))
+        except Exception as error:  # of Inductor: the other one may work
+            if name == "eager":
+                raise
+            yield {"step": name, "note": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"}
+            continue
+        if name == "eager":
+            eager, expected = median, logits
+        difference = (logits - expected).abs().max() / expected.std()
+        yield {"step": name, "ms": median, "to_eager": median / eager, "logits_off_by_sigmas": difference.item()}
 
 
 def _decode_step(
@@ -99,9 +118,15 @@ def _decode_step(
     return module, tuple(torch.tensor(values, device=device) for values in inputs)
 
 
-def quantization(bench: Bench) -> Iterator[Row]:
+def quantization(bench: Bench) -> Iterator[Case]:
     """Decode with int8 and int4 weights against 16-bit ones, in turn, until the host has the token; batch 1."""
     build = bench.build(bench.sizes.main_windows[0], 1)
+    labels = {"model": bench.sizes.main_model, "window": build.max_attention_window}
+    engines = [Engine(bench.main, build, quantization) for quantization in (None, "int8", "int4")]
+    yield Case(labels, partial(_quantization_rows, bench, build), engines)
+
+
+def _quantization_rows(bench: Bench, build: BuildConfig) -> Iterator[Row]:
     weights = RandomCheckpoint(bench.main, bench.dtype, bench.device).weights()
     engines, sizes = {}, {}
     for name in (bench.sizes.dtype, "int8", "int4"):
@@ -112,39 +137,64 @@ def quantization(bench: Bench) -> Iterator[Row]:
     unquantized = statistics.median(times[bench.sizes.dtype])
     for name, taken in times.items():
         median, floor = statistics.median(taken), bench.floor_ms(sizes[name])
-        row = {"model": bench.sizes.main_model, "weights": name, "window": build.max_attention_window, "ms": median}
-        row |= {f"to_{bench.sizes.dtype}": median / unquantized}
+        row = {"weights": name, "ms": median, f"to_{bench.sizes.dtype}": median / unquantized}
         yield row | {"read_gb": sizes[name] / 1e9, "floor_ms": floor, "to_floor": median / floor}
 
 
-def products(bench: Bench) -> Iterator[Row]:
-    """One token times a projection in each weight format: our kernel, torch's own product, and 16 bits, in turn."""
-    generator = torch.Generator(bench.device).manual_seed(0)
-    checkpoint = RandomCheckpoint(bench.main, bench.dtype, bench.device)
+def products(bench: Bench) -> Iterator[Case]:
+    """One token times a projection in each weight format: our kernel, torch's own product, and 16 bits.
+
+    Each is a CUDA graph of as many products as there are copies of the weight, which are more than the L2 cache holds.
+    """
+    engine = Engine(bench.main, bench.build(bench.sizes.main_windows[0], 1))
     for projection in ("qkv", "attention_output", "gate_up", "down"):
-        weight = checkpoint.random_tensor(f"layers.0.{projection}.weight")
-        rows, columns = weight.shape
-        x = weight.new_empty(1, columns).normal_(generator=generator)
         for name in ("int8", "int4"):
-            made = quantize(weight, name, bench.dtype)
-            runs: dict[str, Callable[[], torch.Tensor]] = {
-                bench.sizes.dtype: partial(F.linear, x, weight),
-                "ours": partial(quantized_linear, x, *made),
-            }
-            row: Row = {"projection": projection, "rows": rows, "columns": columns, "weights": name}
-            try:
-                product = torchs_product(x, made)
-                product()
-                runs["torch"] = product
-            except RuntimeError as error:
-                yield row | {"by": "torch", "refused": str(error).splitlines()[0]}
-            times = {by: device_milliseconds(run, bench.device, bench.sizes.calls) for by, run in runs.items()}
-            expected = F.linear(x, dequantize(made, bench.dtype))
-            ours = statistics.median(times["ours"])
-            for by, taken in times.items():
-                off = (runs[by]() - expected).float().std() / expected.float().std()
-                found = {"by": by, "ms": statistics.median(taken), "times_ours": statistics.median(taken) / ours}
-                yield row | found | {"off_by_sigmas": off.item()}
+            labels = {"projection": projection, "weights": name}
+            run = partial(_products_rows, bench, projection, name)
+            yield Case(labels, run, [engine._replace(quantization=name)])
+
+
+def _products_rows(bench: Bench, projection: str, quantization: str) -> Iterator[Row]:
+    weight = RandomCheckpoint(bench.main, bench.dtype, bench.device).random_tensor(f"layers.0.{projection}.weight")
+    rows, columns = weight.shape
+    x = weight.new_empty(1, columns).normal_(generator=torch.Generator(bench.device).manual_seed(0))
+    made = quantize(weight, quantization, bench.dtype)
+    expected = F.linear(x, dequantize(made, bench.dtype))
+    products: dict[str, Callable[[], Callable[[], torch.Tensor]]] = {
+        "ours": lambda: partial(quantized_linear, x, *_copy(made)),
+        "torch": lambda: torchs_product(x, _copy(made)),
+        bench.sizes.dtype: lambda: partial(F.linear, x, weight.clone()),
+    }
+    copies = -(-bench.sizes.weight_copies_bytes // sum(map(_bytes, made)))
+    ours = 0.0
+    for by, make in products.items():
+        row: Row = {"rows": rows, "columns": columns, "by": by}
+        try:
+            runs = [make() for _ in range(copies)]
+            off = (runs[0]() - expected).float().std() / expected.float().std()
+            graph = captured(partial(_run_all, runs), bench.device)
+        except RuntimeError as error:
+            if by != "torch":
+                raise
+            yield row | {"refused": str(error).splitlines()[0]}
+            continue
+        taken = statistics.median(device_milliseconds(graph, bench.device, bench.sizes.calls)) / copies
+        ours = ours or taken
+        yield row | {"copies": copies, "ms": taken, "times_ours": taken / ours, "off_by_sigmas": off.item()}
+
+
+def _run_all(runs: list[Callable[[], torch.Tensor]]) -> None:
+    for run in runs:
+        run()
+
+
+def _copy(weight: QuantizedWeight) -> QuantizedWeight:
+    zeros = None if weight.zeros is None else weight.zeros.clone()
+    return QuantizedWeight(weight.values.clone(), weight.scales.clone(), zeros)
+
+
+def _bytes(x: torch.Tensor | None) -> int:
+    return 0 if x is None else x.numel() * x.element_size()
 
 
 def torchs_product(x: torch.Tensor, weight: QuantizedWeight) -> Callable[[], torch.Tensor]:

@@ -8,15 +8,17 @@ error comes with its tolerance; in float32 a comparison must also fail when the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, pairwise
+from itertools import pairwise
 
 import torch
 
-from benchmarks.gpu.bench import FAR, Bench, CheckFailed, Row
+from benchmarks.gpu.bench import FAR, Bench, Case
 from benchmarks.gpu.engines import make_engine
+from benchmarks.gpu.launches import Engine
+from benchmarks.gpu.results import Row
 from benchmarks.models import (
     FALCON_7B,
     FALCON_RW_1B,
@@ -37,6 +39,7 @@ from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import BuildConfig, ModelConfig
 
 MAX_SINKS = 4
+WINDOW = 32  # of whole engines
 STEPS = 3  # decode steps at the end of each session
 TOLERANCES = {"float32": 3e-5, "float16": 5e-3, "bfloat16": 4e-2}  # of values around 1: an error is absolute
 
@@ -86,28 +89,23 @@ def sessions(model: ModelConfig, max_window: int, dtype: str, device: torch.devi
     ]
 
 
-def correctness(bench: Bench) -> Iterator[Row]:
-    yield from checked(chain(_kernels(bench), engine_checks(partial(_cuda_engine, bench.device))))
+class CheckFailed(Exception):
+    """A check that has no figure of its own failed."""
 
 
-def checked(rows: Iterable[Row]) -> Iterator[Row]:
-    """The rows. Raises CheckFailed after the last if some are not ``ok``."""
-    failed = 0
-    for row in rows:
-        failed += not row["ok"]
-        yield row
-    if failed:
-        raise CheckFailed(f"{failed} checks are outside their tolerances")
-
-
-def _kernels(bench: Bench) -> Iterator[Row]:
+def correctness(bench: Bench) -> Iterator[Case]:
+    window = bench.sizes.correctness_window
     for name, model in LAYOUTS.items():
         for dtype in TOLERANCES if name == BFLOAT16_LAYOUT else ("float32", "float16"):
-            yield from _kernels_of(name, model, bench.sizes.correctness_window, dtype, bench.device)
+            build = BuildConfig(max_attention_window=window, max_sink_token_length=MAX_SINKS, dtype=dtype)
+            labels = {"of": name, "window": window, "dtype": dtype}
+            run = partial(_kernel_checks, model, window, dtype, bench.device)
+            yield Case(labels, run, [Engine(model, build)])
+    yield from engine_checks(partial(_cuda_engine, bench.device))
 
 
 @torch.inference_mode()
-def _kernels_of(name: str, model: ModelConfig, max_window: int, dtype: str, device: torch.device) -> Iterator[Row]:
+def _kernel_checks(model: ModelConfig, max_window: int, dtype: str, device: torch.device) -> Iterator[Row]:
     positions = PositionEncoding.of(model).to(device)
     batch = sessions(model, max_window, dtype, device)
     # A layer of a larger cache, as in an engine, full of what earlier sessions left: reading it would show.
@@ -131,8 +129,7 @@ def _kernels_of(name: str, model: ModelConfig, max_window: int, dtype: str, devi
                 error = _error(output[part], if_shorter[part])
                 least_if_shorter[operator] = min(least_if_shorter[operator], error)
     for operator, (error, where) in worst.items():
-        row: Row = {"check": operator, "of": name, "window": max_window, "dtype": dtype}
-        row |= {"error": error, "tolerance": TOLERANCES[dtype], "worst_at": where}
+        row: Row = {"check": operator, "off_by": error, "tolerance": TOLERANCES[dtype], "worst_at": where}
         row["ok"] = error < TOLERANCES[dtype]
         if dtype == "float32":
             row["error_if_ring_were_shorter"] = least_if_shorter[operator]
@@ -209,32 +206,35 @@ def _cuda_engine(device: torch.device, checkpoint: RandomCheckpoint, build: Buil
     return make_engine(checkpoint.model, build, checkpoint.weights(device))
 
 
-def engine_checks(make: Maker) -> Iterator[Row]:
+def engine_checks(make: Maker) -> Iterator[Case]:
     """Whole engines of a target, in prefill and in decode, against the definition on the CPU."""
     for name, model in {"Llama": TINY_LLAMA, "Falcon": TINY_FALCON, "Falcon with ALiBi": TINY_FALCON_RW}.items():
         for dtype, tolerance in {"float32": 2e-4, "float16": 3e-2, "bfloat16": 0.2}.items():
-            error = _engine_error(model, dtype, make)
-            yield {
-                "check": "engine against the CPU in float32",
-                "of": f"tiny {name}, 3 sessions, to 4 C",
-                "window": 32,
-                "dtype": dtype,
-                "error": error,
-                "tolerance": tolerance,
-                "ok": error < tolerance,
-            }
+            labels = {"of": f"tiny {name}, 3 sessions, to 4 C", "window": WINDOW, "dtype": dtype}
+            build = engine_build(dtype)
+            yield Case(labels, partial(_engine_check, model, build, tolerance, make), [Engine(model, build)])
 
 
-def _engine_error(model: ModelConfig, dtype: str, make: Maker) -> float:
-    """Largest difference of logits, in standard deviations of the logits."""
-    build = BuildConfig(
+def engine_build(dtype: str) -> BuildConfig:
+    return BuildConfig(
         max_batch_size=4,
         max_num_tokens=24,
-        max_attention_window=32,
+        max_attention_window=WINDOW,
         sink_token_length=4,
         max_sink_token_length=6,
         dtype=dtype,
     )
+
+
+def _engine_check(model: ModelConfig, build: BuildConfig, tolerance: float, make: Maker) -> Iterator[Row]:
+    error = _engine_error(model, build, make)
+    row = {"check": "engine against the CPU in float32", "off_by": error, "tolerance": tolerance}
+    yield row | {"ok": error < tolerance}
+
+
+def _engine_error(model: ModelConfig, build: BuildConfig, make: Maker) -> float:
+    """Largest difference of logits, in standard deviations of the logits."""
+    dtype = build.dtype
     checkpoint = RandomCheckpoint(model, getattr(torch, dtype), torch.device("cpu"), std=0.2)
     on_cpu = make_engine(model, replace(build, dtype="float32"), checkpoint.weights(dtype=torch.float32))
     engines = make(checkpoint, build), on_cpu

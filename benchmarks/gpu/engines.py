@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from benchmarks.gpu.bench import Bench, Row
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.results import Row
 from benchmarks.gpu.tensorrt_engines import make_tensorrt_engine
 from benchmarks.models import RandomCheckpoint, weight_bytes
 from trtstream.plugins.kv_cache import kv_bytes_per_session
@@ -96,7 +97,7 @@ def captured(run: Callable[[], object], device: torch.device) -> Callable[[], ob
         run()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         run()
 
     def replay() -> object:

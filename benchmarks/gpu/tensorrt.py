@@ -6,31 +6,39 @@ Where no library is installed, or none takes this GPU, a part's rows say so and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
-from benchmarks.gpu.bench import Bench, Row
-from benchmarks.gpu.correctness import checked, engine_checks
+from benchmarks.gpu.bench import Bench, Case
+from benchmarks.gpu.correctness import engine_checks
 from benchmarks.gpu.measurements import decode_of, prefill_of
+from benchmarks.gpu.results import Row
 from benchmarks.gpu.tensorrt_engines import libraries, make_tensorrt_engine
 
 
-def tensorrt(bench: Bench) -> Iterator[Row]:
+def tensorrt(bench: Bench) -> Iterator[Case]:
     """Each library: whether it runs on this GPU, and whether its engines are correct."""
-    targets = yield from libraries(bench)
-    checks = (
-        {"target": target, **row} for target in targets for row in engine_checks(partial(make_tensorrt_engine, target))
-    )
-    yield from checked(checks)
+    yield Case({}, partial(_checks, bench))
 
 
-def tensorrt_decode(bench: Bench) -> Iterator[Row]:
+def _checks(bench: Bench) -> Iterator[Row]:
+    for target in (yield from libraries(bench)):
+        for case in engine_checks(partial(make_tensorrt_engine, target)):
+            yield from ({"target": target, **case.labels, **row} for row in case.run())
+
+
+def tensorrt_decode(bench: Bench) -> Iterator[Case]:
     """What part ``decode`` measures, for every target in turn: full, wrapped sessions."""
-    if targets := (yield from libraries(bench)):
-        yield from decode_of(bench, bench.sizes.tensorrt_models, ["cuda", *targets])
+    yield Case({}, partial(_in_turn, bench, decode_of))
 
 
-def tensorrt_prefill(bench: Bench) -> Iterator[Row]:
+def tensorrt_prefill(bench: Bench) -> Iterator[Case]:
     """What part ``prefill`` measures, for every target in turn: a prompt of four chunks, past C all the way."""
+    yield Case({}, partial(_in_turn, bench, prefill_of))
+
+
+def _in_turn(bench: Bench, cases_of: Callable[..., Iterator[Case]]) -> Iterator[Row]:
+    # One case: which libraries run here is known after they have built and run an engine.
     if targets := (yield from libraries(bench)):
-        yield from prefill_of(bench, bench.sizes.tensorrt_models, ["cuda", *targets])
+        for case in cases_of(bench, bench.sizes.tensorrt_models, ["cuda", *targets]):
+            yield from (case.labels | row for row in case.run())

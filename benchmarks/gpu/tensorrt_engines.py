@@ -9,7 +9,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.gpu.bench import Bench, Row
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.results import Row
 from benchmarks.models import TINY_LLAMA, RandomCheckpoint
 from trtstream.engine_dir import directory_bytes
 from trtstream.errors import TrtstreamError

@@ -21,10 +21,11 @@ from packaging.requirements import Requirement
 
 from benchmarks import baselines, models
 from benchmarks.gpu import __main__ as script
-from benchmarks.gpu import engines, measurements
-from benchmarks.gpu.bench import TINY, WORKSPACE, Bench, Row
+from benchmarks.gpu import engines, measurements, parts, worker
+from benchmarks.gpu.bench import TINY, WORKSPACE, Bench, Case
 from benchmarks.gpu.correctness import engine_checks
 from benchmarks.gpu.report import markdown
+from benchmarks.gpu.results import Results, Row, rows_of
 from benchmarks.markdown import table
 from tests.tensorrt.interpreted_engine import interpreted_engine
 from trtstream.plugins.kv_cache import kv_bytes_per_session
@@ -36,9 +37,19 @@ ROOT = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")
 COLUMNS = {
     "environment": {"cpu", "torch", "trtstream", "date"},
-    "correctness": {"check", "of", "window", "dtype", "error", "tolerance", "ok"},
+    "correctness": {"check", "of", "window", "dtype", "off_by", "tolerance", "ok"},
     "bandwidth": {"copy_gb_per_s", "read_gb_per_s"},
-    "decode": {"model", "window", "batch", "floor_ms", "ms", "end_to_end_ms", "to_floor", "tokens_per_s"},
+    "decode": {
+        "model",
+        "window",
+        "batch",
+        "floor_ms",
+        "predicted_ms",
+        "ms",
+        "end_to_end_ms",
+        "to_floor",
+        "tokens_per_s",
+    },
     "prefill": {"model", "window", "chunk", "tokens", "ms", "tokens_per_s"},
     "methods": {"model", "window", "method", "ms", "times_ours"},
     "flatness": {"model", "window", "young_ms", "old_ms", "old_to_young", "goal", "met"},
@@ -52,13 +63,20 @@ COLUMNS = {
 }
 
 
-def run(monkeypatch: pytest.MonkeyPatch, path: Path, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["gpu", "--device", "cpu", "--tiny", "--json", str(path), *arguments])
-    return script.main()
-
-
 def parts_of(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())["parts"]
+
+
+def measure(part: str, folder: Path) -> Results:
+    """The part's results, measured in this process."""
+    results, bench = Results(folder / "results.json", "CPU, tiny sizes"), Bench(CPU, TINY)
+    results.begin(part, parts.sources(part))
+    assert worker.measure(part, bench, results, 1000)
+    return results
+
+
+def rows(cases: Iterator[Case]) -> Iterator[Row]:
+    return (case.labels | row for case in cases for row in case.run())
 
 
 @pytest.mark.process
@@ -71,62 +89,16 @@ def test_without_a_gpu_it_says_what_is_missing() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("part", script.PARTS)
-def test_part(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "results.json"
-    assert run(monkeypatch, path, "--parts", part) == 0
-    entry = parts_of(path)[part]
-    assert entry["state"] == "complete"
-    for row in entry["rows"]:
+@pytest.mark.parametrize("part", parts.PARTS)
+def test_part(part: str, tmp_path: Path) -> None:
+    results = measure(part, tmp_path)
+    assert results.failures(part) == 0
+    assert results.rows(part)
+    for row in results.rows(part):
         assert row.keys() >= COLUMNS[part]
         assert all(row[name] > 0 for name in row if name == "ms" or name.endswith(("_ms", "_per_s")))
-    assert f"## {part} (complete" in capsys.readouterr().out
-
-
-def test_only_what_is_missing_or_stale_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "results.json"
-    entry = {"state": "complete", "sources": script.sources_digest(), "seconds": 1.0, "rows": [{"ms": 1.0}]}
-    parts = dict.fromkeys(script.PARTS, entry)
-    del parts["bandwidth"]
-    parts["environment"] = entry | {"sources": "others"}
-    path.write_text(json.dumps({"device": "CPU, tiny sizes", "parts": parts}))
-
-    assert run(monkeypatch, path) == 0
-    after = parts_of(path)
-    assert {part for part in after if after[part] != entry} == {"bandwidth", "environment"}
-    assert "copy_gb_per_s" in after["bandwidth"]["rows"][0]
-    assert "cpu" in after["environment"]["rows"][0]
-
-
-def test_a_part_that_fails_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(bench: Bench) -> Iterator[Row]:
-        yield {"copy_gb_per_s": 1.0}
-        raise ArithmeticError("the second row")
-
-    monkeypatch.setattr(measurements, "bandwidth", fails)
-    path = tmp_path / "results.json"
-    assert run(monkeypatch, path, "--parts", "bandwidth") == 1
-    entry = parts_of(path)["bandwidth"]
-    assert entry["rows"] == [{"copy_gb_per_s": 1.0}]
-    assert (entry["state"], entry["error"]) == ("failed", "ArithmeticError: the second row")
-    assert not script.Results(path, "CPU, tiny sizes", script.sources_digest()).has("bandwidth")
-
-
-def test_a_part_that_crashes_takes_no_other_along(tmp_path: Path) -> None:
-    results = script.Results(tmp_path / "results.json", "CPU", "today")
-    results.record("environment", state="complete", seconds=1.0, rows=[])
-    assert not script.measure_apart("decode", [sys.executable, "-c", "import os; os.abort()"], results)
-    found = parts_of(tmp_path / "results.json")
-    assert found["environment"] == {"state": "complete", "seconds": 1.0, "rows": []}
-    assert found["decode"].items() >= {"state": "failed", "error": "its process ended with status -6"}.items()
-    assert "Failed: its process ended with status -6" in markdown(results.values)
-
-
-def test_results_of_another_device_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "results.json"
-    path.write_text('{"device": "NVIDIA Imaginary", "parts": {}}')
-    with pytest.raises(SystemExit, match="is of NVIDIA Imaginary and this is CPU, tiny sizes; choose another --json"):
-        run(monkeypatch, path)
+        assert "goal" not in row or row.keys() >= {"met", "reached", "bound"}
+    assert f"## {part} (" in markdown(results.values)
 
 
 def python_with_torch_alone(folder: Path) -> Path:
@@ -163,8 +135,9 @@ def test_sources_alone_are_enough(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert {row["by"] for row in parts_of(path)["methods"]["rows"] if row["method"] == "recompute"} == {"torch"}
-    (neither,) = parts_of(path)["tensorrt"]["rows"]
+    methods = {row["method"] for row in rows_of(parts_of(path)["methods"])}
+    assert {name for name in methods if name.startswith("recompute")} == {"recompute (torch)"}
+    (neither,) = rows_of(parts_of(path)["tensorrt"])
     assert (neither["target"], neither["runs"]) == ("tensorrt and tensorrt-rtx", False)
     assert "trtstream[tensorrt]" in neither["note"]
     assert "trtstream[tensorrt-rtx]" in neither["note"]
@@ -172,24 +145,22 @@ def test_sources_alone_are_enough(tmp_path: Path) -> None:
 
 @pytest.mark.builder
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_tensorrt_builds_here_and_needs_a_gpu_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "results.json"
-    assert run(monkeypatch, path, "--parts", "tensorrt") == 0
-    (row,) = parts_of(path)["tensorrt"]["rows"]
+def test_tensorrt_builds_here_and_needs_a_gpu_to_run(tmp_path: Path) -> None:
+    (row,) = measure("tensorrt", tmp_path).rows("tensorrt")
     assert (row["target"], row["version"], row["runs"]) == ("tensorrt-rtx", tensorrt_rtx.__version__, False)
     assert row["tiny_mb"] > 0
     assert row["note"] == "running it needs an NVIDIA GPU"
 
 
 def test_tensorrt_engines_pass_their_checks() -> None:
-    assert all(row["ok"] for row in engine_checks(interpreted_engine))
+    assert all(row["ok"] for row in rows(engine_checks(interpreted_engine)))
 
 
 def test_the_checks_see_a_ring_that_is_one_shorter() -> None:
     def shorter(checkpoint: models.RandomCheckpoint, build: BuildConfig) -> StreamingEngine:
         return interpreted_engine(checkpoint, replace(build, max_sink_token_length=build.max_sink_token_length + 1))
 
-    assert not next(engine_checks(shorter))["ok"]
+    assert not next(rows(engine_checks(shorter)))["ok"]
 
 
 def test_tensorrt_rows_stand_beside_cudas() -> None:
@@ -199,12 +170,12 @@ def test_tensorrt_rows_stand_beside_cudas() -> None:
         "cuda": engines.full_engine(model, build, checkpoint.weights()),
         "tensorrt-rtx": engines.filled(interpreted_engine(checkpoint, build)),
     }
-    for part, rows in {
+    for part, found in {
         "decode": list(measurements.decode_rows(bench, compared, 4)),
-        "prefill": list(measurements.prefill_rows(bench, compared)),
+        "prefill": list(measurements.prefill_rows(bench, compared, 20)),
     }.items():
-        cuda, rtx = rows
-        assert [row["target"] for row in rows] == ["cuda", "tensorrt-rtx"]
+        cuda, rtx = found
+        assert [row["target"] for row in found] == ["cuda", "tensorrt-rtx"]
         assert cuda.keys() == rtx.keys() >= COLUMNS[part] - {"model", "window", "batch", "chunk"}
         assert cuda["times_cuda"] == 1.0
         assert cuda.get("floor_ms") == rtx.get("floor_ms")
@@ -242,10 +213,9 @@ def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     small = kv_bytes_per_session(models.TINY_LLAMA, bench.build(32, 1), "cuda")
     room = WORKSPACE + models.weight_bytes(models.TINY_LLAMA, "float32") + small
     monkeypatch.setattr(Bench, "free_bytes", lambda self: room)
-    rows = [row for row in measurements.attention(bench) if row["model"] == "tiny Llama"]
-    assert "note" not in rows[0]
+    assert "note" not in next(rows(measurements.attention(bench)))
     monkeypatch.setattr(Bench, "free_bytes", lambda self: WORKSPACE)
-    notes = [row["note"] for row in measurements.decode(bench)]
+    notes = [row["note"] for row in rows(measurements.decode(bench))]
     assert notes == ["does not fit: 0.0 GB of weights and KV caches"] * 8
 
 
@@ -288,10 +258,21 @@ def test_recompute_gives_what_the_engine_gives_below_c(model: ModelConfig) -> No
         assert each[20:].min() > 1e-2, "past C recompute sees what the engine has evicted"
 
 
-def test_goals_stand_on_top_of_the_tables() -> None:
-    rows = [{"model": "a", "goal": "within 5%", "met": True}, {"model": "b"}]
-    text = markdown({"device": "GPU", "parts": {"flatness": {"state": "complete", "seconds": 1.0, "rows": rows}}})
-    assert "| flatness | a |  |  | within 5% | yes |" in text.partition("## flatness")[0]
+def test_goals_stand_on_top_of_the_tables_beside_what_is_possible() -> None:
+    goal = {"goal": "within 5%", "met": True, "reached": 1.04, "bound": 1.0}
+    cases = [{"labels": {"model": "a"}, "rows": [goal]}, {"labels": {"model": "b"}, "rows": [{"error": "no"}]}]
+    text = markdown({"device": "GPU", "parts": {"flatness": {"state": "complete", "seconds": 1.0, "cases": cases}}})
+    assert "| flatness | a |  |  |  | within 5% | yes | 1.04 | 1 |" in text.partition("## flatness")[0]
+    assert "## flatness (complete, 1 failed, 1 s)" in text
+
+
+def test_the_goals_of_a_decode_step() -> None:
+    row = {"floor_ms": 1.0, "ms": 1.5, "end_to_end_to_floor": 1.19}
+    assert measurements.decode_goal(row, 1).items() >= {"met": True, "reached": 1.19, "bound": 1.0}.items()
+    assert not measurements.decode_goal(row | {"end_to_end_to_floor": 1.21}, 1)["met"]
+    assert measurements.decode_goal(row, 64)["met"]
+    assert not measurements.decode_goal(row | {"ms": 1.7}, 64)["met"]
+    assert measurements.decode_goal(row, 8) == {}
 
 
 def test_table() -> None:

@@ -81,7 +81,8 @@ def _captured(run: Run, pool: _POOL_HANDLE, can_capture: Callable[[], bool]) -> 
     if not capture:
         return None
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    # Other threads of the process may allocate or load a kernel meanwhile: that breaks neither them nor the capture.
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         result = run()
 
     def replay() -> torch.Tensor:
