@@ -3,6 +3,10 @@
 python -m benchmarks.fuzz files ENGINE --count 1000 --seed 0
 python -m benchmarks.fuzz checkpoints FOLDER FILE.gguf ... --count 1000 --seed 0
 python -m benchmarks.fuzz requests 127.0.0.1:8001 127.0.0.1:8000 --count 3000 --seed 0
+
+Which branches the cases reach, after `pip install coverage`; `include` narrows it to the checks of checkpoints:
+coverage run -m benchmarks.fuzz checkpoints FOLDER FILE.gguf ... ; coverage combine
+coverage report --show-missing --include='build/*.py,build/families/*'
 """
 
 from __future__ import annotations

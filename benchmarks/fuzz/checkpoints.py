@@ -12,13 +12,17 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from safetensors import safe_open
+
 from benchmarks.fuzz.children import run_cases
 from benchmarks.fuzz.gguf_edits import edit_gguf
 from benchmarks.fuzz.json_edits import VALUES, edit_text, edit_values
 from benchmarks.fuzz.report import Report
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.cpu import cpu_weights
+from trtstream.build.huggingface_folder import INDEX, SINGLE
 from trtstream.build.memory import estimate_memory
+from trtstream.engine_dir import KEYS_OF_ENGINES
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.llm import load_tokenizer
 from trtstream.settings import BuildConfig, check_against_model, default_window
@@ -36,12 +40,15 @@ ROPE: tuple[Any, ...] = (
     {"rope_theta": 0},
     {"rope_theta": 1e-300},
 )
+FULL, SLIDING = "full_attention", "sliding_attention"
 CONFIG: dict[str, tuple[Any, ...]] = {
     "architectures": (None, [], ["FalconForCausalLM"], ["LlamaForCausalLM"], ["Mistral\n\x1b[31m"], [[]], "Llama"),
     "model_type": ("llama", "falcon", "RefinedWeb", "RefinedWebModel", "gpt2", 5),
     "quantization_config": ({}, {"quant_method": "gptq"}, {"quant_method": ["x" * 500]}, "int4"),
-    "sliding_window": (0, 128, "wide"),
-    "use_sliding_window": (False, True),
+    "sliding_window": (0, 16, 128, 128, "wide"),
+    "use_sliding_window": (False, True, True, True),
+    "max_window_layers": (None, 0, 0, 1, 28, "all"),
+    "layer_types": (None, None, [SLIDING], [FULL], [FULL], [SLIDING, FULL], ["linear_attention"], [[]], 5),
     "rope_parameters": ROPE,
     "rope_scaling": (*ROPE, {}, "linear"),
     "rope_theta": (0, 1, 1e31, "10000"),
@@ -53,19 +60,35 @@ CONFIG: dict[str, tuple[Any, ...]] = {
     "layer_norm_epsilon": (0, 1.5),
     "num_attention_heads": (1, 3, 8, 2**31 - 1),
     "num_key_value_heads": (1, 3, 4, 8),
-    "num_kv_heads": (1, 3, 4),
-    "head_dim": (1, 15, 16, 2**31 - 1),
+    "num_kv_heads": (1, 3, 3, 4),
+    "head_dim": (None, None, 1, 15, 16, 2**31 - 1),
     "hidden_size": (1, 2, 63, 2**31 - 1),
     "ffn_hidden_size": (None, 2**31),
-    "num_hidden_layers": (1, 2, 10**9),
+    "num_hidden_layers": (1, 10**9, 10**9),
     "tie_word_embeddings": (True, False, "yes", None),
     **dict.fromkeys(("attention_bias", "mlp_bias", "bias", "alibi", "multi_query"), (True, False, None, 1)),
     **dict.fromkeys(("parallel_attn", "new_decoder_architecture"), (True, False, None, "no")),
-    "num_ln_in_parallel_attn": (1, 2, 3),
+    "num_ln_in_parallel_attn": (1, 2, 3, 3),
     **dict.fromkeys(("bos_token_id", "eos_token_id"), (None, -1, [], [1, 5, 10**9], "</s>", [True], [[1]])),
     "max_position_embeddings": (1, 2, 4, 2**31 - 1),
 }
 """Values that each say something of a model, by their key in config.json."""
+
+GROUPS = (
+    ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
+    ("num_attention_heads", "hidden_size", "head_dim"),
+    ("num_attention_heads", "head_dim"),
+    ("num_key_value_heads", "num_kv_heads"),
+    ("num_ln_in_parallel_attn", "num_hidden_layers"),
+    ("alibi", "new_decoder_architecture", "parallel_attn", "multi_query"),
+    ("hidden_act", "activation"),
+    ("rope_parameters",),
+    ("rope_scaling",),
+)
+"""Keys that say something together, or have many values."""
+
+NEW_FALCON = {"new_decoder_architecture": True}
+ALIBI = {"alibi": True, "parallel_attn": False}
 
 TEMPLATES: tuple[Any, ...] = (
     *({"default": "{{ 1 }}"}, {"rag": "{{ 1 }}"}, [{"name": "default", "template": 5}], [{"name": "x\ny"}], 5, "{% x"),
@@ -91,10 +114,11 @@ def run_case(number: int, sources: Sequence[Path], seed: int) -> tuple[str, str 
         try:
             if source.is_dir():
                 shutil.copytree(source, copy)
-                what += random.choice(EDITS)(random, copy)
+                edit = random.choice(EDITS)
             else:
                 shutil.copyfile(source, copy)
-                what += edit_gguf(random, copy)
+                edit = random.choice((*[edit_gguf] * 20, _become))
+            what += edit(random, copy)
             take(copy, Path(work))
         except TrtstreamError as error:
             if not str(error).isprintable() or len(str(error)) > 2000:
@@ -117,6 +141,7 @@ def take(checkpoint: Path, work: Path) -> None:
     estimate_memory(opened, build, "cpu")
     has_tokenizer = opened.save_tokenizer(work / "tokenizer")
     cpu_weights(opened, build).write(work / "weights", lambda done, total: None)
+    opened.fingerprint()
     if has_tokenizer:
         try:
             load_tokenizer(work / "tokenizer")
@@ -133,12 +158,24 @@ def _config(random: Random, folder: Path) -> str:
     return f"config.json: {', '.join(keys)}"
 
 
+def _group(random: Random, folder: Path) -> str:
+    values = json.loads((folder / "config.json").read_text())
+    changed = _of_group(random)
+    (folder / "config.json").write_text(json.dumps(values | changed))
+    return f"config.json: {ascii(changed)[:300]}"
+
+
+def _of_group(random: Random) -> dict[str, Any]:
+    return {key: random.choice(CONFIG[key]) for key in random.choice(GROUPS)}
+
+
 def _falcon(random: Random, folder: Path) -> str:
     """Another kind of model than that of the weights, which has other branches."""
     kinds = ("falcon", "RefinedWeb", "RefinedWebModel")
     values = {"model_type": random.choice(kinds), "vocab_size": 128, "hidden_size": 64, "num_attention_heads": 4}
     values |= {"num_hidden_layers": random.choice((1, 2)), "multi_query": random.choice((True, False))}
-    for key in random.sample(sorted(CONFIG), 3):
+    values |= random.choice((NEW_FALCON, NEW_FALCON, ALIBI, {})) | _of_group(random) | _of_group(random)
+    for key in random.sample(sorted(CONFIG), random.choice((0, 0, 0, 2))):
         values[key] = random.choice(CONFIG[key])
     (folder / "config.json").write_text(json.dumps(values))
     return f"config.json: {ascii(values)[:300]}"
@@ -193,14 +230,36 @@ def _index(random: Random, folder: Path) -> str:
     tensors = ("model.norm.weight", "lm_head.weight", "transformer.ln_f.weight", "a\nb", "")
     weight_map = {name: random.choice((*names, *names, *others)) for name in tensors}
     values: Any = random.choice(({"weight_map": weight_map}, {"weight_map": weight_map}, {"weight_map": []}, [], {}))
-    (folder / "model.safetensors.index.json").write_text(json.dumps(values))
+    (folder / INDEX).write_text(json.dumps(values))
     if random.random() < 0.3:
-        (folder / random.choice(("a.safetensors", "model.safetensors", "m.bin"))).write_bytes(
-            (folder / names[0]).read_bytes()
-        )
+        (folder / random.choice(("a.safetensors", SINGLE, "m.bin"))).write_bytes((folder / names[0]).read_bytes())
     if random.random() < 0.3:
         (folder / random.choice(names)).unlink()
     return f"the index: {ascii(values)[:200]}"
+
+
+def _layout(random: Random, folder: Path) -> str:
+    """Shards that are not safetensors, are gone, or have the same tensors."""
+    first = min(folder.glob("*.safetensors"))
+    kind = random.choice(
+        ("no weights", ".bin files", "a leftover index", "tensors twice", "tensors twice, all assigned")
+    )
+    if kind in ("no weights", ".bin files"):
+        for path in sorted(folder.glob("*.safetensors")):
+            path.rename(path.with_suffix(".bin" if kind == ".bin files" else ".txt"))
+        (folder / INDEX).unlink(missing_ok=True)
+        return kind
+    again = folder / "again.safetensors"
+    shutil.copyfile(first, again)
+    if kind == "a leftover index":
+        first.replace(folder / SINGLE)
+        weight_map = {"x": random.choice((again.name, again.name, "gone.safetensors")), "y": "gone.safetensors"}
+    else:
+        with safe_open(first, framework="np") as file:
+            assigned = file.keys() if kind.endswith("assigned") else ["x"]
+        weight_map = {**dict.fromkeys(assigned, first.name), "y": again.name}
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    return kind
 
 
 def _header(random: Random, folder: Path) -> str:
@@ -213,7 +272,7 @@ def _header(random: Random, folder: Path) -> str:
     name = random.choice(sorted(values))
     kind = random.randrange(5)
     if kind == 0 and "dtype" in values[name]:
-        values[name]["dtype"] = random.choice(("I8", "U8", "F8_E4M3", "BF16", "F64", "x\ny", "BOOL"))
+        values[name]["dtype"] = random.choice(("I32", "I32", "U32", "F8_E4M3", "BF16", "F64", "x\ny"))
     elif kind == 1:
         values[random.choice(("a\nb\x1b[31m", "x" * 3000, "", "lm_head.weight", "rotary_emb.inv_freq"))] = values.pop(
             name
@@ -223,8 +282,8 @@ def _header(random: Random, folder: Path) -> str:
     else:
         edit_values(random, values)
     header = json.dumps(values).encode() if kind < 4 else edit_text(random, header)
-    length = random.choice((*[len(header)] * 6, len(header) + 1, 0, 2**63, 2**40))
-    path.write_bytes(length.to_bytes(8, "little") + header + body[: random.choice((None, None, None, None, 7, 0))])
+    length = random.choice((*[len(header)] * 12, len(header) + 1, 0, 2**63, 2**40))
+    path.write_bytes(length.to_bytes(8, "little") + header + body[: random.choice((*[None] * 10, 7, 0))])
     return f"{path.name}: its header, {ascii(name)[:40]}"
 
 
@@ -242,8 +301,29 @@ def _bytes(random: Random, folder: Path) -> str:
 
 def _special(random: Random, folder: Path) -> str:
     """A file becomes something else."""
-    path = random.choice(sorted(path for path in folder.iterdir() if path.is_file()))
-    path.unlink()
+    path = random.choice(sorted(folder.glob(random.choice(("*", "*.json")))))
+    return f"{path.name}: {_become(random, path)}"
+
+
+def _no_checkpoint(random: Random, folder: Path) -> str:
+    """The path has become another thing, or the folder has an engine or a model repository in it."""
+    kind = random.choice(("another thing", "engine", "repository"))
+    if kind == "another thing":
+        return _become(random, folder)
+    if kind == "engine":
+        (folder / "config.json").write_text(json.dumps(dict.fromkeys(KEYS_OF_ENGINES)))
+    else:
+        (folder / "model").mkdir()
+        (folder / "model" / "config.pbtxt").touch()
+    return kind
+
+
+def _become(random: Random, path: Path) -> str:
+    """Replace a file or a folder."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
     kinds: dict[str, Callable[[], None]] = {
         "removed": lambda: None,
         "empty": path.touch,
@@ -251,13 +331,15 @@ def _special(random: Random, folder: Path) -> str:
         "FIFO": lambda: os.mkfifo(path),
         "link to itself": lambda: path.symlink_to(path.name),
         "link to /dev/zero": lambda: path.symlink_to("/dev/zero"),
+        "a file whose reading fails": lambda: path.symlink_to("/proc/self/mem"),
     }
     kind = random.choice(sorted(kinds))
     kinds[kind]()
-    return f"{path.name}: {kind}"
+    return kind
 
 
 EDITS: tuple[Callable[[Random, Path], str], ...] = (
-    *(_config, _config, _config, _falcon, _falcon, _values, _values, _text, _generation),
-    *(_template, _tokenizer_files, _index, _header, _header, _bytes, _special),
+    *(_config, _config, _config, *[_group] * 6, *[_falcon] * 4, _values, _values, _text, _generation),
+    *(_template, _template, _tokenizer_files, _tokenizer_files, _index, _layout, _layout),
+    *(_header, _header, _bytes, _special, _special, _special, _no_checkpoint),
 )

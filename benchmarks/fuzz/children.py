@@ -40,6 +40,8 @@ def run_cases(case: Case, arguments: tuple[Any, ...], count: int) -> Report:
             seconds, number = CASE_SECONDS, number + 1
             if outcome in ("hangs", "crashes"):
                 break
+        else:
+            child.join(CASE_SECONDS)  # it ends by itself, which is when `coverage` writes what it saw
         child.kill()
         child.join()
     return report

@@ -1,4 +1,4 @@
-"""Hundreds of edited and damaged checkpoints: each is refused in one line, or becomes an engine."""
+"""Edited and damaged checkpoints: each is refused in one line, or becomes an engine."""
 
 from __future__ import annotations
 
@@ -17,22 +17,26 @@ SMALL = {"num_hidden_layers": 1, "hidden_size": 32, "vocab_size": 320}
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A Llama with a tokenizer, a Falcon in shards, and both as GGUF."""
+    """A Llama, a Mistral and a Qwen2 with tokenizers, a Falcon in shards, and GGUF files of all but the Mistral."""
     folder = tmp_path_factory.mktemp("sources")
     ids = {"bos_token_id": BOS, "eos_token_id": EOS}
     llama = write_checkpoint(folder / "llama", "llama-gqa", intermediate_size=32, **SMALL, **ids)
-    byte_tokenizer().save_pretrained(llama)
     falcon = write_checkpoint(folder / "falcon", "falcon-40b", max_shard_size="20KB", **SMALL)
+    mistral = write_checkpoint(folder / "mistral", "mistral", intermediate_size=32, **SMALL)
+    qwen2 = write_checkpoint(folder / "qwen2", "qwen2", intermediate_size=32, **SMALL)
+    for model in (llama, mistral, qwen2):
+        byte_tokenizer().save_pretrained(model)
     single = write_checkpoint(folder / "single", "falcon-40b", **SMALL)
     return [
-        *(llama, falcon),
+        *(llama, falcon, mistral, qwen2),
         write_gguf(folder / "llama.gguf", llama, metadata=sentencepiece),
         write_gguf(folder / "falcon.gguf", single, metadata=lambda writer: byte_level(writer, "falcon")),
+        write_gguf(folder / "qwen2.gguf", qwen2, metadata=lambda writer: byte_level(writer, "qwen2")),
     ]
 
 
 def test_every_edit_is_refused_in_one_line_or_taken(sources: list[Path]) -> None:
-    report = fuzz_checkpoints(sources, 200, 0)
+    report = fuzz_checkpoints(sources, 90, 0)
     assert report.faults == []
-    assert report.outcomes["refused"] > 80
-    assert report.outcomes["taken"] > 20
+    assert report.outcomes["refused"] > 40
+    assert report.outcomes["taken"] > 10
