@@ -116,14 +116,15 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         )
     family = store.family
     model = family.read_model(store.config)
-    if store.tokenizer is not None:
-        ends = (*model.eos_token_ids, *turn_ends(store.tokenizer, path))
-        known = dict.fromkeys(token for token in ends if token < model.vocab_size)
-        model = replace(model, eos_token_ids=tuple(known))
+    # Before the tokenizer: transformers reads the config for it too, and may make a list of all layers.
     if model.num_hidden_layers > len(store.shapes):
         raise store.config.error(
             f"{model.num_hidden_layers} layers are promised, but the checkpoint has only {len(store.shapes)} tensors"
         )
+    if store.tokenizer is not None:
+        ends = (*model.eos_token_ids, *turn_ends(store.tokenizer, path))
+        known = dict.fromkeys(token for token in ends if token < model.vocab_size)
+        model = replace(model, eos_token_ids=tuple(known))
     recipes = family.recipes(store.config, model, store.layout)
     duplicate = _duplicate_lm_head(model, recipes, store)
     if duplicate is False:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import write_checkpoint
+from tests.runtime.clients import byte_tokenizer
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.errors import TrtstreamError
 
@@ -261,6 +262,13 @@ def test_refusal(name: str, tmp_path: Path) -> None:
     variant, change, message = REFUSALS[name]
     change(write_checkpoint(tmp_path, variant))
     refuse(tmp_path, message)
+
+
+def test_too_many_layers_are_refused_before_the_tokenizer_is_loaded(tmp_path: Path) -> None:
+    """transformers reads the config for the tokenizer, and makes a list of all the layers of a Qwen2."""
+    byte_tokenizer().save_pretrained(write_checkpoint(tmp_path, "qwen2"))
+    config(num_hidden_layers=10**9)(tmp_path)
+    refuse(tmp_path, "1000000000 layers are promised, but")
 
 
 def test_paths_that_are_no_checkpoint(tmp_path: Path) -> None:
