@@ -6,7 +6,7 @@ import ctypes
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from trtstream.errors import TrtstreamError
@@ -14,7 +14,7 @@ from trtstream.machine import cpu_flags
 from trtstream.settings import BuildConfig, ModelConfig
 
 FOLDER = Path(__file__).parent / "cpu"
-STEP, PARTS = FOLDER / "step.cpp", FOLDER / "parts.cpp"
+LIBRARY, PARTS = FOLDER / "library.cpp", FOLDER / "parts.cpp"
 # Without -ffast-math at the link step, which would switch denormals off for the whole process.
 COMPILE_FLAGS = ["-O3", "-ffast-math", "-std=c++17", "-fPIC", "-fopenmp"]
 LINK_FLAGS = ["-shared", "-fopenmp"]
@@ -31,19 +31,17 @@ def compiler() -> str:
 
 
 def compile_kernel(model: ModelConfig, build: BuildConfig, output: Path) -> None:
-    """Compile a model's decode step for one window into the shared library ``output``, for this machine's CPU."""
-    compile_library([STEP, PARTS], geometry(model, build), output)
+    """Compile a model's decode step into the shared library ``output``, for this machine's CPU."""
+    compile_library(LIBRARY, geometry(model, build), output)
 
 
-def compile_library(sources: Sequence[Path], defines: Mapping[str, int], output: Path, *cpu_flags: str) -> None:
-    """Compile ``sources`` with macros into the shared library ``output``; ``cpu_flags`` replace those of this CPU."""
+def compile_library(source: Path, defines: Mapping[str, int], output: Path, *cpu_flags: str) -> None:
+    """Compile ``source`` with macros into the shared library ``output``; ``cpu_flags`` replace those of this CPU."""
     macros = [f"-D{name}={value}" for name, value in defines.items()]
-    objects = [output.with_suffix(f".{number}.o") for number in range(len(sources))]
-    for source, target in zip(sources, objects, strict=True):
-        _run([*COMPILE_FLAGS, *(cpu_flags or (THIS_CPU,)), *macros, "-c", source, "-o", target])
-    _run([*LINK_FLAGS, *objects, "-o", output])
-    for target in objects:
-        target.unlink()
+    object_file = output.with_suffix(".o")
+    _run([*COMPILE_FLAGS, *(cpu_flags or (THIS_CPU,)), *macros, "-c", source, "-o", object_file])
+    _run([*LINK_FLAGS, object_file, "-o", output])
+    object_file.unlink()
 
 
 def geometry(model: ModelConfig, build: BuildConfig) -> dict[str, int]:
@@ -52,8 +50,6 @@ def geometry(model: ModelConfig, build: BuildConfig) -> dict[str, int]:
         "HEAD_DIM": model.head_dim,
         "NUM_HEADS": model.num_attention_heads,
         "NUM_KV_HEADS": model.num_key_value_heads,
-        "WIDTH": build.max_attention_window,
-        "MAX_SINKS": build.max_sink_token_length,
         "BFLOAT16": int(build.dtype == "bfloat16"),
     }
 

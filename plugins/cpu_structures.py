@@ -64,4 +64,6 @@ class Sessions(ctypes.Structure):
         ("slopes", ctypes.c_void_p),
         ("batch", ctypes.c_int64),
         ("session_stride", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("max_sinks", ctypes.c_int64),
     )

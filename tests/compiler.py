@@ -33,8 +33,8 @@ def compile(compiler: str) -> None:
         if path != output:
             key.update((path.read_bytes() if path.is_file() else argument.encode()) + b"\0")
         if path.suffix == ".cpp":
-            for header in sorted(path.parent.glob("*.h")):
-                key.update(header.read_bytes() + b"\0")
+            for included in sorted({*path.parent.glob("*.h"), *path.parent.glob("*.cpp")}):
+                key.update(included.read_bytes() + b"\0")
     kept = Path(__file__).with_name(key.hexdigest())
     if not kept.exists():
         status = os.spawnv(os.P_WAIT, compiler, [compiler, *arguments])

@@ -25,7 +25,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # time, so that happens here. Engines on the CPU go on computing the kernels' definition, which is faster.
 os.environ["TRITON_INTERPRET"] = "1"
 import trtstream.plugins.cuda_decode
-import trtstream.plugins.cuda_prefill  # noqa: F401
+import trtstream.plugins.cuda_prefill
+import trtstream.plugins.cuda_quantized  # noqa: F401
 
 del os.environ["TRITON_INTERPRET"]
 

@@ -146,13 +146,16 @@ class Supervisor:
         limit = self._policy.start_timeout
         deadline = time.monotonic() + limit if limit else float("inf")
         dead_since = None
+        lost_line = False
         while True:
             with contextlib.suppress(queue.Empty):
                 event = self._events.get(timeout=READY_POLL_SECONDS)
                 if event.kind != "death":
                     return event
-                dead_since = time.monotonic()
-            if dead_since is None and triton.dead_child():
+                lost_line = True
+            if not (lost_line or triton.dead_child()):
+                dead_since = None  # Triton has noticed: it asks each model in a process that ends
+            elif dead_since is None:
                 dead_since = time.monotonic()
             if dead_since is not None and time.monotonic() - dead_since > REASON_SECONDS:
                 triton.print_tail()

@@ -5,8 +5,7 @@
 // threads: so one session can use every core. A thread's part of one head is a *segment*; its softmax sums are merged
 // with those of the head's other segments, as flash-decoding does.
 //
-// Compiled for one model with -DHEAD_DIM, -DNUM_HEADS, -DNUM_KV_HEADS, -DWIDTH (slots per session), -DMAX_SINKS and
-// -DBFLOAT16 (0 or 1: the cache's format).
+// Compiled for one model with -DHEAD_DIM, -DNUM_HEADS, -DNUM_KV_HEADS and -DBFLOAT16 (0 or 1: the cache's format).
 #pragma once
 
 #include <algorithm>
@@ -19,9 +18,6 @@
 constexpr int64_t kHeadDim = HEAD_DIM, kHalf = HEAD_DIM / 2;
 constexpr int64_t kHeads = NUM_HEADS, kKvHeads = NUM_KV_HEADS, kGroup = kHeads / kKvHeads;
 constexpr int64_t kQkv = (kHeads + 2 * kKvHeads) * kHeadDim;
-constexpr int64_t kWidth = WIDTH, kMaxSinks = MAX_SINKS, kRing = kWidth - kMaxSinks;
-constexpr int64_t kHeadCache = kWidth * kHeadDim, kValues = kKvHeads * kHeadCache;
-constexpr int64_t kLayerCache = 2 * kValues;
 constexpr int64_t kBlock = 64;  // slots between two looks at the softmax's maximum
 
 using Scalar = std::conditional_t<BFLOAT16, uint16_t, float>;
@@ -43,7 +39,14 @@ struct Sessions {
   const float* slopes;    // [HEADS]: ALiBi's, divided by sqrt(HEAD_DIM); null for RoPE
   int64_t batch;
   int64_t session_stride;  // elements from one session's cache to the next one's
+  int64_t width;           // slots of a session
+  int64_t max_sinks;       // of them for sinks, the others for the ring
 
+  int64_t ring() const { return width - max_sinks; }
+  // Elements of a head's keys, from a layer's keys to its values, and from a layer to the next one.
+  int64_t head_size() const { return width * kHeadDim; }
+  int64_t to_values() const { return kKvHeads * head_size(); }
+  int64_t layer_size() const { return 2 * to_values(); }
   int64_t visible(int64_t b) const { return rows[b].num_sinks + rows[b].ring_count; }
 };
 
@@ -85,12 +88,13 @@ struct Run {
 
 // Calls `use` with the runs that hold keys [from, to) of those that the session sees: sinks, then the ring by slots.
 template <class Use>
-inline void each_run(const Row& row, int64_t from, int64_t to, Use use) {
+inline void each_run(const Sessions& sessions, const Row& row, int64_t from, int64_t to, Use use) {
+  const int64_t max_sinks = sessions.max_sinks, width = sessions.width;
   const int64_t oldest = row.newest - row.ring_count + 1;  // negative when the ring has wrapped
   const Run runs[3] = {
       {0, row.num_sinks, true},
-      {kMaxSinks + std::max<int64_t>(oldest, 0), kMaxSinks + row.newest + 1, false},
-      {kMaxSinks + oldest + kRing, kWidth, false},  // empty unless wrapped
+      {max_sinks + std::max<int64_t>(oldest, 0), max_sinks + row.newest + 1, false},
+      {oldest + width, width, false},  // empty unless wrapped
   };
   for (const Run& run : runs) {
     const int64_t length = std::max<int64_t>(run.end - run.begin, 0);
@@ -122,15 +126,15 @@ inline void rotate_queries(const float* q, const float* angle, Queries& out) {
   }
 }
 
-inline void write_token(const float* key, const float* value, const float* angle, Scalar* keys, int64_t slot) {
+inline void write_token(const float* key, const float* value, const float* angle, Scalar* new_key, Scalar* new_value) {
   float rotated[kHeadDim];
   if (angle) {
     rotate(key, angle, angle + kHalf, rotated);
     key = rotated;
   }
   for (int64_t i = 0; i < kHeadDim; ++i) {
-    narrow(key[i], keys + slot * kHeadDim + i);
-    narrow(value[i], keys + kValues + slot * kHeadDim + i);
+    narrow(key[i], new_key + i);
+    narrow(value[i], new_value + i);
   }
 }
 
@@ -145,10 +149,10 @@ inline void score(const float* query, const Scalar* keys, Run run, float* scores
 }
 
 // ALiBi: each score less the slope times the key's distance.
-inline void add_distances(const Row& row, float slope, Run run, float* scores) {
+inline void add_distances(const Sessions& sessions, const Row& row, float slope, Run run, float* scores) {
   for (int64_t slot = run.begin; slot < run.end; ++slot) {
-    const int64_t age = row.newest - (slot - kMaxSinks);
-    const int64_t distance = run.sinks ? row.cache_position - slot : age < 0 ? age + kRing : age;
+    const int64_t age = row.newest - (slot - sessions.max_sinks);
+    const int64_t distance = run.sinks ? row.cache_position - slot : age < 0 ? age + sessions.ring() : age;
     scores[slot - run.begin] -= slope * float(distance);
   }
 }
@@ -177,12 +181,12 @@ inline void add_values(const float* weights, const Scalar* values, Run run, floa
 }
 
 // Adds up to kBlock slots to a head's partial result.
-inline void attend_block(const Row& row, const float* query, const Scalar* keys, const float* slope, Run run,
-                         Partial& partial) {
+inline void attend_block(const Sessions& sessions, const Row& row, const float* query, const Scalar* keys,
+                         const float* slope, Run run, Partial& partial) {
   const int64_t count = run.end - run.begin;
   float scores[kBlock];
   score(query, keys, run, scores);
-  if (slope) add_distances(row, *slope, run, scores);
+  if (slope) add_distances(sessions, row, *slope, run, scores);
   float max = partial.max;
   for (int64_t i = 0; i < count; ++i) max = std::max(max, scores[i]);
   if (max > partial.max) {
@@ -193,7 +197,7 @@ inline void attend_block(const Row& row, const float* query, const Scalar* keys,
   }
   for (int64_t i = 0; i < count; ++i) scores[i] = std::exp(scores[i] - max);
   for (int64_t i = 0; i < count; ++i) partial.sum += scores[i];
-  add_values(scores, keys + kValues, run, partial.value);
+  add_values(scores, keys + sessions.to_values(), run, partial.value);
 }
 
 // One segment: keys [from, to) of those that session b sees in a key-value head. It also writes the new token, if that
@@ -209,16 +213,17 @@ inline void attend_segment(const Sessions& sessions, int64_t b, int64_t kv_head,
     partials[g].sum = 0;
     std::fill(partials[g].value, partials[g].value + kHeadDim, 0.0f);
   }
-  each_run(row, from, to, [&](Run run) {
+  each_run(sessions, row, from, to, [&](Run run) {
     if (run.begin <= row.write && row.write < run.end) {
       const float* key = qkv + (kHeads + kv_head) * kHeadDim;
-      write_token(key, key + kKvHeads * kHeadDim, angle, keys, row.write);
+      Scalar* new_key = keys + row.write * kHeadDim;
+      write_token(key, key + kKvHeads * kHeadDim, angle, new_key, new_key + sessions.to_values());
     }
     for (int64_t begin = run.begin; begin < run.end; begin += kBlock) {
       const Run block = {begin, std::min(begin + kBlock, run.end), run.sinks};
       for (int64_t g = 0; g < kGroup; ++g) {
         const float* slope = sessions.slopes ? sessions.slopes + kv_head * kGroup + g : nullptr;
-        attend_block(row, run.sinks ? queries.at_p[g] : queries.at_t[g], keys, slope, block, partials[g]);
+        attend_block(sessions, row, run.sinks ? queries.at_p[g] : queries.at_t[g], keys, slope, block, partials[g]);
       }
     }
   });
@@ -252,7 +257,7 @@ inline void attend(const Thread& thread, const Sessions& sessions, const float* 
   each_head(sessions, [&](int64_t b, int64_t kv_head, int64_t begin, int64_t end) {
     const int64_t from = std::max(begin, mine.begin), to = std::min(end, mine.end);
     if (from >= to) return;
-    Scalar* keys = cache + sessions.rows[b].lane * sessions.session_stride + kv_head * kHeadCache;
+    Scalar* keys = cache + sessions.rows[b].lane * sessions.session_stride + kv_head * sessions.head_size();
     Partial* segment = partials + (b * kKvHeads + kv_head + thread.index) * kGroup;
     attend_segment(sessions, b, kv_head, from - begin, to - begin, qkv + b * stride, keys, segment);
   });

@@ -6,7 +6,7 @@
 #include "matvec.h"
 
 // The sizes that the library was compiled for, so that it is never called with another model's tensors.
-extern "C" const int64_t library_geometry[] = {HEAD_DIM, NUM_HEADS, NUM_KV_HEADS, WIDTH, MAX_SINKS, BFLOAT16};
+extern "C" const int64_t library_geometry[] = {HEAD_DIM, NUM_HEADS, NUM_KV_HEADS, BFLOAT16};
 
 // Bytes of working memory.
 extern "C" int64_t attention_bytes(int64_t batch, int64_t threads) {
@@ -14,7 +14,7 @@ extern "C" int64_t attention_bytes(int64_t batch, int64_t threads) {
 }
 
 // Rotates, writes and attends for one token of each session. qkv [batch, (NUM_HEADS + 2 NUM_KV_HEADS) HEAD_DIM] as
-// projected; `cache` is the layer's, of session 0: [2, NUM_KV_HEADS, WIDTH, HEAD_DIM]. out [batch, NUM_HEADS HEAD_DIM].
+// projected; `cache` is the layer's, of session 0: [2, NUM_KV_HEADS, width, HEAD_DIM]. out [batch, NUM_HEADS HEAD_DIM].
 extern "C" void decode_attention(const Sessions* sessions, const float* qkv, Scalar* cache, Partial* partials,
                                  int64_t threads, float* out) {
   Barrier barrier;

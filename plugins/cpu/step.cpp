@@ -77,7 +77,7 @@ class Step {
 
   void run(const int64_t* tokens, Scalar* cache, float* logits) {
     embed(tokens);
-    for (int64_t i = 0; i < model_.num_layers; ++i) layer(model_.layers[i], cache + i * kLayerCache);
+    for (int64_t i = 0; i < model_.num_layers; ++i) layer(model_.layers[i], cache + i * sessions_.layer_size());
     normalize(model_.norm);
     const int64_t vocabulary = model_.head.rows;
     multiply<1>(model_.head, vocabulary, work_.input, work_.hidden, [&](int64_t row, int64_t count, float* sums) {
@@ -181,7 +181,7 @@ extern "C" int64_t workspace_bytes(const Model* model) {
   return Workspace(*model, model->max_threads - 1, nullptr).bytes();
 }
 
-// Feeds one token to each of several sessions. `cache` [sessions, layers, 2, NUM_KV_HEADS, WIDTH, HEAD_DIM] is changed in
+// Feeds one token to each of several sessions. `cache` [sessions, layers, 2, NUM_KV_HEADS, width, HEAD_DIM] is changed in
 // place; logits [batch, vocabulary].
 extern "C" void decode_step(const Model* model, const Sessions* sessions, const int64_t* tokens, Scalar* cache,
                             char* workspace, int64_t threads, float* logits) {

@@ -32,6 +32,7 @@ def engine(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_smollm2_by_the_papers_own_code(smollm2_gguf: Path, tmp_path: Path) -> None:
     """mit-han-lab/streaming-llm gives 21.1092; without sink tokens quality collapses."""
     outputs = ("--json", tmp_path / "r.json", "--plot", tmp_path / "r.png", "--losses", tmp_path / "losses")

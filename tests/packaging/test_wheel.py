@@ -84,7 +84,8 @@ def test_the_metadata_names_what_an_index_shows(wheel: Path) -> None:
     metadata = metadata_of(wheel)
     assert metadata["License-Expression"] == "Apache-2.0"
     assert {"Homepage", "Changelog", "Issues"} <= {url.split(",")[0] for url in metadata.get_all("Project-URL", [])}
-    extras = {"client", "server", "gguf", "bench", "tensorrt-rtx", "tensorrt", "compare", "dev"}
+    features = {"client", "server", "gateway", "postgres", "gguf", "bench"}
+    extras = features | {"tensorrt-rtx", "tensorrt", "compare", "dev"}
     assert set(metadata.get_all("Provides-Extra", [])) == extras
 
 

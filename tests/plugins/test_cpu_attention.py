@@ -50,7 +50,7 @@ class Attention:
         )  # fmt: skip
         library = folder / f"{hash((layout, self.build))}.so"
         if not library.exists():
-            compile_library([PARTS], geometry(model(layout), self.build), library)
+            compile_library(PARTS, geometry(model(layout), self.build), library)
         opened = open_library(library, model(layout), self.build)
         self.kernel = DecodeAttention(opened, model(layout), self.build)
         self.cache = torch.zeros(3, 2, layout.kv_heads, max_sinks + ring, layout.head_dim, dtype=self.dtype)

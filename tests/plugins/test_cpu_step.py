@@ -20,7 +20,7 @@ from tests.engines import MAX_SINKS, RING, SIZES, random_tokens
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
 from trtstream.machine import cpu_flags
 from trtstream.plugins import cpu_structures as c
-from trtstream.plugins.cpu_kernel import FOLDER, PARTS, STEP, compile_library, geometry, open_library
+from trtstream.plugins.cpu_kernel import FOLDER, LIBRARY, compile_library, geometry, open_library
 from trtstream.runtime import cpu as cpu_backend
 from trtstream.runtime.cpu import CpuBackend
 from trtstream.runtime.cpu_weights import padded_rows
@@ -42,7 +42,7 @@ PATHS = {
 }
 PATHS = {name: flags for name, (flags, needed) in PATHS.items() if needed <= cpu_flags()}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-GEOMETRY = {"HEAD_DIM": 4, "NUM_HEADS": 2, "NUM_KV_HEADS": 1, "WIDTH": 8, "MAX_SINKS": 0, "BFLOAT16": 0}
+GEOMETRY = {"HEAD_DIM": 4, "NUM_HEADS": 2, "NUM_KV_HEADS": 1, "BFLOAT16": 0}
 STEPS = 3 * (MAX_SINKS + RING)
 
 
@@ -51,7 +51,7 @@ def pieces(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ctypes.C
     @cache
     def pieces(path: str) -> ctypes.CDLL:
         output = tmp_path_factory.mktemp("pieces") / "pieces.so"
-        compile_library([PIECES], GEOMETRY, output, *PATHS[path], f"-I{FOLDER}")
+        compile_library(PIECES, GEOMETRY, output, *PATHS[path], f"-I{FOLDER}")
         return ctypes.CDLL(str(output))
 
     return pieces
@@ -163,8 +163,7 @@ class Comparison:
         return StreamingEngine(self.model, build, CpuBackend(self.model, build, weights, opened))
 
     def compile(self, output: Path, *flags: str, folder: Path = FOLDER) -> Path:
-        sources = [folder / STEP.name, folder / PARTS.name]
-        compile_library(sources, geometry(self.model, self.build), output, *flags)
+        compile_library(folder / LIBRARY.name, geometry(self.model, self.build), output, *flags)
         return output
 
     def worst_error(self, library: Path, threads: int = 1) -> float:
@@ -237,13 +236,13 @@ def test_a_step_is_one_call(variant: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 MUTATIONS = [
     ("llama-gqa", "attention.h", "angle + 2 * kHalf, angle + 3 * kHalf", "angle, angle + kHalf"),
-    ("llama-gqa", "attention.h", "kMaxSinks + oldest + kRing", "kMaxSinks + oldest + kRing + 1"),
-    ("llama-gqa", "attention.h", "kMaxSinks + row.newest + 1, false", "kMaxSinks + row.newest, false"),
+    ("llama-gqa", "attention.h", "{oldest + width, width", "{oldest + width + 1, width"),
+    ("llama-gqa", "attention.h", "max_sinks + row.newest + 1, false", "max_sinks + row.newest, false"),
     ("llama-gqa", "attention.h", "partial.sum *= rescale", "partial.sum *= 1"),
     ("llama-gqa", "attention.h", "value[d] * old_weight + weight", "value[d] + weight"),
     ("llama-gqa", "attention.h", "second * cos[i] + first * sin[i]", "second * cos[i] - first * sin[i]"),
     ("falcon-rw", "attention.h", "row.cache_position - slot", "row.cache_position - slot + 1"),
-    ("falcon-rw", "attention.h", "age < 0 ? age + kRing : age", "age"),
+    ("falcon-rw", "attention.h", "age < 0 ? age + sessions.ring() : age", "age"),
     ("falcon-rw", "norm.h", "out[i] = (x[i] - mean) * scale", "out[i] = x[i] * scale"),
     ("falcon-rw", "norm.h", " + norm.bias[i]", ""),
     ("falcon-rw", "mlp.h", "0.70710678f", "0.6f"),
@@ -253,7 +252,7 @@ MUTATIONS = [
     ("falcon-7b", "formats.h", "sums += weights * load<Floats>(packed)", "sums = weights * load<Floats>(packed)"),
     ("falcon-40b", "step.cpp", "if (!model_.is_shared_norm) normalize", "if (model_.is_shared_norm) normalize"),
     ("falcon-7b", "step.cpp", "if (!model_.is_parallel) {", "{"),
-    ("llama-gqa", "step.cpp", "cache + i * kLayerCache", "cache"),
+    ("llama-gqa", "step.cpp", "cache + i * sessions_.layer_size()", "cache"),
 ]
 
 

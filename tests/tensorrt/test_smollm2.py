@@ -14,11 +14,12 @@ from trtstream.samples.gpl import GPL
 from trtstream.settings import BuildConfig
 
 
-@pytest.mark.parametrize(("dtype", "expected", "tolerance"), [("float32", 21.1092, 0.002), ("bfloat16", 21.237, 0.01)])
+@pytest.mark.parametrize(("dtype", "expected", "tolerance"), [("float32", 21.1092, 0.002), ("bfloat16", 21.25, 0.03)])
 def test_perplexity(dtype: str, expected: float, tolerance: float, smollm2_gguf: Path, smollm2_engine: Path) -> None:
     """700 tokens, S = 4, W = 128.
 
-    On the same text mit-han-lab/streaming-llm gives 21.1092 in float32, and the cpu target 21.237 in bfloat16.
+    On the same text mit-han-lab/streaming-llm gives 21.1092 in float32, and the cpu target 21.237 in bfloat16. Here
+    torch multiplies, which gives 21.237 where the CPU has bfloat16 products and 21.264 elsewhere.
     """
     checkpoint = open_checkpoint(smollm2_gguf)
     tokenizer = AutoTokenizer.from_pretrained(smollm2_engine / "tokenizer")

@@ -12,6 +12,7 @@ from tests.checkpoints import write_checkpoint
 from tests.gguf_files import write_gguf
 from tests.runtime.clients import BOS, EOS, byte_tokenizer
 
+pytestmark = pytest.mark.process
 SMALL = {"num_hidden_layers": 1, "hidden_size": 32, "vocab_size": 320}
 
 
@@ -35,8 +36,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     ]
 
 
-def test_every_edit_is_refused_in_one_line_or_taken(sources: list[Path]) -> None:
-    report = fuzz_checkpoints(sources, 90, 0)
+@pytest.mark.parametrize(("count", "seed"), [(90, 0), pytest.param(400, 1, marks=pytest.mark.slow)])
+def test_every_edit_is_refused_in_one_line_or_taken(sources: list[Path], count: int, seed: int) -> None:
+    report = fuzz_checkpoints(sources, count, seed)
     assert report.faults == []
     assert report.outcomes["refused"] > 40
     assert report.outcomes["taken"] > 10

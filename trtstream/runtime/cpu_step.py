@@ -29,6 +29,7 @@ class DecodeStep:
     ) -> None:
         assert ctypes.c_int64.in_dll(library, "model_bytes").value == ctypes.sizeof(c.Model)
         self._vocab_size = model.vocab_size
+        self._max_sinks = build.max_sink_token_length
         self._kept: list[torch.Tensor] = []  # what the structures below point to
         self._threads = _most_threads()
         self._structure = self._describe(model, build, weights)
@@ -44,7 +45,7 @@ class DecodeStep:
         ids, logits = torch.tensor(tokens), torch.empty(len(tokens), self._vocab_size)
         self._library.decode_step(
             ctypes.byref(self._structure),
-            _sessions(cache, plan),
+            _sessions(cache, plan, self._max_sinks),
             _address(ids),
             _address(cache),
             _address(self._workspace),
@@ -93,6 +94,7 @@ class DecodeAttention:
 
     def __init__(self, library: ctypes.CDLL, model: ModelConfig, build: BuildConfig) -> None:
         self._width = model.num_attention_heads * model.head_dim
+        self._max_sinks = build.max_sink_token_length
         self._threads = _most_threads()
         library.attention_bytes.restype = ctypes.c_int64
         sizes = ctypes.c_int64(build.max_batch_size), ctypes.c_int64(self._threads)
@@ -108,7 +110,7 @@ class DecodeAttention:
         """
         projected, out = qkv.float().contiguous(), torch.empty(len(qkv), self._width)
         self._library.decode_attention(
-            _sessions(cache, plan),
+            _sessions(cache, plan, self._max_sinks),
             _address(projected),
             _address(cache),
             _address(self._workspace),
@@ -189,10 +191,11 @@ def _most_threads() -> int:
     return max(len(os.sched_getaffinity(0)), torch.get_num_threads())
 
 
-def _sessions(cache: torch.Tensor, plan: StepPlan) -> object:
+def _sessions(cache: torch.Tensor, plan: StepPlan, max_sinks: int) -> object:
     """A reference to the structure of a step's sessions, which lie in the first dimension of ``cache``."""
     rotation, slopes = _address(plan.rotation), _address(plan.slopes)
-    return ctypes.byref(c.Sessions(_address(plan.rows), rotation, slopes, len(plan.rows), cache.stride(0)))
+    sizes = (len(plan.rows), cache.stride(0), cache.shape[-2], max_sinks)
+    return ctypes.byref(c.Sessions(_address(plan.rows), rotation, slopes, *sizes))
 
 
 def _address(tensor: torch.Tensor | None) -> ctypes.c_void_p | None:
