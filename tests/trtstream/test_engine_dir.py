@@ -57,7 +57,7 @@ def test_it_loads_as_built(engine: Path) -> None:
         ({"version": 99}, "engine format 99, and this trtstream reads 4; rebuild"),
         ({"target": "abacus"}, "target is 'abacus'; this trtstream knows cpu, "),
         ({"toolchain__instruction_sets": ["avx2", "sse9"]}, "needs a CPU with sse9; build it again on this machine"),
-        ({"build_config__max_attention_window": 128}, "compiled for other sizes than config.json gives; rebuild"),
+        ({"pretrained_config__num_attention_heads": 8}, "compiled for other sizes than config.json gives; rebuild"),
         ({"build_config__max_attention_window": 4}, "no room for recent tokens"),
         ({"build_config__max_batch_size": 100_000_000}, r"GB for 100000000 sessions, and .* GB are free"),
         ({"build_config__surprise": 1}, "unknown BuildConfig field 'surprise'"),
