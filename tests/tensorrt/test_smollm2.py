@@ -14,6 +14,7 @@ from trtstream.samples.gpl import GPL
 from trtstream.settings import BuildConfig
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "expected", "tolerance"), [("float32", 21.1092, 0.002), ("bfloat16", 21.25, 0.03)])
 def test_perplexity(dtype: str, expected: float, tolerance: float, smollm2_gguf: Path, smollm2_engine: Path) -> None:
     """700 tokens, S = 4, W = 128.
