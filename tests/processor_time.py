@@ -8,7 +8,7 @@ from collections.abc import Generator
 import pytest
 
 LIMIT = 45.0
-"""Seconds, of a test without the mark "slow": 30, and half of that again, as processors differ and busy ones take longer."""
+"""Seconds, of a test without the mark "slow": 30, and half of that again, as some processors are slower than others."""
 
 
 @pytest.hookimpl(wrapper=True)
