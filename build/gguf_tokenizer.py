@@ -202,7 +202,7 @@ def _check(path: Path, key: str, value: Any, metadata: dict[str, Any]) -> None:
         raise _refusal(path, key, value, "a key that is not known")
     length = metadata.get("tokenizer.ggml.tokens", 0)
     if not isinstance(length, int):
-        raise _refusal(path, "tokenizer.ggml.tokens", length, "which is no list of tokens")
+        raise _refusal(path, "tokenizer.ggml.tokens", length, "which is not a list of tokens")
     if name in HONOURED and name.endswith("_token_id") and not (isinstance(value, int) and 0 <= value < length):
         raise _refusal(path, key, value, f"and the vocabulary has {length} tokens")
 

@@ -59,7 +59,7 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Step:
-    """A decode step: the bytes that it must read, and the kernels that it launches, of which so many in each layer."""
+    """A decode step: the bytes that it must read, the kernels that it launches, and those of them in each layer."""
 
     num_bytes: int
     kernels: int
@@ -75,7 +75,7 @@ class Step:
 
 @cache
 def decode_step(engine: Engine, batch: int, multiprocessors: int) -> Step:
-    """The step of ``batch`` full sessions of the engine, on a GPU with so many multiprocessors."""
+    """The step of ``batch`` full sessions of the engine, on a GPU with ``multiprocessors`` multiprocessors."""
     engine = engine._replace(build=replace(engine.build, max_batch_size=batch))
     shallow = [sum(step_kernels(_with_layers(engine, layers), batch, multiprocessors).values()) for layers in (1, 2)]
     per_layer = shallow[1] - shallow[0]

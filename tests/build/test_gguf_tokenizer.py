@@ -244,7 +244,7 @@ def test_smollm2(smollm2_gguf: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("tokens", "x", r"tokenizer\.ggml\.tokens is 'x', which is no list of tokens"),
+        ("tokens", "x", r"tokenizer\.ggml\.tokens is 'x', which is not a list of tokens"),
         ("unknown_token_id", "x", r"tokenizer\.ggml\.unknown_token_id is 'x', and the vocabulary has 2\d\d tokens"),
     ],
 )

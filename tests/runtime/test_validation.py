@@ -71,7 +71,7 @@ REFUSED = [
     ({"text": "a", "parent_turn": "ab" * 16, "session_rewind": True}, "session_rewind needs a session"),
     (
         {"text": "a", "session_key": "s", "session_start": True, "parent_turn": "ab" * 16},
-        "session_start begins a session anew and parent_turn continues one",
+        "session_start begins a new session and parent_turn continues one",
     ),
 ]
 

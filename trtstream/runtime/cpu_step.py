@@ -121,7 +121,7 @@ class DecodeAttention:
 
 
 def with_few_rows(library: ctypes.CDLL, weights: decoder.DecoderWeights) -> decoder.DecoderWeights:
-    """The weights with the library's product for few tokens: torch's first lays the weights out anew for each."""
+    """The weights with the library's product for few tokens, where torch copies them into another layout first."""
 
     def changed(projection: decoder.Projection) -> decoder.Projection:
         return replace(projection, few_rows=Product(library, projection))

@@ -91,7 +91,7 @@ def _validate_session(request: TurnRequest) -> None:
     if request.parent_turn is not None:
         parse_turn_id("parent_turn", request.parent_turn)
         if request.session_start:
-            raise TrtstreamError("session_start begins a session anew and parent_turn continues one; send one of them")
+            raise TrtstreamError("session_start begins a new session and parent_turn continues one; send one of them")
     elif request.session_rewind:
         raise TrtstreamError("session_rewind needs a parent_turn, the turn to go back to")
     if request.session_start and request.session_tokens:
