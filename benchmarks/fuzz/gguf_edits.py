@@ -143,7 +143,8 @@ def _tensors(random: Random, path: Path) -> str:
         tensors[random.choice(("blk.0.attn_q.bias", "blk.0.ffn_down.bias", "blk.0.attn_norm_2.weight"))] = np.ones(
             3, np.float32
         )
-    quantized = {name: kind} if kind in ("BF16", "Q8_0") else {}
+    in_blocks = kind == "Q8_0" and tensors[name].shape[-1] % 32 == 0
+    quantized = {name: kind} if kind == "BF16" or in_blocks else {}
     _write(path, values, tensors, architecture, quantized, big_endian=kind == "big-endian")
     return f"tensors: {name} {kind}"
 
