@@ -18,14 +18,17 @@ NUMBERS = count()
 DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.process)]
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
+def running_postgres() -> Iterator[Postgres]:
+    """A server that is removed in the end; the test is skipped where none can run."""
     try:
         server = Postgres()
     except NoPostgres as reason:
         pytest.skip(f"no PostgreSQL: {reason}")
     yield server
     server.remove()
+
+
+postgres = pytest.fixture(scope="session")(running_postgres)
 
 
 def new_database(server: Postgres) -> str:

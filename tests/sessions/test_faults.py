@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from random import Random
@@ -19,8 +19,8 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 
 from tests.pages import ROOT
-from tests.sessions.conftest import new_database
-from tests.sessions.postgres import NoPostgres, Postgres
+from tests.sessions.conftest import new_database, running_postgres
+from tests.sessions.postgres import Postgres
 from tests.sessions.records import commit_after, turn_after
 from trtstream.errors import TrtstreamError
 from trtstream.sessions.database import session_store_url
@@ -149,14 +149,7 @@ def test_a_full_disk_keeps_what_was_committed(tmp_path: Path, open_log: Callable
     assert log.head("k") == first
 
 
-@pytest.fixture
-def own_postgres() -> Iterator[Postgres]:
-    try:
-        server = Postgres()
-    except NoPostgres as reason:
-        pytest.skip(f"no PostgreSQL: {reason}")
-    yield server
-    server.remove()
+own_postgres = pytest.fixture(running_postgres)
 
 
 @pytest.mark.process

@@ -63,9 +63,7 @@ class CpuBackend:
             chunks = [*((first, [token]) for first, token in zip(steps, tokens, strict=True)), *chunks]
             steps, tokens = (), ()
         step_plan = plan_step(self._positions, steps) if steps else None
-        plans = [
-            plan_chunk(first.window, self._positions, first.t, len(ids), first.ring_first) for first, ids in chunks
-        ]
+        plans = [self._plan(first, ids) for first, ids in chunks]
         rows = [len(steps), *(len(ids) for _, ids in chunks)]
 
         def attention(layer: int, qkv: torch.Tensor) -> torch.Tensor:
