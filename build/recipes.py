@@ -5,6 +5,7 @@ Canonical names, with V = vocab_size, E = hidden_size, F = intermediate_size, H 
 * ``embedding.weight`` [V, E], ``norm.weight`` [E], ``lm_head.weight`` [V, E] (absent from a tied model);
 * in layer i, after ``layers.{i}.``: ``attention_norm.weight`` [E]; ``qkv.weight`` [(H + 2 * G) * D, E], rows: all query
   heads, all key heads, all value heads, rotary dimensions in Hugging Face's half-split order;
+  ``q_norm.weight`` and ``k_norm.weight`` [D] (only with ``qk_norm``), each for all heads;
   ``attention_output.weight`` [E, H * D]; ``mlp_norm.weight`` [E] (absent where ``shared_norm``);
   ``gate_up.weight`` [2 * F, E] (gate rows, then up rows) or, without a gate, ``up.weight`` [F, E];
   ``down.weight`` [E, F].

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from trtstream.errors import TrtstreamError
 from trtstream.machine import cpu_flags
+from trtstream.plugins import cpu_structures as c
 from trtstream.settings import BuildConfig, ModelConfig
 
 FOLDER = Path(__file__).parent / "cpu"
@@ -74,11 +75,20 @@ def compiled_instruction_sets() -> list[str]:
 def open_library(path: Path, model: ModelConfig, build: BuildConfig) -> ctypes.CDLL:
     """The library at ``path``. Raises TrtstreamError if it cannot be loaded or was compiled for other sizes."""
     expected = list(geometry(model, build).values())
+    structures = [ctypes.sizeof(structure) for structure in (c.Model, c.Layer, c.Sessions)]
     try:
         library = ctypes.CDLL(str(path.resolve()))
-        found = list((ctypes.c_int64 * len(expected)).in_dll(library, "library_geometry"))
+        found = _numbers(library, "library_geometry", len(expected))
+        has_step = hasattr(library, "decode_step")
+        found_structures = _numbers(library, "structure_bytes", len(structures)) if has_step else structures
     except (OSError, ValueError) as error:  # ValueError: it has no such symbol
         raise TrtstreamError(f"{path} cannot be loaded ({error}); rebuild the engine") from error
     if found != expected:
         raise TrtstreamError(f"{path} was compiled for other sizes than config.json gives; rebuild the engine")
+    if found_structures != structures:
+        raise TrtstreamError(f"{path} was compiled by another trtstream; rebuild the engine")
     return library
+
+
+def _numbers(library: ctypes.CDLL, symbol: str, count: int) -> list[int]:
+    return list((ctypes.c_int64 * count).in_dll(library, symbol))

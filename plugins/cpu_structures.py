@@ -31,6 +31,8 @@ class Layer(ctypes.Structure):
     _fields_ = (
         ("attention_norm", Norm),
         ("mlp_norm", Norm),
+        ("q_norm", Norm),
+        ("k_norm", Norm),
         ("qkv", Matrix),
         ("attention_output", Matrix),
         ("up", Matrix),

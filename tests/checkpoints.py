@@ -50,6 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "llama-rope-yarn": _rope("yarn", factor=4.0, original_max_position_embeddings=1024),
     "mistral": {**LLAMA, "model_type": "mistral", "head_dim": 24, "sliding_window": 64},
     "qwen2": {**LLAMA, "model_type": "qwen2"},
+    "qwen3": {**LLAMA, "model_type": "qwen3", "head_dim": 24},
     "falcon-7b": {**FALCON, "hidden_size": 40, "num_attention_heads": 5, "multi_query": True, "parallel_attn": True},
     "falcon-40b": {
         **FALCON,

@@ -69,8 +69,9 @@ class ModelConfig:
       ``attention_norm`` itself if ``shared_norm``.
 
     ``gated_mlp``: ``down(act(gate(x)) * up(x))``, else ``down(act(up(x)))``; ``hidden_act`` is ``silu``, ``gelu``,
-    ``gelu_pytorch_tanh`` or ``relu``. ``rope`` is None for ALiBi models. ``sliding_window`` is how many tokens a query
-    was trained to see, its own included; None for all.
+    ``gelu_pytorch_tanh`` or ``relu``. ``qk_norm``: the query and the key of each head are normalized, as ``norm``
+    says, before they are rotated. ``rope`` is None for ALiBi models. ``sliding_window`` is how many tokens a query was
+    trained to see, its own included; None for all.
     """
 
     architecture: str
@@ -93,6 +94,7 @@ class ModelConfig:
     bos_token_id: TokenId | None
     eos_token_ids: tuple[TokenId, ...]
     sliding_window: Size | None = None
+    qk_norm: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

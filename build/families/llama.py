@@ -22,6 +22,8 @@ NAMES = {
         "q": "self_attn.q_proj",
         "k": "self_attn.k_proj",
         "v": "self_attn.v_proj",
+        "q_norm": "self_attn.q_norm",
+        "k_norm": "self_attn.k_norm",
         "attention_output": "self_attn.o_proj",
         "mlp_norm": "post_attention_layernorm",
         "gate": "mlp.gate_proj",
@@ -37,6 +39,8 @@ NAMES = {
         "q": "attn_q",
         "k": "attn_k",
         "v": "attn_v",
+        "q_norm": "attn_q_norm",
+        "k_norm": "attn_k_norm",
         "attention_output": "attn_output",
         "mlp_norm": "ffn_norm",
         "gate": "ffn_gate",
@@ -123,6 +127,9 @@ def gated_recipes(model: ModelConfig, layout: Layout, biased: Collection[str], a
             bias="qkv" in biased,
             make=fuse_pairs if adjacent_pairs else torch.cat,
         )
+        if model.qk_norm:
+            tensors.norm(f"{layer}.q_norm", stored["q_norm"], model.head_dim)
+            tensors.norm(f"{layer}.k_norm", stored["k_norm"], model.head_dim)
         output_bias, mlp_bias = "attention_output" in biased, "mlp" in biased
         tensors.linear(f"{layer}.attention_output", {stored["attention_output"]: hidden}, q_rows, bias=output_bias)
         tensors.norm(f"{layer}.mlp_norm", stored["mlp_norm"], hidden)

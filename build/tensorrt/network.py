@@ -86,7 +86,7 @@ class Decoder:
         """Hidden states [N, hidden] through one layer."""
         name, model = f"layers.{layer}", self.model
         normed = self.normalize(x, f"{name}.attention_norm")
-        qkv = self.linear(normed, f"{name}.qkv")
+        qkv = self.heads(normed, name)
         with self.layers.named(f"{name}.attention"):
             attended = streaming_attention(self.layers, plan, layer, qkv, caches)
         attended = self.linear(attended, f"{name}.attention_output")
@@ -98,6 +98,18 @@ class Decoder:
             x = x + attended
             return x + self.mlp(self.normalize(x, f"{name}.mlp_norm"), name)
 
+    def heads(self, x: Tensor, layer: str) -> Tensor:
+        """Queries, keys and values of normalized hidden states [N, hidden]: [N, heads + 2 * kv_heads, head_dim]."""
+        model = self.model
+        heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
+        qkv = self.linear(x, f"{layer}.qkv").reshape(0, -1, model.head_dim)
+        if not model.qk_norm:
+            return qkv
+        q, k, v = qkv.split((heads, kv_heads, kv_heads), axis=1)
+        q, k = self.normalize(q, f"{layer}.q_norm"), self.normalize(k, f"{layer}.k_norm")
+        with self.layers.named(f"{layer}.qkv"):
+            return self.layers.concat([q, k, v], 1)
+
     def linear(self, x: Tensor, name: str) -> Tensor:
         """x [N, in] -> [N, out]."""
         with self.layers.named(name):
@@ -108,17 +120,19 @@ class Decoder:
             return out if bias is None else out + self.layers.constant(bias[None])
 
     def normalize(self, x: Tensor, name: str) -> Tensor:
-        """RMSNorm or LayerNorm over the last dimension of x [N, hidden], in float32."""
+        """RMSNorm or LayerNorm over the last dimension of x [N, hidden] or [N, heads, head_dim], in float32."""
         with self.layers.named(name):
-            dtype, x, weight = x.dtype, x.cast(torch.float32), self._norm_parameter(f"{name}.weight")
+            last = len(x.shape) - 1
+            dtype, x, weight = x.dtype, x.cast(torch.float32), self._norm_parameter(f"{name}.weight", last)
             if self.model.norm == "rms":
-                x = x / ((x * x).mean(axis=1) + self.model.norm_eps).sqrt() * weight
+                x = x / ((x * x).mean(axis=last) + self.model.norm_eps).sqrt() * weight
             else:
-                x = x.layer_norm(weight, self._norm_parameter(f"{name}.bias"), self.model.norm_eps)
+                x = x.layer_norm(weight, self._norm_parameter(f"{name}.bias", last), self.model.norm_eps)
             return x.cast(dtype)
 
-    def _norm_parameter(self, name: str) -> Tensor:
-        return self.layers.constant(self.weights[name][None]).cast(torch.float32)
+    def _norm_parameter(self, name: str, axis: int) -> Tensor:
+        """A vector along ``axis``, the last."""
+        return self.layers.constant(self.weights[name][(None,) * axis]).cast(torch.float32)
 
     def mlp(self, x: Tensor, layer: str) -> Tensor:
         activate, inner = ACTIVATIONS[self.model.hidden_act], self.model.intermediate_size

@@ -6,7 +6,7 @@
 
 // Mirrors Norm in plugins/cpu_structures.py.
 struct Norm {
-  const float* weight;
+  const float* weight;  // null where nothing is normalized
   const float* bias;  // null for RMSNorm
 };
 

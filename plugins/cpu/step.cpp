@@ -16,7 +16,7 @@ namespace {
 
 // These mirror plugins/cpu_structures.py.
 struct Layer {
-  Norm attention_norm, mlp_norm;
+  Norm attention_norm, mlp_norm, q_norm, k_norm;
   Matrix qkv, attention_output, up, down;
 };
 
@@ -103,6 +103,7 @@ class Step {
       up(layer);
     }
     thread_.wait();
+    if (layer.q_norm.weight) normalize_heads(layer);
     attend(thread_, sessions_, work_.qkv, kQkv, cache, work_.partials);
     thread_.wait();
     merge(thread_, sessions_, work_.partials, work_.input, work_.heads);
@@ -130,6 +131,17 @@ class Step {
       }
       clear_padding(out, model_.hidden, work_.hidden);
     }
+  }
+
+  // Each head's query and key by itself.
+  void normalize_heads(const Layer& layer) {
+    const Range mine = thread_.share(batch_ * (kHeads + kKvHeads));
+    for (int64_t i = mine.begin; i < mine.end; ++i) {
+      const int64_t b = i / (kHeads + kKvHeads), head = i % (kHeads + kKvHeads);
+      float* x = work_.qkv + b * kQkv + head * kHeadDim;
+      rms_norm(head < kHeads ? layer.q_norm : layer.k_norm, model_.eps, x, kHeadDim, x);
+    }
+    thread_.wait();
   }
 
   // mlp = activation(gate) * up, or activation(up)
@@ -173,8 +185,8 @@ class Step {
 
 }  // namespace
 
-// So that Python never passes another structure.
-extern "C" const int64_t model_bytes = sizeof(Model);
+// So that Python never passes other structures.
+extern "C" const int64_t structure_bytes[] = {sizeof(Model), sizeof(Layer), sizeof(Sessions)};
 
 // Bytes of working memory, to be zeroed once and aligned to 128.
 extern "C" int64_t workspace_bytes(const Model* model) {

@@ -59,6 +59,8 @@ def test_llama_tensors(variant: str, tmp_path: Path) -> None:
             has_bias = modules[0].bias is not None
             bias = torch.cat([module.bias for module in modules]) if has_bias else None
             same(checkpoint, f"layers.{i}.{name}.bias", bias)
+        for name in ("q_norm", "k_norm"):
+            same(checkpoint, f"layers.{i}.{name}.weight", getattr(getattr(attention, name, None), "weight", None))
         same(checkpoint, f"layers.{i}.attention_norm.weight", layer.input_layernorm.weight)
         same(checkpoint, f"layers.{i}.mlp_norm.weight", layer.post_attention_layernorm.weight)
 
@@ -255,12 +257,13 @@ def test_a_tied_model_whose_head_is_stored_too(tmp_path: Path) -> None:
     assert "lm_head.weight" not in tied.tensor_names()
 
 
-@pytest.mark.parametrize("variant", ["mistral", "qwen2"])
+@pytest.mark.parametrize("variant", ["mistral", "qwen2", "qwen3"])
 def test_what_a_config_leaves_out_is_as_in_transformers(variant: str) -> None:
-    sizes = {"vocab_size": 128, "hidden_size": 4096, "num_hidden_layers": 2, "num_attention_heads": 32}
+    sizes = {"vocab_size": 128, "hidden_size": 2048, "num_hidden_layers": 2, "num_attention_heads": 32}
     raw = RawConfig("config", {**sizes, "model_type": variant, "intermediate_size": 96})
     model, theirs = find_family(raw).model_config(raw), AutoConfig.for_model(variant, **sizes)
     assert model.num_key_value_heads == theirs.num_key_value_heads
+    assert model.head_dim == (getattr(theirs, "head_dim", None) or 64)
     assert model.max_position_embeddings == theirs.max_position_embeddings
     assert model.norm_eps == theirs.rms_norm_eps
     assert model.tie_word_embeddings == theirs.tie_word_embeddings

@@ -50,7 +50,17 @@ def test_tensors_of_every_type(quantization: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "variant",
-    ["llama-mha", "llama-mqa", "llama-tied", "llama-bias", "llama-head-dim", "qwen2", "falcon-40b", "falcon-11b"],
+    [
+        "llama-mha",
+        "llama-mqa",
+        "llama-tied",
+        "llama-bias",
+        "llama-head-dim",
+        "qwen2",
+        "qwen3",
+        "falcon-40b",
+        "falcon-11b",
+    ],
 )
 def test_round_trip(variant: str, tmp_path: Path) -> None:
     """A Hugging Face checkpoint written as GGUF, with q and k permuted, has the same canonical tensors and model."""
@@ -220,7 +230,9 @@ def test_an_architecture_that_is_not_supported_is_named(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    refuse(tmp_path / "model.gguf", "the architecture 'mamba' is not supported; supported are llama, qwen2, falcon")
+    refuse(
+        tmp_path / "model.gguf", "the architecture 'mamba' is not supported; supported are llama, qwen2, qwen3, falcon"
+    )
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from trtstream.errors import TrtstreamError
 from trtstream.settings import BuildConfig, TensorrtLlmOptions
 from trtstream.targets import TARGETS
 
-TAKEN = [variant for variant in VARIANTS if variant not in ("llama-rope-yarn", "mistral", "qwen2")]
+TAKEN = [variant for variant in VARIANTS if variant not in ("llama-rope-yarn", "mistral", "qwen2", "qwen3")]
 
 
 def assert_typed(values: dict[str, Any], types: dict[str, Types]) -> None:

@@ -252,6 +252,8 @@ MUTATIONS = [
     ("falcon-7b", "formats.h", "sums += weights * load<Floats>(packed)", "sums = weights * load<Floats>(packed)"),
     ("falcon-40b", "step.cpp", "if (!model_.is_shared_norm) normalize", "if (model_.is_shared_norm) normalize"),
     ("falcon-7b", "step.cpp", "if (!model_.is_parallel) {", "{"),
+    ("qwen3", "step.cpp", "if (layer.q_norm.weight) normalize_heads(layer);", ""),
+    ("qwen3", "step.cpp", "head < kHeads ? layer.q_norm : layer.k_norm", "layer.q_norm"),
     ("llama-gqa", "step.cpp", "cache + i * sessions_.layer_size()", "cache"),
 ]
 

@@ -6,7 +6,7 @@ The cuda target's engines run on the CPU here, with what defines their kernels; 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from trtstream.runtime.streaming_engine import StreamingEngine
 RING, MAX_SINKS = 20, 24
 TOLERANCE = 1e-4  # of the logits' standard deviation
 ENGINES = [("cpu", variant) for variant in VARIANTS]
-ENGINES += [("cuda", variant) for variant in ("llama-gqa", "llama-rope-yarn", "falcon-rw")]
+ENGINES += [("cuda", variant) for variant in ("llama-gqa", "llama-rope-yarn", "qwen3", "falcon-rw")]
 # Few sinks or none are not another case for every variant: grouped and multiple queries, scaled RoPE, ALiBi.
 FEW_SINKS = ("llama-gqa", "llama-rope-yarn", "falcon-7b", "falcon-rw")
 SINKS = [
@@ -95,6 +95,20 @@ def test_dense_below_capacity(built: Built, sinks: int, monkeypatch: pytest.Monk
     assert_equal(built.steps(0, tokens), expected)
     built.engine.reset(1, sinks)
     assert_equal(built.engine.prefill(1, tokens), expected[-1])
+
+
+def test_the_comparison_sees_heads_that_are_not_normalized(
+    build: Callable[[str, str], Built], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = build("cuda", "qwen3")
+    tokens = built.tokens(RING)
+    expected = transformers_logits(built.folder / "checkpoint", tokens, monkeypatch)
+    engine = load_on_cpu(built.folder / "engine")
+    weights = engine.backend.weights
+    layers = [replace(layer, head_norms=None) for layer in weights.layers]
+    engine.backend.weights = replace(weights, layers=layers)
+    engine.reset(0, 4)
+    assert (engine.prefill(0, tokens) - expected[-1]).abs().max() > 100 * TOLERANCE * expected.std()
 
 
 @with_sinks

@@ -10,6 +10,7 @@ import torch
 
 from tests.engines import random_tokens, reference_logits
 from tests.mutants import load_mutant
+from tests.tensorrt import network_sessions
 from tests.tensorrt.network_sessions import BUILD, RING, NetworkSessions, random_weights
 from trtstream.build.tensorrt import attention, network
 
@@ -100,3 +101,16 @@ def test_a_mutated_attention_with_alibi(
 ) -> None:
     mutate_attention(*mutation, tmp_path, monkeypatch)
     assert not worst_error(tmp_path, "falcon-rw") < VISIBLE
+
+
+HEAD_NORMS = {
+    "heads not normalized": ("if not model.qk_norm:", "if True:"),
+    "keys normalized as queries": ('self.normalize(k, f"{layer}.k_norm")', 'self.normalize(k, f"{layer}.q_norm")'),
+}
+
+
+@pytest.mark.parametrize("mutation", HEAD_NORMS.values(), ids=HEAD_NORMS)
+def test_mutated_norms_of_heads(mutation: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant = load_mutant(network, *mutation, tmp_path)
+    monkeypatch.setattr(network_sessions, "define_network", mutant.define_network)
+    assert not worst_error(tmp_path, "qwen3") < VISIBLE

@@ -27,7 +27,6 @@ class DecodeStep:
     def __init__(
         self, library: ctypes.CDLL, model: ModelConfig, build: BuildConfig, weights: decoder.DecoderWeights
     ) -> None:
-        assert ctypes.c_int64.in_dll(library, "model_bytes").value == ctypes.sizeof(c.Model)
         self._vocab_size = model.vocab_size
         self._max_sinks = build.max_sink_token_length
         self._kept: list[torch.Tensor] = []  # what the structures below point to
@@ -79,6 +78,7 @@ class DecodeStep:
         return c.Layer(
             self._norm(layer.attention_norm),
             self._norm(layer.mlp_norm),
+            *(c.Norm() if norm is None else self._norm(norm) for norm in layer.head_norms or (None, None)),
             matrix(layer.qkv, self._kept),
             matrix(layer.attention_output, self._kept),
             matrix(layer.up, self._kept),

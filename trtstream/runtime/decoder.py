@@ -40,7 +40,7 @@ WIDENED_ELEMENTS = 1 << 20
 
 @dataclass(frozen=True)
 class Norm:
-    """Weight [hidden], and bias where the checkpoint has one."""
+    """Weight [hidden], or of a head [head_dim], and bias where the checkpoint has one."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
@@ -68,6 +68,8 @@ class LayerWeights:
     mlp_norm: Norm
     up: Projection
     down: Projection
+    head_norms: tuple[Norm, Norm] | None
+    """Of each head's query and key; None where they are as projected."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def collect_weights(
             mlp_norm=attention_norm if model.shared_norm else norm(f"{name}.mlp_norm"),
             up=projection(f"{name}.gate_up" if model.gated_mlp else f"{name}.up"),
             down=projection(f"{name}.down"),
+            head_norms=(norm(f"{name}.q_norm"), norm(f"{name}.k_norm")) if model.qk_norm else None,
         )
 
     layers = [layer(f"layers.{i}") for i in range(model.num_hidden_layers)]
@@ -178,6 +181,18 @@ def normalize(x: torch.Tensor, norm: Norm, model: ModelConfig) -> torch.Tensor:
     return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, model.norm_eps)
 
 
+def project_heads(x: torch.Tensor, layer: LayerWeights, model: ModelConfig) -> torch.Tensor:
+    """Queries, keys and values [N, (heads + 2 * kv_heads) * head_dim] of normalized hidden states [N, hidden]."""
+    qkv = linear(x, layer.qkv)
+    if layer.head_norms is not None:
+        q_norm, k_norm = layer.head_norms
+        heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
+        q, k, _ = qkv.unflatten(1, (-1, model.head_dim)).split((heads, kv_heads, kv_heads), dim=1)
+        q.copy_(normalize(q, q_norm, model))
+        k.copy_(normalize(k, k_norm, model))
+    return qkv
+
+
 def mlp(x: torch.Tensor, layer: LayerWeights, model: ModelConfig) -> torch.Tensor:
     activate = ACTIVATIONS[model.hidden_act]
     x = linear(x, layer.up)
@@ -197,7 +212,7 @@ def decode_layers(x: torch.Tensor, weights: DecoderWeights, model: ModelConfig, 
     """Hidden states [N, hidden] of N tokens after all layers."""
     for index, layer in enumerate(weights.layers):
         normed = normalize(x, layer.attention_norm, model)
-        attended = linear(attention(index, linear(normed, layer.qkv)), layer.attention_output)
+        attended = linear(attention(index, project_heads(normed, layer, model)), layer.attention_output)
         if model.residual == "parallel":
             mlp_input = normed if model.shared_norm else normalize(x, layer.mlp_norm, model)
             x = x + attended + mlp(mlp_input, layer, model)

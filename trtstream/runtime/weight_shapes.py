@@ -60,6 +60,7 @@ def _projections(model: ModelConfig) -> dict[str, tuple[int, int | None]]:
     up = ("gate_up", 2 * inner) if model.gated_mlp else ("up", inner)
     return {
         **dict.fromkeys(norms, (hidden, None)),
+        **(dict.fromkeys(("q_norm", "k_norm"), (model.head_dim, None)) if model.qk_norm else {}),
         "embedding": (model.vocab_size, hidden),
         **({} if model.tie_word_embeddings else {"lm_head": (model.vocab_size, hidden)}),
         "qkv": (queries + 2 * model.num_key_value_heads * model.head_dim, hidden),
