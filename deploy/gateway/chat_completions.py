@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: a whole conversation, computed from its start in a turn that belongs to no session."""
+"""POST /v1/chat/completions: a whole conversation, of which the model feeds what no turn has seen."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.completion_usage import PromptTokensDetails
 from starlette.responses import JSONResponse
 
 from trtstream.deploy.gateway.errors import bad_request, model_error
@@ -25,12 +26,12 @@ from trtstream.deploy.gateway.parameters import (
     take,
     take_model,
 )
-from trtstream.deploy.gateway.turns import Outputs
+from trtstream.deploy.gateway.turns import Outputs, fed_before
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.requests import TurnOutput
 
 PARAMETERS = {**SAMPLING, "max_tokens": "max_tokens", "max_completion_tokens": "max_tokens"}
-KNOWN = {*PARAMETERS, "stop", "model", "messages", "stream", "stream_options"}
+KNOWN = {*PARAMETERS, "stop", "model", "messages", "store", "stream", "stream_options"}
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "logprobs": (False,),
@@ -39,7 +40,6 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
-    "store": (False,),
     "tool_choice": ("auto", "none"),
     "tools": ([],),
 }
@@ -68,6 +68,7 @@ class ChatRequest:
         inputs = {
             "messages": json.dumps(_messages(body), ensure_ascii=False),
             "stream": stream,
+            "session_end": not take(body, "store", bool, True),
             **model_inputs(body, PARAMETERS),
         }
         created = int(time.time())
@@ -120,10 +121,13 @@ def _common(request: ChatRequest) -> dict[str, Any]:
 
 
 def _usage(last: TurnOutput) -> CompletionUsage:
+    """Tokens of the whole conversation, which has one more than it was fed: the last sampled one."""
+    total = last.session_tokens + 1
     return CompletionUsage(
-        prompt_tokens=last.num_input_tokens,
+        prompt_tokens=total - last.num_output_tokens,
         completion_tokens=last.num_output_tokens,
-        total_tokens=last.num_input_tokens + last.num_output_tokens,
+        total_tokens=total,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=fed_before(last)),
     )
 
 

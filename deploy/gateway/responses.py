@@ -28,7 +28,7 @@ from trtstream.deploy.gateway.parameters import (
 )
 from trtstream.deploy.gateway.response_events import ResponseEvents
 from trtstream.deploy.gateway.sessions import Sessions
-from trtstream.deploy.gateway.turns import Outputs
+from trtstream.deploy.gateway.turns import Outputs, fed_before
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.requests import TurnOutput
 from trtstream.sessions.records import parse_turn_id
@@ -176,7 +176,7 @@ def make_response(request: ResponseRequest, answer: Answer) -> Response:
             "tools": [],
             "top_p": inputs.get("top_p", 1.0),
             "truncation": "auto",
-            "usage": None if last is None else _usage(last, request.previous is not None),
+            "usage": None if last is None else _usage(last),
         }
     )
 
@@ -194,17 +194,16 @@ def _message(response_id: str, text: str | None = None, status: str = "in_progre
     )
 
 
-def _usage(last: TurnOutput, continues: bool) -> ResponseUsage:
+def _usage(last: TurnOutput) -> ResponseUsage:
     """Tokens of the whole conversation; cached are those that it had been fed before this turn.
 
     The conversation has one token more than it was fed: the last sampled one, which the next turn feeds first.
     """
     total = last.session_tokens + 1
-    before = total - last.num_output_tokens - last.num_input_tokens
     return ResponseUsage.model_validate(
         {
             "input_tokens": total - last.num_output_tokens,
-            "input_tokens_details": {"cached_tokens": before - 1 if continues else 0, "cache_write_tokens": 0},
+            "input_tokens_details": {"cached_tokens": fed_before(last), "cache_write_tokens": 0},
             "output_tokens": last.num_output_tokens,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": total,

@@ -16,8 +16,15 @@ if TYPE_CHECKING:
     from tritonclient.grpc.aio import InferenceServerClient
 
 Outputs = AsyncGenerator[TurnOutput, None]
-
 WENT_AWAY = "the server went away in the middle of an answer; ask again"
+
+
+def fed_before(last: TurnOutput) -> int:
+    """How many tokens of a turn's conversation had been fed before it, by its last output.
+
+    The turn feeds its input, behind the last token of the answer before it, and its answer but for that one's last.
+    """
+    return max(last.session_tokens - last.num_input_tokens - last.num_output_tokens, 0)
 
 
 async def run_turn(triton: InferenceServerClient, model: str, inputs: dict[str, Any]) -> Outputs:

@@ -8,6 +8,7 @@ template writes once per conversation (BOS, a default system prompt) therefore c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
 from jinja2 import TemplateError
@@ -19,6 +20,7 @@ from trtstream.runtime.messages import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SYSTEM = "placeholder system"
 QUESTION = "placeholder question"
 ANSWER = "placeholder answer"
 
@@ -49,20 +51,49 @@ def conversation(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
     return text, _system_length(tokenizer, text, system, user)
 
 
-def next_turn(tokenizer: PreTrainedTokenizerBase, user: str, last_token: int) -> str:
+def next_turn(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], last_token: int, has_system: bool = False
+) -> str:
     """Return the text between the last answer, whose last sampled token is ``last_token``, and the next answer.
 
     It begins with the end of the last answer (its end-of-turn token), unless ``last_token`` is that end already.
+    ``messages`` are what was said since; ``has_system``: the conversation begins with a system message.
     """
-    text = _render(tokenizer, [("user", QUESTION), ("assistant", ANSWER), ("user", user)])
-    _, separator, suffix = text.partition(ANSWER)
-    if not separator:
-        raise TrtstreamError("the engine's chat template does not show earlier answers: use chat in first turns only")
+    suffix = _suffix(tokenizer, _history(has_system), [(message.role, message.content) for message in messages])
     special = tokenizer.added_tokens_decoder.get(last_token)
     if special is None:  # a piece of text, whatever it looks like
         return suffix
     without_space = suffix.lstrip()
     return without_space[len(special.content) :] if without_space.startswith(special.content) else suffix
+
+
+@lru_cache(maxsize=16)
+def shows_history(tokenizer: PreTrainedTokenizerBase, has_system: bool) -> bool:
+    """Whether the template leaves a conversation as it was fed when more is said, so that only the rest has to be fed.
+
+    Some hide earlier answers, or move the system message into the last question.
+    """
+    history, asked = _history(has_system), [("user", QUESTION)]
+    try:
+        first = _render(tokenizer, history[:-1])
+        later = _render(tokenizer, history + asked)
+        suffixes = (_suffix(tokenizer, longer, asked) for longer in (history, history + history[-2:]))
+        return later.startswith(first) and len({*suffixes}) == 1
+    except TrtstreamError:
+        return False
+
+
+def _history(has_system: bool) -> list[tuple[str, str]]:
+    return [("system", SYSTEM)] * has_system + [("user", QUESTION), ("assistant", ANSWER)]
+
+
+def _suffix(tokenizer: PreTrainedTokenizerBase, history: list[tuple[str, str]], rest: list[tuple[str, str]]) -> str:
+    """What the template adds for ``rest`` behind the last answer of ``history``."""
+    answers = sum(role == "assistant" for role, _ in history)
+    parts = _render(tokenizer, history + rest).split(ANSWER, answers)
+    if len(parts) <= answers:
+        raise TrtstreamError("the engine's chat template does not show earlier answers: use chat in first turns only")
+    return parts[-1]
 
 
 def _system_length(tokenizer: PreTrainedTokenizerBase, text: str, system: str, user: str) -> int:

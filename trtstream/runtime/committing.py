@@ -56,7 +56,7 @@ class Committing:
     def add(self, turn: Turn, ending: Ending) -> None:
         """Have the turn added to its session in the store, or where it ends its session, have that deleted."""
         head, ends = turn.continuation.head, turn.request.session_end
-        commit = Commit(None if ends else ending.record, turn.request.session_key, None if head is None else head.id)
+        commit = Commit(None if ends else ending.record, turn.request.key, None if head is None else head.id)
         self._waiting[turn] = replace(ending, deadline=time.monotonic() + self._journal.commit_timeout)
         self._journal.commit(commit, partial(self._done, turn))
 

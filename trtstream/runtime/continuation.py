@@ -40,8 +40,10 @@ def find_continuation(request: TurnRequest, request_hash: bytes, history: Histor
 
     Raises TrtstreamError where the session is not where the request says.
     """
-    key = request.session_key
+    key = request.key
     head = None if key is None else history.head(key)
+    if head is not None and head.tenant != request.tenant:
+        raise TrtstreamError(f"session {key!r} belongs to another tenant; choose another name", code="conflict")
     asked = None if request.parent_turn is None else bytes.fromhex(request.parent_turn)
     if request.request_id and (answered := _answered(request, request_hash, history, head, asked)):
         return Continuation(head=head, answered=answered)
@@ -57,7 +59,7 @@ def find_continuation(request: TurnRequest, request_hash: bytes, history: Histor
                 code="conflict",
             )
         parent = history.turn(asked)
-        if parent is None or (head is not None and head.root != parent.root):
+        if parent is None or parent.tenant != request.tenant or (head is not None and head.root != parent.root):
             raise TrtstreamError(
                 f"turn {request.parent_turn} does not exist, or not in this conversation; it was deleted, or this "
                 "server has no session store to find it in",

@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -63,6 +63,11 @@ class Journal:
                 code="conflict",
             )
         return continuation
+
+    def furthest(self, tenant: str, transcripts: Sequence[bytes]) -> list[TurnRecord]:
+        """This checkpoint's turns that end with the first of ``transcripts`` with which any ends, the latest first."""
+        with _for_clients():
+            return self._log.furthest(tenant, self.fingerprint, transcripts)
 
     def state(self, turn: TurnRecord, receptive_field: int) -> SessionState:
         """What an engine with this receptive field (tokens) needs to continue ``turn``. Reads the database."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from trtstream.errors import TrtstreamError
 from trtstream.runtime import chat_template
 from trtstream.runtime.encoding import encode, encode_first, encode_shielded, shield, text_of
-from trtstream.runtime.messages import read_messages
+from trtstream.runtime.messages import Message, read_messages
 from trtstream.runtime.requests import TurnRequest
 from trtstream.settings import BuildConfig
 
@@ -33,8 +34,8 @@ def first_prompt(request: TurnRequest, tokenizer: PreTrainedTokenizerBase | None
     learned_sink = [] if build.sink_token is None else [build.sink_token]
     if request.messages is not None:
         tokenizer = _with_template(tokenizer)
-        messages = [replace(one, content=shield(tokenizer, one.content)) for one in read_messages(request.messages)]
-        text, system_characters = chat_template.conversation(tokenizer, messages)
+        messages = read_messages(request.messages)
+        text, system_characters = chat_template.conversation(tokenizer, _shielded(tokenizer, messages))
         ids, starts = encode_shielded(tokenizer, text)
         num_system = sum(start < system_characters for start in starts)
         if len(learned_sink) + num_system > build.max_sink_token_length:
@@ -73,12 +74,34 @@ def next_prompt(request: TurnRequest, tokenizer: PreTrainedTokenizerBase | None,
         raise TrtstreamError("system is for a session's first turn, and this session has begun")
     if request.text is None:
         return _input_ids(request)
-    tokenizer = _with_template(tokenizer) if request.chat else _required(tokenizer)
-    before = text_of(tokenizer, last_token)
-    if not request.chat:
-        return encode(tokenizer, request.text, before)[0]
-    text = chat_template.next_turn(tokenizer, shield(tokenizer, request.text), last_token)
-    return encode_shielded(tokenizer, text, before)[0]
+    if request.chat:
+        return rest_of_messages([Message("user", request.text)], tokenizer, last_token)
+    tokenizer = _required(tokenizer)
+    return encode(tokenizer, request.text, text_of(tokenizer, last_token))[0]
+
+
+def rest_of_messages(
+    messages: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase | None,
+    last_token: int,
+    has_system: bool = False,
+) -> list[int]:
+    """The tokens of ``messages`` behind an answer, whose last sampled token is ``last_token``, up to the next answer.
+
+    ``has_system``: the conversation begins with a system message.
+    """
+    tokenizer = _with_template(tokenizer)
+    text = chat_template.next_turn(tokenizer, _shielded(tokenizer, messages), last_token, has_system)
+    return encode_shielded(tokenizer, text, text_of(tokenizer, last_token))[0]
+
+
+def shows_history(tokenizer: PreTrainedTokenizerBase | None, has_system: bool) -> bool:
+    """Whether conversations go on behind what has been fed of them; else they are fed whole."""
+    return chat_template.shows_history(_with_template(tokenizer), has_system)
+
+
+def _shielded(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[Message]:
+    return [replace(message, content=shield(tokenizer, message.content)) for message in messages]
 
 
 def _input_ids(request: TurnRequest) -> list[int]:

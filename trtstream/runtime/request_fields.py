@@ -58,11 +58,15 @@ def _by_name(*fields: Field) -> dict[str, Field]:
 INPUTS = _by_name(
     Field("text_input", "BYTES", "The turn, as text.", attribute="text"),
     Field("input_ids", "INT32", "The turn, as token ids.", vector=True),
-    Field("messages", "BYTES", "A whole conversation: JSON of objects with `role` and `content`; without a session."),
+    Field("messages", "BYTES", "A whole conversation: JSON of objects with `role` and `content`."),
     Field("chat", "BOOL", "`text_input` is a user's message: the checkpoint's chat template is applied."),
     Field("system", "BYTES", "First turn only: a text that is pinned in the session's sinks and never evicted."),
     Field("session_id", "BYTES", "The session that the turn continues; a new one begins it.", attribute="session_key"),
-    Field("session_end", "BOOL", "Forget the session after this turn; needs no text or ids."),
+    Field(
+        "session_end",
+        "BOOL",
+        "Forget the session after this turn; needs no text or ids. `messages`: keep no turn.",
+    ),
     Field(
         "session_tokens",
         "INT32",
@@ -71,6 +75,7 @@ INPUTS = _by_name(
     ),
     Field("parent_turn", "BYTES", "The `turn_id` that the turn continues (checked); with a new session, a fork."),
     Field("session_rewind", "BOOL", "The session goes back to `parent_turn` if that is not its last turn."),
+    Field("tenant", "BYTES", "Whose sessions and turns there are for this one; a gateway says it."),
     Field("stream", "BOOL", "One response for each token, in place of one for the turn."),
     Field("max_tokens", "INT32", "The greatest number of tokens in the answer.", limits=Limits(1)),
     Field("temperature", "FP32", "Flattens the distribution that is sampled.", limits=Limits(0, note="0 is greedy")),

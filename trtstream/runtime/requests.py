@@ -24,6 +24,10 @@ class TurnRequest:
     ``parent_turn`` is the `TurnOutput.turn_id` of the turn to continue: the session's last one, unless
     ``session_rewind`` says that it is an earlier one and that the session goes back to it. A new session, or a turn
     without a session, that has a ``parent_turn`` forks the conversation there.
+
+    ``messages`` belong to no session. With a session store they continue the turn that has seen most of them, and their
+    own turn is kept too, unless ``session_end`` says not to. ``tenant`` is whose turn it is: another's sessions and
+    turns do not exist for it.
     """
 
     text: str | None = None
@@ -37,6 +41,7 @@ class TurnRequest:
     session_tokens: int | None = None
     parent_turn: str | None = None
     session_rewind: bool = False
+    tenant: str = ""
     max_tokens: int = 256
     temperature: float = 0.0
     top_k: int = 0
@@ -67,6 +72,11 @@ class TurnRequest:
     def continues(self) -> bool:
         """Whether the turn is part of a conversation that can go on."""
         return self.session_key is not None or self.parent_turn is not None
+
+    @property
+    def key(self) -> SessionKey | None:
+        """The session's name among those of all tenants."""
+        return f"{self.tenant}/{self.session_key}" if self.tenant and self.session_key is not None else self.session_key
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ class Scheduler:
         turn = Turn(request, self._limits, self._tokenizer, on_output)
         with self._changed:
             self._check_open()
-            self._sessions.claim(request.session_key)
+            self._sessions.claim(turn.key)
             self._reading.add(turn)
         if not self._reader.run_elsewhere(request, partial(self._read_elsewhere, turn)):
             self._read(turn)
@@ -138,7 +138,7 @@ class Scheduler:
                 self._reader.read(turn)
                 if answered := turn.continuation.answered:
                     with self._changed:
-                        self._sessions.release(turn.request.session_key)
+                        self._sessions.release(turn.key)
                     turn.emit(same_answer(answered))
                     return
             with self._changed:
@@ -147,7 +147,7 @@ class Scheduler:
                 self._queue.append(turn)
         except BaseException:
             with self._changed:
-                self._sessions.release(turn.request.session_key)
+                self._sessions.release(turn.key)
             raise
         finally:
             with self._changed:
@@ -326,7 +326,7 @@ class Scheduler:
     # next turn at once. The turn is removed only after that output, so that a drained scheduler has sent everything.
 
     def _finish(self, turn: Turn, output: TurnOutput) -> None:
-        is_kept = turn.request.continues if self._committing is not None else turn.request.session_key is not None
+        is_kept = turn.key is not None if self._committing is None else turn.is_kept
         if is_kept and not turn.request.session_end:
             output = replace(output, turn_id=turn.id.hex())
         self._commit(turn, Ending(output, turn.record(output, self._fingerprint)))
@@ -336,7 +336,7 @@ class Scheduler:
 
     def _commit(self, turn: Turn, ending: Ending) -> None:
         """End the turn once the session store has what it changes there, if it changes anything."""
-        in_store = turn.request.continues and (not turn.request.session_end or turn.continuation.head is not None)
+        in_store = turn.is_kept and (not turn.request.session_end or turn.continuation.head is not None)
         if self._committing is None or not in_store:
             self._end(turn, ending)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from trtstream.errors import TrtstreamError
@@ -13,6 +14,9 @@ from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.sessions.records import TurnRecord
 
+CacheKey = SessionKey | bytes
+"""A session's name. Bytes are for a conversation that has none, because its clients send all that was said."""
+
 
 @dataclass(eq=False)
 class Session:
@@ -21,7 +25,7 @@ class Session:
     ``state`` is what its cache is made from where this process has not had it before.
     """
 
-    key: SessionKey | None
+    key: CacheKey | None
     sink_token_length: int
     turn: TurnRecord | None = None
     state: SessionState | None = None
@@ -62,15 +66,15 @@ class SessionStore:
         self._engine = engine
         self._max_idle_bytes = max_idle_bytes
         self._max_sessions = max_sessions
-        self._sessions: OrderedDict[SessionKey, Session] = OrderedDict()
-        self._reserved: set[SessionKey] = set()
+        self._sessions: OrderedDict[CacheKey, Session] = OrderedDict()
+        self._reserved: set[CacheKey] = set()
         self._running: set[Session] = set()
         self._free_lanes = list(reversed(range(engine.build.max_batch_size)))
 
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def claim(self, key: SessionKey | None) -> None:
+    def claim(self, key: CacheKey | None) -> None:
         """Reserve a session for one turn. Raises TrtstreamError if another turn has it."""
         if key is None:
             return
@@ -78,14 +82,23 @@ class SessionStore:
             raise TrtstreamError(f"session {key!r} has a turn running; wait for its end, or cancel it", code="busy")
         self._reserved.add(key)
 
-    def release(self, key: SessionKey | None) -> None:
+    def release(self, key: CacheKey | None) -> None:
         """Undo `claim`."""
         if key is not None:
             self._reserved.discard(key)
 
+    def claim_idle(self, turn_ids: Collection[bytes]) -> Session | None:
+        """`claim` a session without a name that ends with one of these turns, if none has it."""
+        for key, session in self._sessions.items():
+            ends_there = session.turn is not None and session.turn.id in turn_ids
+            if isinstance(key, bytes) and ends_there and key not in self._reserved:
+                self._reserved.add(key)
+                return session
+        return None
+
     # What a process without a log remembers of turns: each session's last one.
 
-    def head(self, key: SessionKey | None) -> TurnRecord | None:
+    def head(self, key: CacheKey | None) -> TurnRecord | None:
         """The last turn of a session."""
         session = None if key is None else self._sessions.get(key)
         return None if session is None else session.turn
@@ -100,7 +113,7 @@ class SessionStore:
         same = (parent, request_id, request_hash)
         return next((turn for turn in last if (turn.parent, turn.request_id, turn.request_hash) == same), None)
 
-    def at(self, key: SessionKey | None, turn: TurnRecord) -> Session:
+    def at(self, key: CacheKey | None, turn: TurnRecord) -> Session:
         """The session of this name if ``turn`` is its last one here; else a new one that continues ``turn``."""
         session = None if key is None else self._sessions.get(key)
         if session is not None and session.turn is not None and session.turn.id == turn.id:
@@ -207,7 +220,7 @@ class SessionStore:
             del self._sessions[session.key]
         self._forget(session)
 
-    def end(self, key: SessionKey | None) -> None:
+    def end(self, key: CacheKey | None) -> None:
         """Forget the session of this name, if there is one."""
         session = None if key is None else self._sessions.pop(key, None)
         if session is not None:

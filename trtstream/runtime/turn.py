@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from trtstream.runtime.continuation import Continuation
 from trtstream.runtime.detokenizer import Detokenizer
+from trtstream.runtime.messages import Message
 from trtstream.runtime.requests import TurnOutput, TurnRequest
 from trtstream.runtime.sampling import Sample, Sampler
 from trtstream.runtime.scheduler_limits import SchedulerLimits
-from trtstream.runtime.session import Session
+from trtstream.runtime.session import CacheKey, Session
 from trtstream.runtime.stop_words import StopWords, stop_ids
+from trtstream.runtime.transcript import transcript_after
 from trtstream.sessions.records import TurnRecord, new_turn_id
 
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ class Turn:
     ) -> None:
         self.request = request
         self.id = new_turn_id()
+        self.key: CacheKey | None = request.key  # of its session
+        self.system, self.text = request.system, request.text
+        self.transcript: bytes | None = None  # with the question, without the answer
         self.request_hash = b""
         self.continuation = Continuation()
         self.prompt: list[int] = []
@@ -57,8 +62,13 @@ class Turn:
 
     @property
     def is_of_session(self) -> bool:
-        """Whether its session points to the turn once it has ended."""
-        return self.request.session_key is not None and not self.request.session_end
+        """Whether its session ends with the turn once it has ended."""
+        return self.key is not None and not self.request.session_end
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it is part of a conversation, or the end of one."""
+        return self.key is not None or self.request.continues
 
     def prepare(self, session: Session, prompt: list[int], num_input_tokens: int, end_ids: Sequence[int]) -> None:
         """Add what is known once the request's text has been tokenized."""
@@ -97,6 +107,7 @@ class Turn:
         """The turn as it is kept, once ``output`` has ended it."""
         parent, request = self.continuation.parent, self.request
         *tokens, pending = self._fed
+        text = "".join(self._text)
         return TurnRecord(
             id=self.id,
             parent=None if parent is None else parent.id,
@@ -108,13 +119,15 @@ class Turn:
             pending=pending,
             num_input_tokens=output.num_input_tokens,
             num_output_tokens=output.num_output_tokens,
-            system=request.system,
-            prompt=request.text,
-            text="".join(self._text),
+            system=self.system,
+            prompt=self.text,
+            text=text,
             finish_reason=output.finish_reason,
             request_id=request.request_id,
             request_hash=self.request_hash,
             created=time.time(),
+            tenant=request.tenant,
+            transcript=self.transcript and transcript_after(self.transcript, [Message("assistant", text)]),
         )
 
     def emit(self, output: TurnOutput | Exception) -> None:

@@ -9,12 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from trtstream.machine import release_freed_memory
-from trtstream.runtime.continuation import find_continuation
-from trtstream.runtime.prompt import first_prompt, next_prompt
+from trtstream.runtime.continuation import Continuation, find_continuation
+from trtstream.runtime.messages import Message, read_messages
+from trtstream.runtime.prompt import first_prompt, next_prompt, rest_of_messages, shows_history
 from trtstream.runtime.requests import TurnRequest
 from trtstream.runtime.session import Session, SessionStore
 from trtstream.runtime.streaming_engine import StreamingEngine
+from trtstream.runtime.transcript import EMPTY, transcript_after, transcript_with
 from trtstream.runtime.turn import Turn
+from trtstream.sessions.records import TurnRecord
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +51,7 @@ class TurnReader:
             if max(len(text or "") for text in (request.text, request.system, request.messages)) > LONG_TEXT:
                 self._long_texts.submit(_run_and_free, work)
                 return True
-            if self._journal is not None and request.continues:
+            if self._journal is not None and (request.continues or request.messages is not None):
                 self._journal.read(work)
                 return True
         return False
@@ -69,27 +72,71 @@ class TurnReader:
             else:
                 with self._changed:
                     turn.continuation = find_continuation(request, turn.request_hash, self._sessions)
-        if turn.continuation.answered is None:
+        if turn.continuation.answered is not None:
+            return
+        if request.messages is not None and self._journal is not None:
+            self._prepare_messages(turn, read_messages(request.messages), self._journal)
+        else:
             self._prepare(turn)
 
     def _prepare(self, turn: Turn) -> None:
         request = turn.request
-        build = self._engine.build
-        ids: list[int] = []
-        session = self._session(turn)
+        session, parent = self._session(turn), turn.continuation.parent
+        turn.transcript = transcript_with(request, EMPTY if parent is None else parent.transcript)
         if not request.has_input:
-            session = session or Session(request.session_key, build.sink_token_length)
-            prompt: list[int] = []
+            session = session or Session(turn.key, self._engine.build.sink_token_length)
+            self._begin(turn, session, [], [])
         elif session is None or session.turn is None:
-            first = first_prompt(request, self._tokenizer, build)
-            session = Session(request.session_key, first.sink_token_length)
-            prompt = ids = first.token_ids
+            self._begin_whole(turn)
         else:
             ids = next_prompt(request, self._tokenizer, session.turn.pending)
-            prompt = [session.turn.pending, *ids]
+            self._begin(turn, session, [session.turn.pending], ids)
+
+    def _prepare_messages(self, turn: Turn, messages: list[Message], journal: Journal) -> None:
+        """Continue the turn that has seen most of ``messages``, if there is one."""
+        request, has_system = turn.request, messages[0].role == "system"
+        turn.request_hash = request.digest()
+        turn.system, turn.text = messages[0].content if has_system else None, messages[-1].content
+        transcripts = [transcript_after(EMPTY, messages[:1])]
+        for message in messages[1:]:
+            transcripts.append(transcript_after(transcripts[-1], [message]))
+        turn.transcript = transcripts[-1]
+        parents: list[TurnRecord] = []
+        if shows_history(self._tokenizer, has_system):
+            answers = [number for number, message in enumerate(messages) if message.role == "assistant"]
+            parents = journal.furthest(request.tenant, [transcripts[number] for number in reversed(answers)])
+            sinks = self._engine.build.max_sink_token_length
+            parents = [parent for parent in parents if parent.sink_token_length <= sinks]
+        session = None
+        if not request.session_end:
+            with self._changed:
+                session = self._sessions.claim_idle([parent.id for parent in parents])
+                turn.key = turn.id if session is None else session.key
+                if session is None:
+                    self._sessions.claim(turn.key)
+        if not parents:
+            self._begin_whole(turn)
+            return
+        if session is None:
+            session = Session(turn.key, parents[0].sink_token_length, parents[0].answer_alone())
+            session.state = journal.state(parents[0], self._engine.receptive_field)
+        assert session.turn is not None
+        parent = session.turn
+        turn.continuation = Continuation(parent)
+        assert parent.transcript is not None
+        rest = messages[transcripts.index(parent.transcript) + 1 :]
+        self._begin(
+            turn, session, [parent.pending], rest_of_messages(rest, self._tokenizer, parent.pending, has_system)
+        )
+
+    def _begin_whole(self, turn: Turn) -> None:
+        first = first_prompt(turn.request, self._tokenizer, self._engine.build)
+        self._begin(turn, Session(turn.key, first.sink_token_length), [], first.token_ids)
+
+    def _begin(self, turn: Turn, session: Session, pending: list[int], ids: list[int]) -> None:
+        request = turn.request
         end_ids = self._engine.model.eos_token_ids if request.end_id is None else (request.end_id,)
-        end_ids = () if request.ignore_eos else end_ids
-        turn.prepare(session, prompt, len(ids), end_ids)
+        turn.prepare(session, [*pending, *ids], len(ids), () if request.ignore_eos else end_ids)
 
     def _session(self, turn: Turn) -> Session | None:
         """The session that the turn continues, as of its parent; None if it begins one."""
@@ -97,8 +144,8 @@ class TurnReader:
         if parent is None:
             return None
         with self._changed:
-            session = self._sessions.at(request.session_key, parent)
-            is_here = self._sessions.head(request.session_key) is session.turn
+            session = self._sessions.at(request.key, parent)
+            is_here = self._sessions.head(request.key) is session.turn
         if self._journal is not None and not is_here and request.has_input:
             session.state = self._journal.state(parent, self._engine.receptive_field)
         return session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from numbers import Integral, Real
 
@@ -17,6 +18,7 @@ MAX_INPUT_TOKENS = 1 << 20
 MAX_KEY_CHARACTERS = 256
 MAX_STOP_WORDS = 32
 MAX_STOP_WORD_CHARACTERS = 256
+TENANT = re.compile(r"[A-Za-z0-9._-]{0,64}")
 
 
 def validate(request: TurnRequest, vocab_size: int, max_tokens_limit: int | None = None) -> None:
@@ -67,7 +69,7 @@ def _validate_messages(request: TurnRequest) -> None:
     for name in ("text_input", "input_ids", "chat", "system", "session_id", "parent_turn"):
         attribute = INPUTS[name].attribute
         if getattr(request, attribute) is not getattr(TurnRequest, attribute):
-            raise TrtstreamError(f"messages is a whole conversation, which needs no session; leave {name} out")
+            raise TrtstreamError(f"messages is a whole conversation, which belongs to no session; leave {name} out")
     _text("messages", request.messages, MAX_TEXT_CHARACTERS)
     for number, message in enumerate(read_messages(request.messages or "")):
         _text(f"messages[{number}]", message.content, MAX_TEXT_CHARACTERS)
@@ -76,9 +78,11 @@ def _validate_messages(request: TurnRequest) -> None:
 
 
 def _validate_session(request: TurnRequest) -> None:
+    if not isinstance(request.tenant, str) or not TENANT.fullmatch(request.tenant):
+        raise TrtstreamError(f"tenant is {request.tenant!r}; it has at most 64 letters, digits, '.', '_' and '-'")
     key = request.session_key
     if key is None:
-        flags = ("session_start", "session_end", "session_rewind")
+        flags = ["session_start", "session_rewind"] + ["session_end"] * (request.messages is None)
         for name, unset in (*((flag, False) for flag in flags), ("session_tokens", None)):
             if getattr(request, name) is not unset:
                 raise TrtstreamError(f"{name} needs a session; name one with session_id or sequence_id")
@@ -88,6 +92,8 @@ def _validate_session(request: TurnRequest) -> None:
             raise TrtstreamError("session_id is empty; use at least one character, or leave it out")
     else:
         _integer("sequence_id", key, Limits(0))
+        if request.tenant:
+            raise TrtstreamError("a tenant's sessions are named by session_id; leave sequence_id out")
     if request.parent_turn is not None:
         parse_turn_id("parent_turn", request.parent_turn)
         if request.session_start:

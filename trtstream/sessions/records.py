@@ -39,7 +39,10 @@ class TurnRecord:
     been fed ``start`` tokens before it, and ``tokens`` are the ids that the turn fed; ``pending`` was sampled last and
     is fed first in the next turn. Its last ``num_output_tokens`` ids, ``pending`` included, are the answer.
     ``fingerprint`` is the checkpoint's (32 bytes), ``request_hash`` the request's. ``prompt`` is the client's text,
-    None where it sent token ids. ``created`` is in seconds since 1970.
+    None where it sent token ids. ``created`` is in seconds since 1970. ``tenant`` is whose turn it is.
+
+    ``transcript`` is a hash (32 bytes) of the roles and texts of the conversation, the answer included; None where the
+    client did not say who said what.
     """
 
     id: bytes
@@ -59,6 +62,8 @@ class TurnRecord:
     request_id: str
     request_hash: bytes
     created: float
+    tenant: str = ""
+    transcript: bytes | None = None
 
     @property
     def position(self) -> int:

@@ -21,10 +21,11 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.schema import CreateColumn
 
 from trtstream.errors import TrtstreamError
 
-VERSION = 1
+VERSION = 2
 
 metadata = MetaData()
 
@@ -53,6 +54,9 @@ turns = Table(
     Column("prompt", Text),
     Column("text", LargeBinary, nullable=False),  # UTF-8: a model may write NUL, which PostgreSQL's text cannot hold
     Column("tokens", LargeBinary, nullable=False),  # int32, little-endian; last, as a walk over turns need not read it
+    # From version 2 on. A server of the version before leaves them out.
+    Column("tenant", Text, nullable=False, server_default=""),
+    Column("transcript", LargeBinary(32), index=True),
 )
 
 sessions = Table(
@@ -65,8 +69,18 @@ sessions = Table(
     Column("expires", Float, index=True),
 )
 
-# Those from a version to the next: each only adds, so that servers of the version before can go on.
-MIGRATIONS: dict[int, Callable[[Connection], None]] = {}
+
+def _add_tenants_and_transcripts(connection: Connection) -> None:
+    for name in ("tenant", "transcript"):
+        column = CreateColumn(turns.c[name]).compile(dialect=connection.dialect)
+        connection.exec_driver_sql(f"ALTER TABLE {turns.name} ADD COLUMN {column}")
+    for index in turns.indexes:
+        if turns.c.transcript in index.columns.values():
+            index.create(connection)
+
+
+MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _add_tenants_and_transcripts}
+"""Those from a version to the next: each only adds, so that servers of the version before can go on."""
 
 
 def migrate(connection: Connection, url: str) -> None:

@@ -20,6 +20,8 @@ ID_TYPE = np.dtype("<i4")
 MAX_PAUSE = 0.5  # seconds between two attempts
 CHECKPOINT_ATTEMPTS = 20
 KEEP_SECONDS = 24 * 3600.0
+MAX_VARIABLES = 256  # in one query
+MAX_EQUAL = 16  # turns with one transcript, of which some process may have one at hand
 
 
 class TurnLog:
@@ -68,6 +70,22 @@ class TurnLog:
             .order_by(turns.c.created)
             .limit(1)
         )
+
+    def furthest(self, tenant: str, fingerprint: bytes, transcripts: Sequence[bytes]) -> list[TurnRecord]:
+        """The tenant's turns that end with the first of these ``transcripts`` that any ends with, the latest first."""
+        turns_of_tenant = (turns.c.tenant == tenant) & (turns.c.fingerprint == fingerprint)
+        for start in range(0, len(transcripts), MAX_VARIABLES):
+            some = transcripts[start : start + MAX_VARIABLES]
+            known = select(turns.c.transcript).distinct().where(turns.c.transcript.in_(some), turns_of_tenant)
+            with self._database.reading() as connection:
+                found = {bytes(transcript) for transcript in connection.execute(known).scalars()}
+                furthest = next((transcript for transcript in some if transcript in found), None)
+                if furthest is None:
+                    continue
+                query = select(turns).where(turns.c.transcript == furthest, turns_of_tenant)
+                rows = connection.execute(query.order_by(turns.c.created.desc()).limit(MAX_EQUAL))
+                return [_record(row) for row in rows]
+        return []
 
     def recent_ids(self, turn: TurnRecord, count: int) -> list[int]:
         """The ids of the session's sinks and of the last ``count`` other tokens that it was fed, up to ``turn``."""

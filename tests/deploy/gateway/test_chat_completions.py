@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.deploy.gateway.test_responses import post
+from tests.deploy.gateway.test_responses import SYSTEM, TEXTS, on_triton, post
 from tests.deploy.server import Server
 from trtstream.deploy.client.client import Client
 
@@ -61,6 +61,28 @@ def test_a_whole_conversation(server: Server, client: openai.OpenAI) -> None:
             return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
     assert asyncio.run(ask()) == expected.text
+
+
+def test_a_resent_history_is_a_session(server: Server, client: openai.OpenAI) -> None:
+    """Each turn feeds what is new, as in the session whose texts it has; without `store` too, which keeps nothing."""
+    options: dict[str, Any] = {"model": "trtstream", "max_completion_tokens": 20}
+    messages: list[Any] = [{"role": "system", "content": SYSTEM}]
+    fed = 0
+    for text, (answer, tokens) in zip(TEXTS, on_triton(server, TEXTS, "resent"), strict=True):
+        messages.append({"role": "user", "content": text})
+        for store in (False, True, None):
+            completion = client.chat.completions.create(messages=messages, store=store, **options)
+            assert completion.choices[0].message.content == answer
+            assert completion.usage is not None
+            assert completion.usage.total_tokens == tokens + 1
+            assert completion.usage.prompt_tokens_details is not None
+            assert completion.usage.prompt_tokens_details.cached_tokens == fed
+        messages.append({"role": "assistant", "content": answer})
+        fed = tokens
+    continued = client.chat.completions.create(messages=[*messages[:5], messages[1]], **options)
+    assert continued.usage is not None
+    assert continued.usage.prompt_tokens_details is not None
+    assert 0 < (continued.usage.prompt_tokens_details.cached_tokens or 0) < fed
 
 
 def test_sampling_and_stop(server: Server, client: openai.OpenAI) -> None:
