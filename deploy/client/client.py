@@ -29,9 +29,10 @@ class Client(TritonClient):
     ) -> None:
         super().__init__(url, model_name, tls_ca, timeout=timeout)
 
-    def generate(self, **inputs: Any) -> Generator[Response, None, None]:
+    def generate(self, *, request_id: str = "", **inputs: Any) -> Generator[Response, None, None]:
+        """As `TritonClient.generate`. A request that is sent again with its ``request_id`` gets its answer again."""
         tensors, model = request_tensors(inputs), f"{self.model_name!r} at {self.url}"
-        with contextlib.closing(self._stream(self.model_name, tensors)) as results:
+        with contextlib.closing(self._stream(self.model_name, tensors, request_id)) as results:
             for received_at, result in results:
                 yield Response(**response_values(result, model), received_at=received_at)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 
 import click
 
+from trtstream import failpoint
 from trtstream.deploy.http_front.readiness import Readiness
 from trtstream.deploy.serving.addresses import LOOPBACK, Addresses, choose_ports, resolve
 from trtstream.deploy.serving.environment import SERVICE_LIMITS, SESSION_STORE, ModelOptions
@@ -199,6 +201,8 @@ def serve(
             options,
         )
         policy = Policy(restart == "on-failure", max_restarts, start_timeout, hang_timeout, drain_timeout)
+        if failpoint.VARIABLE in os.environ:
+            click.echo(f"{failpoint.VARIABLE} is set, which is for tests: the model will be killed", err=True)
         click.echo(f"starting Triton with {source}", err=True)
         on_ready = partial(click.echo, _ready_line(addresses, models))
         readiness = Readiness()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from trtstream import failpoint
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.requests import TurnOutput
 from trtstream.runtime.session import SessionStore
@@ -108,6 +109,7 @@ class Committing:
             self._telling += is_told
             self._changed.notify_all()
         if is_told:
+            failpoint.reach("before-response")
             turn.emit(ending.output)
             with self._changed:
                 self._telling -= 1

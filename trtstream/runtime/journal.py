@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from trtstream import failpoint
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.continuation import Continuation, find_continuation
 from trtstream.runtime.requests import TurnRequest
@@ -114,11 +115,13 @@ class Journal:
             return
         timeout = min(job.queued_at for job in jobs) + self.commit_timeout - time.monotonic()
         outcomes: list[TrtstreamError | None]
+        failpoint.reach("before-commit")
         try:
             outcomes = self._log.commit([job.commit for job in jobs], max(timeout, 0.0))
         except Exception:
             logger.exception("turns could not be committed")
             outcomes = [unknown_outcome(job.commit.key) for job in jobs]
+        failpoint.reach("after-commit")
         for job, outcome in zip(jobs, outcomes, strict=True):
             job.done(None if outcome is None else _for_client(outcome))
 

@@ -11,6 +11,7 @@ import numpy as np
 from sqlalchemy import CTE, Connection, Row, delete, exists, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from trtstream import failpoint
 from trtstream.errors import TrtstreamError
 from trtstream.sessions.database import CommitUnknown, Database
 from trtstream.sessions.records import Commit, SessionKey, SessionSummary, TurnRecord, key_text, unknown_outcome
@@ -148,6 +149,7 @@ class TurnLog:
             with self._database.writing() as connection:
                 for commit in sorted(commits, key=lambda commit: key_text(commit.key or "")):  # against deadlocks
                     self._apply(connection, commit)
+                failpoint.reach("in-commit")
         except (CommitUnknown, IntegrityError, TrtstreamError):
             return [self._commit_alone(commit, deadline) for commit in commits]
         self._after_deletions(commits)

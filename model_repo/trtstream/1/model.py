@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import triton_python_backend_utils as pb_utils
 
 import trtstream
+from trtstream import failpoint
 from trtstream.deploy.contract import REQUEST_NAME
 from trtstream.deploy.serving.control import ControlLine
 from trtstream.deploy.serving.environment import CONTROL_SOCKET, ModelOptions
@@ -105,6 +106,7 @@ class TritonPythonModel:
         if self._executing.acquire(timeout=timeout):  # a turn that is being read has been accepted
             self._executing.release()
         drained = self._scheduler.drain(max(deadline - time.monotonic(), 0.0))
+        failpoint.reach("drain")
         self._scheduler.close()
         return drained
 
