@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -16,11 +14,11 @@ from random import Random
 
 import pytest
 from sqlalchemy import create_engine
-from sqlalchemy.engine import make_url
 
 from tests.pages import ROOT
 from tests.sessions.conftest import new_database, running_postgres
 from tests.sessions.postgres import Postgres
+from tests.sessions.proxy import Proxy
 from tests.sessions.records import commit_after, turn_after
 from trtstream.errors import TrtstreamError
 from trtstream.sessions.database import session_store_url
@@ -172,74 +170,14 @@ def test_a_database_that_is_gone_and_comes_back(own_postgres: Postgres, open_log
     assert log.head("k") == second
 
 
-class CutOff:
-    """A proxy in front of PostgreSQL that drops the connection in a COMMIT: before it, or in place of its answer."""
-
-    def __init__(self, folder: Path, port: int = 5432) -> None:
-        self.folder = folder / "proxy"
-        self.folder.mkdir()
-        self.cuts = 0
-        self.forwards = False
-        self._real = str(folder / f".s.PGSQL.{port}")
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(self.folder / f".s.PGSQL.{port}"))
-        listener.listen()
-        self._ends = [listener]
-        self._threads: list[threading.Thread] = []
-        self._start(self._accept)
-
-    def close(self) -> None:
-        for end in self._ends:
-            _shut(end)
-        for thread in self._threads:
-            thread.join()
-        for end in self._ends:
-            end.close()
-
-    def _start(self, work: Callable[..., None], *arguments: object) -> None:
-        self._threads.append(threading.Thread(target=work, args=arguments))
-        self._threads[-1].start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._ends[0].accept()
-            except OSError:
-                return
-            server = socket.socket(socket.AF_UNIX)
-            self._ends += [client, server]
-            server.connect(self._real)
-            self._start(self._pump, server, client)
-            self._start(self._pump, client, server)
-
-    def _pump(self, source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                if self.cuts and b"COMMIT\0" in data:
-                    self.cuts -= 1
-                    _shut(source)
-                    if self.forwards:
-                        target.sendall(data)
-                        time.sleep(0.2)
-                    break
-                target.sendall(data)
-        _shut(source)
-        _shut(target)
-
-
-def _shut(end: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        end.shutdown(socket.SHUT_RDWR)
-
-
 @pytest.mark.process
 @pytest.mark.parametrize("forwards", [False, True])
 def test_a_connection_that_is_cut_in_a_commit(
     own_postgres: Postgres, open_log: Callable[..., TurnLog], forwards: bool
 ) -> None:
     url = new_database(own_postgres)
-    with closing(CutOff(own_postgres.folder)) as proxy:
-        log = open_log(make_url(url).update_query_dict({"host": str(proxy.folder)}).render_as_string())
+    with closing(Proxy(own_postgres.folder)) as proxy:
+        log = open_log(proxy.url(url))
         first = turn_after(None, Random(0))
         proxy.cuts, proxy.forwards = 1, forwards
         assert log.commit([commit_after("k", None, first)], 10) == [None]  # the second attempt finds out
@@ -276,3 +214,23 @@ def test_two_processes_share_a_file(tmp_path: Path, open_log: Callable[..., Turn
         loop.kill()
         loop.communicate()
     assert {summary.key for summary in open_log(path).summaries()} == {"a", "b"}
+
+
+@pytest.mark.process
+def test_a_database_that_does_not_answer_and_does_not_end(
+    own_postgres: Postgres, open_log: Callable[..., TurnLog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trtstream.sessions.database.SECONDS", 2)
+    with closing(Proxy(own_postgres.folder)) as proxy:
+        log = open_log(proxy.url(new_database(own_postgres)))
+        first = turn_after(None, Random(0))
+        assert log.commit([commit_after("k", None, first)]) == [None]
+        proxy.swallows = True
+        with pytest.raises(TrtstreamError, match="does not answer") as refusal:
+            log.head("k")
+        assert refusal.value.code == "unavailable"
+        (error,) = log.commit([commit_after("k", first, turn_after(first, Random(1)))], 0.1)
+        assert error is not None
+        assert error.code == "unavailable"
+        proxy.swallows = False
+        assert log.head("k") == first

@@ -48,6 +48,7 @@ class Turn:
         self.num_input_tokens = 0
         self.num_output_tokens = 0
         self.cancelled = False
+        self.submitted_at = time.monotonic()
         self.entered_at = 0.0  # when it last got a lane, in seconds of `time.monotonic`
         self.entered_in = 0  # the scheduler's step of that moment
         self.timeout_source, timeout = _timeout(request, limits)

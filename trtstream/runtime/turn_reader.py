@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from trtstream.errors import TrtstreamError
 from trtstream.machine import release_freed_memory
 from trtstream.runtime.continuation import Continuation, find_continuation
 from trtstream.runtime.messages import Message, read_messages
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from trtstream.runtime.journal import Journal
 
+READ_SECONDS = 10.0  # until a reader of the session store is free
 LONG_TEXT = 1 << 14  # characters; tokenizing a longer text takes more than some 10 ms
 
 
@@ -68,6 +71,7 @@ class TurnReader:
         if request.continues:
             turn.request_hash = request.digest()
             if self._journal is not None:
+                _check_wait(turn)
                 turn.continuation = self._journal.find(request, turn.request_hash)
             else:
                 with self._changed:
@@ -149,6 +153,15 @@ class TurnReader:
         if self._journal is not None and not is_here and request.has_input:
             session.state = self._journal.state(parent, self._engine.receptive_field)
         return session
+
+
+def _check_wait(turn: Turn) -> None:
+    """Raise TrtstreamError if the turn has waited so long that the reads before it must be stuck."""
+    now = time.monotonic()
+    if turn.deadline is not None and now > turn.deadline:
+        raise TrtstreamError(f"the turn did not end within {turn.timeout_source}", code="timeout")
+    if now - turn.submitted_at > READ_SECONDS:
+        raise TrtstreamError("the session store does not answer; try again later", code="unavailable")
 
 
 def _run_and_free(work: Callable[[], None]) -> None:

@@ -77,6 +77,8 @@ class Database:
         self._engine = create_engine(self._url, hide_parameters=True, **options)
         if self.is_sqlite:
             event.listen(self._engine, "connect", _set_pragmas)
+        else:
+            event.listen(self._engine, "do_connect", _connect_bounded)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -133,3 +135,9 @@ def _set_pragmas(connection: Any, _: Any) -> None:
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _connect_bounded(dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> Any:
+    from trtstream.sessions.bounded_connection import connect  # here, as it needs the extra
+
+    return connect(SECONDS, *arguments, **options)
