@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -14,7 +13,7 @@ from trtstream.build.families.family import Family, Layout
 from trtstream.build.families.raw_config import RawConfig
 from trtstream.build.gguf_file import GgufFile
 from trtstream.build.huggingface_folder import HuggingFaceFolder
-from trtstream.build.recipes import Recipes
+from trtstream.build.recipes import NOT_WEIGHTS, Recipes
 from trtstream.build.tokenizer import turn_ends
 from trtstream.checksum import file_sha256
 from trtstream.engine_dir import is_engine, is_model_repository
@@ -25,8 +24,6 @@ from trtstream.typed_json import shown
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Rotary frequencies: stored in some checkpoints, although the config determines them (GGUF's config is read from them).
-HARMLESS = re.compile(r"\.(rotary_emb|maybe_rotary)\.inv_freq$|^rope_freqs\.weight$")
 NAMED_AT_MOST = 5
 
 
@@ -157,7 +154,9 @@ def _check_tensors(path: Path, model: ModelConfig, recipes: Recipes, store: Stor
     ]
     if misshapen:
         raise TrtstreamError(f"{path} does not fit its config: {_some(misshapen)}; fetch or save the checkpoint again")
-    extra = [name for name in store.shapes if name not in expected and name not in known and not HARMLESS.search(name)]
+    extra = [
+        name for name in store.shapes if name not in expected and name not in known and not NOT_WEIGHTS.search(name)
+    ]
     if extra:
         raise TrtstreamError(
             f"{path} has tensors that this {model.architecture} has no use for: {_some([*map(shown, extra)])}; "

@@ -13,7 +13,7 @@ from trtstream.build import gguf_tokenizer
 from trtstream.build.families import find_gguf_family
 from trtstream.build.families.family import Layout
 from trtstream.build.families.raw_config import RawConfig
-from trtstream.build.gguf_rope import DIVISORS, rope_parameters
+from trtstream.build.gguf_rope import ROPE_TENSORS, rope_parameters
 from trtstream.errors import TrtstreamError, named_errors
 from trtstream.extras import require_extra
 from trtstream.typed_json import shown
@@ -68,13 +68,13 @@ class GgufFile:
             raise TrtstreamError(f"{self.path} lacks token_embd.weight; convert or fetch it again")
         heads, hidden_size = metadata.integer("attention.head_count"), metadata.integer("embedding_length")
         head_dim = metadata.integer("attention.key_length", default=hidden_size // heads)
-        for name in ("attention.value_length", "rope.dimension_count"):
-            if metadata.integer(name, default=head_dim) != head_dim:
-                raise metadata.error(
-                    f"{name} is {shown(metadata.get(name))}; only {head_dim}, the size of a head, is supported"
-                )
+        if metadata.integer("attention.value_length", default=head_dim) != head_dim:
+            raise metadata.error(
+                f"attention.value_length is {shown(metadata.get('attention.value_length'))}; only {head_dim}, the size "
+                "of a head, is supported"
+            )
         ends = [self._metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-        divisors = self.read(DIVISORS) if DIVISORS in self.shapes else None
+        tensors = {name: self.read(name) for name in ROPE_TENSORS if name in self.shapes}
         return {
             "vocab_size": self.shapes["token_embd.weight"][0],
             "hidden_size": hidden_size,
@@ -84,7 +84,7 @@ class GgufFile:
             "head_dim": head_dim,
             "max_position_embeddings": metadata.integer("context_length"),
             "sliding_window": metadata.get("attention.sliding_window"),
-            "rope_parameters": rope_parameters(metadata, head_dim, divisors),
+            "rope_parameters": rope_parameters(metadata, head_dim, tensors),
             "tie_word_embeddings": "output.weight" not in self.shapes,
             "bos_token_id": self._metadata.get("tokenizer.ggml.bos_token_id"),
             "eos_token_id": [token for token in ends if token is not None],

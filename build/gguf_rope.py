@@ -12,6 +12,9 @@ from trtstream.settings import RopeConfig
 from trtstream.typed_json import shown
 
 DIVISORS = "rope_freqs.weight"
+SHORT_FACTORS = "rope_factors_short.weight"
+LONG_FACTORS = "rope_factors_long.weight"
+ROPE_TENSORS = (DIVISORS, SHORT_FACTORS, LONG_FACTORS)
 KEYS = {
     "rope.dimension_count",
     "rope.freq_base",
@@ -23,24 +26,38 @@ KEYS = {
     "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
 }
+LONGROPE_KEYS = {"rope.scaling.attn_factor"}
 
 
-def rope_parameters(metadata: RawConfig, head_dim: int, divisors: torch.Tensor | None) -> dict[str, Any]:
+def rope_parameters(metadata: RawConfig, head_dim: int, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The ``rope_parameters`` of a config.
 
-    ``metadata`` has no prefix of the architecture before its keys; ``divisors`` [head_dim / 2] is the file's tensor
-    `DIVISORS`, None if it has none. Raises TrtstreamError for what is not supported.
+    ``metadata`` has no prefix of the architecture before its keys; ``tensors`` are the file's, of
+    `ROPE_TENSORS`. Raises TrtstreamError for what is not supported.
     """
-    unknown = sorted(key for key in metadata.values if key.startswith("rope.") and key not in KEYS)
+    known = KEYS | LONGROPE_KEYS if SHORT_FACTORS in tensors else KEYS
+    unknown = sorted(key for key in metadata.values if key.startswith("rope.") and key not in known)
     if unknown:
         raise metadata.error(f"{shown(unknown[0])} is not supported; use the Hugging Face checkpoint")
     kind = metadata.get("rope.scaling.type", default="none")
     theta = metadata.number("rope.freq_base", default=10000.0)
     rope: dict[str, Any] = {"rope_type": kind, "rope_theta": theta}
-    if divisors is not None:
-        if kind != "none":
-            raise metadata.error(f"{DIVISORS} together with RoPE scaling {shown(kind)} is not supported")
-        return rope | _llama3_scaling(metadata, theta, head_dim, divisors.double())
+    dim = metadata.integer("rope.dimension_count", default=head_dim)
+    if dim != head_dim:
+        rope["partial_rotary_factor"] = (dim + 0.5) / head_dim  # of which the whole part is dim, whatever the rounding
+    if tensors and kind not in ("none", "longrope"):
+        raise metadata.error(f"{next(iter(tensors))} together with RoPE scaling {shown(kind)} is not supported")
+    if DIVISORS in tensors:
+        return rope | _llama3_scaling(metadata, theta, head_dim, tensors[DIVISORS].double())
+    if SHORT_FACTORS in tensors:
+        return rope | {
+            "rope_type": "longrope",
+            "short_factor": tensors[SHORT_FACTORS].flatten().tolist(),
+            "attention_factor": metadata.number("rope.scaling.attn_factor"),
+            "original_max_position_embeddings": metadata.integer("rope.scaling.original_context_length"),
+        }
+    if LONG_FACTORS in tensors:
+        raise metadata.error(f"{LONG_FACTORS} is there without {SHORT_FACTORS}; convert the model again")
     if kind == "none":
         # The oldest files have the factor alone.
         factor = metadata.number("rope.scale_linear", default=1.0)

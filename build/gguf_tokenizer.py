@@ -81,6 +81,11 @@ LLAMA3_WORDS = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2_WORDS = LLAMA3_WORDS.replace("{1,3}", "")  # each digit by itself
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+TEKKEN_WORDS = (  # a word ends where a capital letter follows a small one
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,11 @@ SPLITS = {
     "gpt-2": GPT2,
     "qwen2": ByteLevelSplit(
         Sequence([Split(Regex(QWEN2_WORDS), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
+    ),
+    "tekken": ByteLevelSplit(
+        Sequence([Split(Regex(TEKKEN_WORDS), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]),
+        ignore_merges=True,
+        add_bos=True,
     ),
     "smollm": ByteLevelSplit(Sequence([Digits(individual_digits=True), BYTES])),
     "falcon": ByteLevelSplit(

@@ -15,6 +15,7 @@ from trtstream.build import tokenizer
 from trtstream.build.families import find_family
 from trtstream.build.families.family import Layout
 from trtstream.build.families.raw_config import RawConfig
+from trtstream.build.recipes import NOT_WEIGHTS
 from trtstream.errors import TrtstreamError, one_line
 from trtstream.typed_json import shown
 
@@ -92,7 +93,7 @@ class HuggingFaceFolder:
                         raise TrtstreamError(
                             f"{path.parent}: {shown(name)} is in both {self._files[name].name} and {path.name}"
                         )
-                    if (dtype := tensor.get_dtype()) not in DTYPES:
+                    if (dtype := tensor.get_dtype()) not in DTYPES and not NOT_WEIGHTS.search(name):
                         raise TrtstreamError(
                             f"{path}: {shown(name)} is stored as {dtype}; expected one of {', '.join(DTYPES)}: "
                             "use the original, unquantized checkpoint"

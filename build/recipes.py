@@ -15,10 +15,17 @@ LayerNorms, and linear layers where the checkpoint has them, also have a ``.bias
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+
+# Rotary frequencies and causal masks, which the config determines (GGUF's config is read from its frequencies).
+NOT_WEIGHTS = re.compile(
+    r"\.(rotary_emb|maybe_rotary)\.inv_freq$|^rope_(freqs|factors_(long|short))\.weight$|\.attention\.(bias|masked_bias)$"
+)
+"""Names of tensors that some checkpoints store although no model computes with them."""
 
 Make = Callable[[list[torch.Tensor]], torch.Tensor]
 

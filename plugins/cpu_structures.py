@@ -54,6 +54,7 @@ class Model(ctypes.Structure):
         ("is_shared_norm", ctypes.c_int64),
         ("activation", ctypes.c_int64),
         ("eps", ctypes.c_double),
+        ("clip_qkv", ctypes.c_double),
         ("max_batch", ctypes.c_int64),
         ("max_threads", ctypes.c_int64),
     )

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from trtstream.errors import TrtstreamError
 from trtstream.settings import ModelConfig, RopeConfig
@@ -20,17 +21,28 @@ Rotation = tuple[torch.Tensor, torch.Tensor]
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[torch.Tensor, float]:
     """Rotary frequencies [head_dim / 2] in radians per token (float64), and the factor that scales cos and sin.
 
+    Where a part of each head rotates, the frequencies of the other pairs are zeros, and those pairs come last.
     Scalings are transformers' (``modeling_rope_utils``): ``linear`` (position interpolation), ``llama3`` (Llama 3.1),
-    ``yarn`` (arXiv:2309.00071). ``dynamic`` is ``default`` within the original context, which the build enforces.
+    ``yarn`` (arXiv:2309.00071), ``longrope`` (arXiv:2402.13753). Of ``dynamic`` and ``longrope`` these are the ones
+    within the original context, which the build enforces: ``dynamic`` is ``default`` there.
     """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    rotary_dim = rope.rotary_dim or head_dim
+    frequencies, scale = _rotating(rope, rotary_dim)
+    return F.pad(frequencies, (0, (head_dim - rotary_dim) // 2)), scale
+
+
+def _rotating(rope: RopeConfig, dim: int) -> tuple[torch.Tensor, float]:
+    """The same of the dimensions that rotate."""
+    exponents = torch.arange(0, dim, 2, dtype=torch.float64) / dim
     frequencies = rope.theta**-exponents
     if rope.kind == "linear":
         return frequencies / _required(rope, "factor"), 1.0
     if rope.kind == "llama3":
         return _llama3(frequencies, rope), 1.0
     if rope.kind == "yarn":
-        return _yarn(frequencies, rope, head_dim)
+        return _yarn(frequencies, rope, dim)
+    if rope.kind == "longrope":
+        return frequencies / torch.tensor(rope.short_factors, dtype=torch.float64), _required(rope, "attention_factor")
     return frequencies, 1.0
 
 
@@ -49,21 +61,21 @@ def _llama3(frequencies: torch.Tensor, rope: RopeConfig) -> torch.Tensor:
     return frequencies * (smooth + (1 - smooth) / _required(rope, "factor"))
 
 
-def _yarn(frequencies: torch.Tensor, rope: RopeConfig, head_dim: int) -> tuple[torch.Tensor, float]:
+def _yarn(frequencies: torch.Tensor, rope: RopeConfig, dim: int) -> tuple[torch.Tensor, float]:
     factor, context = _required(rope, "factor"), _required(rope, "original_max_position_embeddings")
 
     def dimension_that_turns(times: float) -> float:
-        return head_dim * math.log(context / (times * 2 * math.pi)) / (2 * math.log(rope.theta))
+        return dim * math.log(context / (times * 2 * math.pi)) / (2 * math.log(rope.theta))
 
     # 0 counts as unset, as in transformers.
     low = dimension_that_turns(rope.beta_fast or 32)
     high = dimension_that_turns(rope.beta_slow or 1)
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
+    low, high = max(low, 0), min(high, dim - 1)
     if low == high:
         high += 0.001
-    ramp = ((torch.arange(head_dim // 2, dtype=torch.float64) - low) / (high - low)).clamp(0, 1)
+    ramp = ((torch.arange(dim // 2, dtype=torch.float64) - low) / (high - low)).clamp(0, 1)
     return frequencies * (1 - ramp + ramp / factor), _yarn_attention_factor(rope, factor)
 
 
@@ -79,9 +91,16 @@ def _yarn_attention_factor(rope: RopeConfig, factor: float) -> float:
 
 
 def rotation(positions: torch.Tensor, frequencies: torch.Tensor, scale: float = 1.0) -> Rotation:
-    """cos and sin (float64) [..., head_dim / 2] of integer positions [...], both multiplied by ``scale``."""
+    """cos and sin (float64) [..., head_dim / 2] of integer positions [...], both multiplied by ``scale``.
+
+    A frequency of zero is a pair that does not rotate: its cos is 1 and its sin 0, whatever the scale.
+    """
     angles = positions.to(torch.float64).unsqueeze(-1) * frequencies
-    return angles.cos() * scale, angles.sin() * scale
+    cos, sin = angles.cos(), angles.sin()
+    if scale == 1.0:
+        return cos, sin
+    scales = torch.full_like(frequencies, scale).masked_fill(frequencies == 0, 1.0)
+    return cos * scales, sin * scales
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -106,7 +125,7 @@ def alibi_slopes(num_heads: int) -> torch.Tensor:
 class PositionEncoding:
     """A model's position encoding: rotary ``frequencies`` [head_dim / 2] and ``scale``, or ALiBi ``slopes`` [heads].
 
-    ``slopes`` are divided by sqrt(head_dim): the loss of a scaled score per token of distance.
+    ``slopes`` (float32) are the loss of a scaled score per token of distance: Falcon's are divided by sqrt(head_dim).
     """
 
     frequencies: torch.Tensor | None = None
@@ -115,6 +134,8 @@ class PositionEncoding:
 
     @classmethod
     def of(cls, model: ModelConfig) -> PositionEncoding:
+        if model.alibi_slopes is not None:
+            return cls(slopes=torch.tensor(model.alibi_slopes))
         if model.rope is None:
             return cls(slopes=alibi_slopes(model.num_attention_heads) * model.head_dim**-0.5)
         return cls(*inverse_frequencies(model.rope, model.head_dim))

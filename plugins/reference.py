@@ -36,11 +36,13 @@ def streaming_attention(
     frequencies: torch.Tensor | None = None,
     rotation_scale: float = 1.0,
     t: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of every token of a session to the tokens that it sees.
 
     q [T, heads, head_dim] and k, v [T, kv_heads, head_dim] as projected, not rotated, in any float dtype;
-    ``frequencies`` [head_dim / 2] (float64) rotate them, and None means ALiBi. ``t`` [T] numbers the tokens, by default
+    ``frequencies`` [head_dim / 2] (float64) rotate them, and None means ALiBi, of which ``slopes`` [heads] are what a
+    token of distance takes off a scaled score (by default Falcon's). ``t`` [T] numbers the tokens, by default
     0, 1, 2, ...; a session of which only the sinks and recent tokens are known has a gap there. Returns [T, heads,
     head_dim].
     """
@@ -61,7 +63,9 @@ def streaming_attention(
         scores = torch.where(is_sink, to_sinks, to_ring)
     else:
         distance = torch.where(is_sink, p.unsqueeze(1) - t, t.unsqueeze(1) - t)
-        bias = -alibi_slopes(num_heads).to(q.dtype)[:, None, None] * distance
+        slopes = alibi_slopes(num_heads) * head_dim**-0.5 if slopes is None else slopes
+        # So that everything is scaled below.
+        bias = -slopes.to(q.dtype)[:, None, None] * distance * head_dim**0.5
         scores = torch.einsum("qhd,khd->hqk", q, k) + bias
 
     scores = (scores * head_dim**-0.5).masked_fill(~visible(t, sinks, ring), -torch.inf)

@@ -28,6 +28,29 @@ FALCON: dict[str, Any] = {
     "num_attention_heads": 4,
     "max_position_embeddings": 4096,
 }
+PHI3: dict[str, Any] = {
+    **LLAMA,
+    "model_type": "phi3",
+    "original_max_position_embeddings": 1024,
+    "pad_token_id": 0,
+    "eos_token_id": 2,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.75,
+        "short_factor": [1.0, 1.125, 1.25, 1.5, 2.0, 3.0],
+        "long_factor": [1.0, 2.0, 4.0, 8.0, 16.0, 32.0],
+    },
+}
+GPT_NEOX: dict[str, Any] = {
+    "model_type": "gpt_neox",
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 4096,
+}
 
 
 def _rope(rope_type: str, **parameters: Any) -> dict[str, Any]:
@@ -51,6 +74,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mistral": {**LLAMA, "model_type": "mistral", "head_dim": 24, "sliding_window": 64},
     "qwen2": {**LLAMA, "model_type": "qwen2"},
     "qwen3": {**LLAMA, "model_type": "qwen3", "head_dim": 24},
+    # A part of each head rotates, with a scale.
+    "phi3": PHI3,
     "falcon-7b": {**FALCON, "hidden_size": 40, "num_attention_heads": 5, "multi_query": True, "parallel_attn": True},
     "falcon-40b": {
         **FALCON,
@@ -79,6 +104,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "falcon-mha-parallel": {**FALCON, "multi_query": False, "bias": True},
     "falcon-mqa-sequential": {**FALCON, "parallel_attn": False},
+    "gpt-neox": GPT_NEOX,
+    # The slopes of 6 heads are those of 8, in another order. Some values are clipped.
+    "mpt-7b": {
+        "model_type": "mpt",
+        "vocab_size": 128,
+        "hidden_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "max_seq_len": 4096,
+        "attn_config": {"clip_qkv": 1.5},
+    },
 }
 
 

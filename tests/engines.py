@@ -69,7 +69,8 @@ def reference_logits(
 
     def attention(layer: int, qkv: torch.Tensor) -> torch.Tensor:
         q, k, v = qkv.view(len(qkv), -1, model.head_dim).split((heads, kv_heads, kv_heads), dim=1)
-        return streaming_attention(q, k, v, sinks, ring, positions.frequencies, positions.scale, t).flatten(1)
+        rotations = positions.frequencies, positions.scale
+        return streaming_attention(q, k, v, sinks, ring, *rotations, t, positions.slopes).flatten(1)
 
     with torch.inference_mode():
         hidden = decode_layers(weights.embedding[torch.tensor(tokens)], weights, model, attention)

@@ -21,12 +21,14 @@ LLAMA_NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
+    "self_attn.qkv_proj": "attn_qkv",
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
     "self_attn.o_proj": "attn_output",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
+    "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
 FALCON_NAMES = {
@@ -66,6 +68,8 @@ def write_gguf(
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     (_falcon if architecture == "falcon" else _llama)(writer, config)
+    if architecture == "phi3":
+        _phi3(writer, config)
     if metadata:
         metadata(writer)
     for name, values in load_file(folder / "model.safetensors").items():
@@ -90,6 +94,17 @@ def _llama(writer: GGUFWriter, config: dict[str, Any]) -> None:
         writer.add_rope_dimension_count(config["head_dim"])
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+
+
+def _phi3(writer: GGUFWriter, config: dict[str, Any]) -> None:
+    rope = config["rope_parameters"]
+    head_dim = config["hidden_size"] // config["num_attention_heads"]
+    writer.add_rope_dimension_count(int(head_dim * rope["partial_rotary_factor"]))
+    writer.add_sliding_window(config["sliding_window"] or 0)
+    writer.add_rope_scaling_orig_ctx_len(config["original_max_position_embeddings"])
+    writer.add_rope_scaling_attn_factors(rope.get("attention_factor", 1.25))
+    for kind in ("short", "long"):
+        writer.add_tensor(f"rope_factors_{kind}.weight", np.array(rope[f"{kind}_factor"], np.float32))
 
 
 def _falcon(writer: GGUFWriter, config: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ Size = Annotated[int, Range(1)]
 TokenId = Annotated[int, Range(0)]
 Positive = Annotated[float, Range(1e-30, 1e30)]
 NormEps = Annotated[float, Range(0, 1)]
+Share = Annotated[float, Range(0, 1)]
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -24,11 +25,12 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 class RopeConfig:
     """Rotary position embedding: base and scaling, as transformers defines them.
 
-    ``kind`` is ``default``, ``linear``, ``dynamic``, ``llama3`` or ``yarn``; the other fields are None where the kind
-    has no use for them. ``theta`` is the base; the context lengths are in tokens.
+    ``kind`` is ``default``, ``linear``, ``dynamic``, ``llama3``, ``yarn`` or ``longrope``; the other fields are None
+    where the kind has no use for them. ``theta`` is the base; the context lengths are in tokens. ``rotary_dim`` is how
+    many dimensions of a head rotate; None for all. ``short_factors`` are longrope's, one for each frequency.
     """
 
-    kind: Annotated[str, Choice(("default", "linear", "dynamic", "llama3", "yarn"))] = "default"
+    kind: Annotated[str, Choice(("default", "linear", "dynamic", "llama3", "yarn", "longrope"))] = "default"
     theta: Positive = 10000.0
     factor: Positive | None = None
     original_max_position_embeddings: Size | None = None
@@ -40,6 +42,8 @@ class RopeConfig:
     mscale: Positive | None = None
     mscale_all_dim: Positive | None = None
     truncate: bool = True
+    rotary_dim: Size | None = None
+    short_factors: tuple[Positive, ...] | None = None
 
     def validate(self) -> None:
         """Raise TrtstreamError if the kind lacks a number that it needs, or two numbers contradict each other."""
@@ -47,6 +51,7 @@ class RopeConfig:
             "linear": ("factor",),
             "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
             "yarn": ("factor", "original_max_position_embeddings"),
+            "longrope": ("short_factors", "original_max_position_embeddings", "attention_factor"),
         }
         for name in needed.get(self.kind, ()):
             if getattr(self, name) is None:
@@ -70,8 +75,10 @@ class ModelConfig:
 
     ``gated_mlp``: ``down(act(gate(x)) * up(x))``, else ``down(act(up(x)))``; ``hidden_act`` is ``silu``, ``gelu``,
     ``gelu_pytorch_tanh`` or ``relu``. ``qk_norm``: the query and the key of each head are normalized, as ``norm``
-    says, before they are rotated. ``rope`` is None for ALiBi models. ``sliding_window`` is how many tokens a query was
-    trained to see, its own included; None for all.
+    says, before they are rotated. ``clip_qkv`` is the largest absolute value that queries, keys and values keep; None
+    for any. ``rope`` is None for ALiBi models, of which ``alibi_slopes`` are what a token of distance takes off the
+    scaled score in each head; None for Falcon's. ``sliding_window`` is how many tokens a query was trained to see, its
+    own included; None for all.
     """
 
     architecture: str
@@ -95,6 +102,8 @@ class ModelConfig:
     eos_token_ids: tuple[TokenId, ...]
     sliding_window: Size | None = None
     qk_norm: bool = False
+    alibi_slopes: tuple[Positive, ...] | None = None
+    clip_qkv: Positive | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -110,6 +119,20 @@ class ModelConfig:
             self.rope.validate()
             if self.head_dim % 2:
                 raise TrtstreamError(f"head_dim is {self.head_dim}; RoPE needs an even number")
+            rotary_dim, factors = self.rope.rotary_dim or self.head_dim, self.rope.short_factors
+            if rotary_dim % 2 or rotary_dim > self.head_dim:
+                raise TrtstreamError(
+                    f"rope has rotary_dim {rotary_dim}; it must be an even number, at most head_dim {self.head_dim}"
+                )
+            if factors is not None and len(factors) != rotary_dim // 2:
+                raise TrtstreamError(f"rope has {len(factors)} short_factors; expected {rotary_dim // 2}")
+        if self.alibi_slopes is not None and (
+            self.rope is not None or len(self.alibi_slopes) != self.num_attention_heads
+        ):
+            raise TrtstreamError(
+                f"there are {len(self.alibi_slopes)} alibi_slopes; without rope one is needed for each of the "
+                f"{self.num_attention_heads} attention heads, and with it none"
+            )
         if self.shared_norm and self.residual != "parallel":
             raise TrtstreamError(f"shared_norm is true with residual {self.residual!r}; it needs 'parallel'")
         for token in (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,))):
@@ -218,17 +241,24 @@ class BuildConfig:
 
 def default_window(model: ModelConfig) -> int:
     """The default W for a model: 1,024 tokens, or its context or its sliding window if that is shorter."""
-    trained = model.sliding_window or model.max_position_embeddings
-    return min(BuildConfig.max_attention_window, model.max_position_embeddings, trained)
+    context = _trained_context(model)
+    return min(BuildConfig.max_attention_window, context, model.sliding_window or context)
+
+
+def _trained_context(model: ModelConfig) -> int:
+    """How many tokens a model computes with one rotation: beyond its original context longrope has another."""
+    if model.rope is not None and model.rope.kind == "longrope":
+        return min(model.max_position_embeddings, model.rope.original_max_position_embeddings or 1)
+    return model.max_position_embeddings
 
 
 def check_against_model(build: BuildConfig, model: ModelConfig, force: bool) -> None:
     """Raise TrtstreamError where the sizes do not suit the model; ``force`` allows a window beyond its context."""
-    window, trained = build.max_attention_window, model.max_position_embeddings
-    if window > trained and model.rope is not None and model.rope.kind == "dynamic":
+    window, trained = build.max_attention_window, _trained_context(model)
+    if window > trained and model.rope is not None and model.rope.kind in ("dynamic", "longrope"):
         raise TrtstreamError(
-            f"--max-attention-window {window} is beyond the checkpoint's context of {trained}, and its dynamic RoPE "
-            f"scaling would depend on the length there; use at most {trained}"
+            f"--max-attention-window {window} is beyond the checkpoint's context of {trained}, and its "
+            f"{model.rope.kind} RoPE scaling would depend on the length there; use at most {trained}"
         )
     if window > trained and not force:
         raise TrtstreamError(

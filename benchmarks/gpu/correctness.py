@@ -188,7 +188,15 @@ def _reference(session: Session, model: ModelConfig, ring: int) -> torch.Tensor:
     positions = PositionEncoding.of(model).to(device)
     with device:  # the reference's own tensors go there, too
         outputs = streaming_attention(
-            q, k, v, session.window.sinks, ring, positions.frequencies, positions.scale, session.t.to(device)
+            q,
+            k,
+            v,
+            session.window.sinks,
+            ring,
+            positions.frequencies,
+            positions.scale,
+            session.t.to(device),
+            positions.slopes,
         )
     return outputs.flatten(1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trtstream.build.families import falcon, llama, mistral, qwen2, qwen3
+from trtstream.build.families import falcon, gpt_neox, llama, mistral, mpt, phi3, qwen2, qwen3
 from trtstream.build.families.family import Family
 from trtstream.build.families.raw_config import RawConfig
 from trtstream.errors import TrtstreamError
@@ -13,7 +13,10 @@ FAMILIES = (
     mistral.FAMILY,
     qwen2.FAMILY,
     qwen3.FAMILY,
+    phi3.FAMILY,
     falcon.FAMILY,
+    gpt_neox.FAMILY,
+    mpt.FAMILY,
 )
 ARCHITECTURES = {name: family for family in FAMILIES for name in family.architectures.values()}
 

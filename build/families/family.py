@@ -43,18 +43,22 @@ class Family:
 
 
 def decoder_recipes(
-    model: ModelConfig, names: Mapping[str, str], add_layer: Callable[[Recipes, str, dict[str, str]], None]
+    model: ModelConfig,
+    names: Mapping[str, str],
+    add_layer: Callable[[Recipes, str, dict[str, str]], None],
+    norm_bias: bool = True,
 ) -> Recipes:
     """The recipes of a decoder: embedding, layers, last norm, and output projection unless it is tied.
 
     ``names`` are the checkpoint's names, less ``.weight``, by the family's roles. ``add_layer(recipes, name, stored)``
     adds the recipes of the layer with the canonical ``name``; ``stored`` are ``names`` within that layer.
+    ``norm_bias``: whether the last norm has a bias, if it is a LayerNorm.
     """
     recipes = Recipes()
     recipes.linear("embedding", {names["embedding"]: model.vocab_size}, model.hidden_size)
     for i in range(model.num_hidden_layers):
         add_layer(recipes, f"layers.{i}", {role: f"{names['layer']}.{i}.{name}" for role, name in names.items()})
-    recipes.norm("norm", names["norm"], model.hidden_size, bias=model.norm == "layer")
+    recipes.norm("norm", names["norm"], model.hidden_size, bias=model.norm == "layer" and norm_bias)
     if not model.tie_word_embeddings:
         recipes.linear("lm_head", {names["lm_head"]: model.vocab_size}, model.hidden_size)
     return recipes

@@ -50,7 +50,8 @@ NAMES = {
 }
 
 
-def model_config(raw: RawConfig) -> ModelConfig:
+def model_config(raw: RawConfig, partial_rotary: bool = False) -> ModelConfig:
+    """``partial_rotary``: whether the config may have a part of each head rotate."""
     vocab_size, hidden_size = raw.integer("vocab_size"), raw.integer("hidden_size")
     heads = raw.integer("num_attention_heads")
     kv_heads = raw.integer("num_key_value_heads", default=heads)
@@ -75,7 +76,7 @@ def model_config(raw: RawConfig) -> ModelConfig:
         residual="sequential",
         shared_norm=False,
         tie_word_embeddings=raw.flag("tie_word_embeddings", False),
-        rope=raw.rope(max_position_embeddings),
+        rope=raw.rope(max_position_embeddings, partial_of=head_dim if partial_rotary else None),
         sliding_window=raw.sliding_window(),
         bos_token_id=next(iter(raw.token_ids("bos_token_id", 1, vocab_size)), None),
         eos_token_ids=raw.token_ids("eos_token_id", 2, vocab_size),

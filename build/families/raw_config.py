@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from trtstream.errors import TrtstreamError
-from trtstream.settings import Positive, RopeConfig, Size
+from trtstream.settings import Positive, RopeConfig, Share, Size
 from trtstream.typed_json import checked, shown
 
 ACTIVATIONS = {
@@ -18,7 +19,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_pytorch_tanh",
     "relu": "relu",
 }
-ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class RawConfig:
         """A number as the model's field of this ``kind`` takes it."""
         return self._checked(kind, names, default)
 
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """A list of numbers above 0."""
+        return self._checked(tuple[Positive, ...], (name,), None)
+
     def _checked(self, kind: Any, names: tuple[str, ...], default: float | None) -> Any:
         name = next((name for name in names if self.values.get(name) is not None), names[0])
         return checked(kind, self.get(name, default=default), f"{self.where}: {name}")
@@ -62,7 +67,7 @@ class RawConfig:
             raise self.error(f"{name} is {shown(value)}; supported are {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[value]
 
-    def token_ids(self, name: str, default: int, vocab_size: int) -> tuple[int, ...]:
+    def token_ids(self, name: str, default: int | None, vocab_size: int) -> tuple[int, ...]:
         """Token ids (one, several, or none where the config says null). Ids outside the vocabulary, by which some
         checkpoints mean "none", are left out."""
         value = self.values.get(name, default)
@@ -106,8 +111,11 @@ class RawConfig:
                 "checkpoint or a .gguf file"
             )
 
-    def rope(self, max_position_embeddings: int) -> RopeConfig:
-        """RoPE from ``rope_parameters``, or from the older ``rope_theta`` and ``rope_scaling``."""
+    def rope(self, max_position_embeddings: int, partial_of: int | None = None) -> RopeConfig:
+        """RoPE from ``rope_parameters``, or from the older ``rope_theta`` and ``rope_scaling``.
+
+        ``partial_of`` is the size of a head, if the family can rotate a part of it.
+        """
         # As in transformers, an empty rope_scaling counts as none.
         parameters = self.get("rope_scaling") or self.get("rope_parameters", default={})
         if not isinstance(parameters, dict):
@@ -118,14 +126,17 @@ class RawConfig:
         )
         raw = RawConfig(f"{self.where}: RoPE", {**parameters, "original_max_position_embeddings": original})
         kind = raw.get("rope_type", "type", default="default")
+        kind = "longrope" if kind == "su" else kind  # its first name
         if kind not in ROPE_KINDS:
             raise raw.error(f"the type {shown(kind)} is not supported; supported are {', '.join(ROPE_KINDS)}")
-        if self.get("partial_rotary_factor", default=raw.get("partial_rotary_factor", default=1.0)) != 1.0:
-            raise raw.error("partial_rotary_factor must be 1; rotating a part of each head is not supported")
-        rope = {"kind": kind, "theta": raw.number("rope_theta", default=self.get("rope_theta", default=10000.0))}
+        rope: dict[str, Any] = {
+            "kind": kind,
+            "theta": raw.number("rope_theta", default=self.get("rope_theta", default=10000.0)),
+            "rotary_dim": self._rotary_dim(raw, partial_of),
+        }
         if kind in ("linear", "dynamic", "llama3"):
             rope["factor"] = raw.number("factor")
-        if kind in ("llama3", "yarn"):
+        if kind in ("llama3", "yarn", "longrope"):
             rope["original_max_position_embeddings"] = raw.integer(
                 "original_max_position_embeddings", default=max_position_embeddings
             )
@@ -141,4 +152,25 @@ class RawConfig:
             for name in ("beta_fast", "beta_slow", "mscale", "mscale_all_dim"):
                 if raw.get(name):  # 0 counts as unset, as in transformers
                     rope[name] = raw.number(name)
+        if kind == "longrope":
+            original = rope["original_max_position_embeddings"]
+            factor = raw.number("factor", default=max_position_embeddings / original)
+            scale = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 and original > 1 else 1.0
+            rope["attention_factor"] = raw.number("attention_factor", default=scale)
+            rope["short_factors"] = raw.numbers("short_factor")
         return RopeConfig(**rope)
+
+    def _rotary_dim(self, rope: RawConfig, head_dim: int | None) -> int | None:
+        factor = rope.number(
+            "partial_rotary_factor", default=self.number("partial_rotary_factor", default=1.0), kind=Share
+        )
+        if factor == 1.0:
+            return None
+        if head_dim is None:
+            raise rope.error("partial_rotary_factor must be 1; rotating a part of each head is not supported")
+        dim = int(head_dim * factor)
+        if dim < 2 or dim % 2 or head_dim % 2:
+            raise rope.error(
+                f"partial_rotary_factor {factor} of {head_dim} is {dim}; it must be an even number of dimensions"
+            )
+        return dim

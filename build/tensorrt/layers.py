@@ -159,6 +159,10 @@ class Tensor:
     def __and__(self, other: Tensor) -> Tensor:
         return self._elementwise(other, "AND")
 
+    def clamp(self, limit: float) -> Tensor:
+        """Between ``-limit`` and ``limit``."""
+        return self._elementwise(limit, "MIN")._elementwise(-limit, "MAX")
+
     def _elementwise(self, other: Tensor | float, operation: str) -> Tensor:
         if not isinstance(other, Tensor):
             other = self.layers.constant(torch.full((1,) * len(self.shape), other, dtype=self.dtype))

@@ -103,6 +103,8 @@ class Decoder:
         model = self.model
         heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
         qkv = self.linear(x, f"{layer}.qkv").reshape(0, -1, model.head_dim)
+        if model.clip_qkv is not None:
+            qkv = qkv.clamp(model.clip_qkv)
         if not model.qk_norm:
             return qkv
         q, k, v = qkv.split((heads, kv_heads, kv_heads), axis=1)
@@ -127,12 +129,19 @@ class Decoder:
             if self.model.norm == "rms":
                 x = x / ((x * x).mean(axis=last) + self.model.norm_eps).sqrt() * weight
             else:
-                x = x.layer_norm(weight, self._norm_parameter(f"{name}.bias", last), self.model.norm_eps)
+                x = x.layer_norm(weight, self._norm_bias(name, last), self.model.norm_eps)
             return x.cast(dtype)
 
     def _norm_parameter(self, name: str, axis: int) -> Tensor:
         """A vector along ``axis``, the last."""
         return self.layers.constant(self.weights[name][(None,) * axis]).cast(torch.float32)
+
+    def _norm_bias(self, name: str, axis: int) -> Tensor:
+        bias = f"{name}.bias"
+        if bias in self.weights:
+            return self._norm_parameter(bias, axis)
+        weight = self.weights[f"{name}.weight"]
+        return self.layers.constant(torch.zeros_like(weight, dtype=torch.float32)[(None,) * axis])
 
     def mlp(self, x: Tensor, layer: str) -> Tensor:
         activate, inner = ACTIVATIONS[self.model.hidden_act], self.model.intermediate_size

@@ -7,7 +7,7 @@
 // Mirrors Norm in plugins/cpu_structures.py.
 struct Norm {
   const float* weight;  // null where nothing is normalized
-  const float* bias;  // null for RMSNorm
+  const float* bias;    // LayerNorm's; zeros where the checkpoint has none
 };
 
 inline void rms_norm(const Norm& norm, double eps, const float* x, int64_t size, float* out) {

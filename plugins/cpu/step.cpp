@@ -26,7 +26,7 @@ struct Model {
   const Layer* layers;
   int64_t num_layers, hidden, intermediate;
   int64_t is_layer_norm, is_parallel, is_shared_norm, activation;
-  double eps;
+  double eps, clip_qkv;  // of queries, keys and values the largest absolute value; 0 for any
   int64_t max_batch, max_threads;
 };
 
@@ -96,6 +96,7 @@ class Step {
   void layer(const Layer& layer, Scalar* cache) {
     normalize(layer.attention_norm);
     multiply<1>(layer.qkv, kQkv, work_.input, work_.hidden, [&](int64_t row, int64_t count, float* sums) {
+      if (model_.clip_qkv > 0) clip(float(model_.clip_qkv), sums, batch_ * kTile);
       put(sums, batch_, count, work_.qkv + row, kQkv);
     });
     if (model_.is_parallel) {
@@ -172,6 +173,10 @@ class Step {
   void multiply(const Matrix& matrix, int64_t rows, const float* input, int64_t stride, Finish finish) {
     pack(matrix, input, stride, {0, batch_}, work_.packed);
     product<Parts>(thread_, matrix, rows, work_.packed, batch_, work_.sums, finish);
+  }
+
+  static void clip(float limit, float* x, int64_t size) {
+    for (int64_t i = 0; i < size; ++i) x[i] = std::clamp(x[i], -limit, limit);
   }
 
   static void clear_padding(float* x, int64_t size, int64_t padded_size) { std::fill(x + size, x + padded_size, 0.0f); }

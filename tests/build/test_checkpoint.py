@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
 from tests.checkpoints import VARIANTS, write_checkpoint
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
 from trtstream.build.families import find_family
+from trtstream.build.families.mpt import alibi_slopes
 from trtstream.build.families.raw_config import RawConfig
+from trtstream.errors import TrtstreamError
 from trtstream.plugins.positions import inverse_frequencies
-from trtstream.settings import RopeConfig
+from trtstream.settings import BuildConfig, RopeConfig, check_against_model, default_window
 
-LLAMAS = [variant for variant in VARIANTS if not variant.startswith("falcon")]
+LLAMAS = [variant for variant in VARIANTS if variant.startswith(("llama", "mistral", "qwen"))]
 FALCONS = [variant for variant in VARIANTS if variant.startswith("falcon")]
 
 
@@ -257,9 +261,54 @@ def test_a_tied_model_whose_head_is_stored_too(tmp_path: Path) -> None:
     assert "lm_head.weight" not in tied.tensor_names()
 
 
-@pytest.mark.parametrize("variant", ["mistral", "qwen2", "qwen3"])
+def test_longrope_is_for_the_original_context(tmp_path: Path) -> None:
+    model = open_checkpoint(write_checkpoint(tmp_path, "phi3", num_hidden_layers=1)).model
+    assert model.rope.attention_factor == pytest.approx(1.2**0.5)  # 1 + log(4096 / 1024) / log(1024)
+    for window in (1024, 1025):
+        build = BuildConfig(max_attention_window=window)
+        if window == 1024:
+            check_against_model(build, model, force=False)
+            continue
+        with pytest.raises(TrtstreamError, match="beyond the checkpoint's context of 1024, and its longrope RoPE scal"):
+            check_against_model(build, model, force=True)
+    assert default_window(replace(model, rope=replace(model.rope, original_max_position_embeddings=512))) == 512
+
+
+def test_mpts_defaults_and_slopes_are_those_of_transformers() -> None:
+    raw, theirs = RawConfig("config", {"model_type": "mpt"}), AutoConfig.for_model("mpt")
+    model = find_family(raw).model_config(raw)
+    sizes = (theirs.vocab_size, theirs.d_model, theirs.n_layers, theirs.n_heads, theirs.max_seq_len)
+    assert sizes == (
+        *(model.vocab_size, model.hidden_size, model.num_hidden_layers),
+        *(model.num_attention_heads, model.max_position_embeddings),
+    )
+    assert (model.norm_eps, model.tie_word_embeddings) == (theirs.layer_norm_epsilon, theirs.tie_word_embeddings)
+    for heads in (1, 8, 12, 71):
+        expected = -build_mpt_alibi_tensor(heads, 2, alibi_bias_max=8)[:, 0, 0]
+        torch.testing.assert_close(torch.tensor(alibi_slopes(heads, 8)), expected)
+
+
+def test_gpt_neox_spellings(tmp_path: Path) -> None:
+    """Of its first checkpoints, which also store the mask and the frequencies that transformers had as buffers."""
+    written = open_checkpoint(write_checkpoint(tmp_path, "gpt-neox")).model
+    assert written.rope == RopeConfig(rotary_dim=4)
+    stored = load_file(tmp_path / "model.safetensors")
+    stored["gpt_neox.layers.0.attention.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    stored["gpt_neox.layers.0.attention.masked_bias"] = torch.tensor(-1e9)
+    stored["gpt_neox.layers.0.attention.rotary_emb.inv_freq"] = torch.ones(2)
+    save_file(stored, tmp_path / "model.safetensors")
+    replace_config(tmp_path, remove=("rope_parameters", "attention_bias"))
+    assert open_checkpoint(tmp_path).model == written
+    replace_config(tmp_path, rotary_pct=0.5, rotary_emb_base=5000, use_parallel_residual=False)
+    model, theirs = open_checkpoint(tmp_path).model, AutoConfig.from_pretrained(tmp_path)
+    assert model.rope == RopeConfig(theta=theirs.rope_parameters["rope_theta"], rotary_dim=8)
+    assert theirs.rope_parameters["partial_rotary_factor"] == 0.5
+    assert model.residual == "sequential"
+
+
+@pytest.mark.parametrize("variant", ["mistral", "qwen2", "qwen3", "phi3"])
 def test_what_a_config_leaves_out_is_as_in_transformers(variant: str) -> None:
-    sizes = {"vocab_size": 128, "hidden_size": 2048, "num_hidden_layers": 2, "num_attention_heads": 32}
+    sizes = {"vocab_size": 40000, "hidden_size": 2048, "num_hidden_layers": 2, "num_attention_heads": 32}
     raw = RawConfig("config", {**sizes, "model_type": variant, "intermediate_size": 96})
     model, theirs = find_family(raw).model_config(raw), AutoConfig.for_model(variant, **sizes)
     assert model.num_key_value_heads == theirs.num_key_value_heads

@@ -11,7 +11,7 @@ import pytest
 import torch
 from gguf import GGUFWriter
 
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import PHI3, write_checkpoint
 from tests.gguf_files import write_gguf
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.errors import TrtstreamError
@@ -80,6 +80,16 @@ def test_multi_query_falcon_is_a_grouped_one_with_one_group(tmp_path: Path) -> N
     for name in source.tensor_names():
         assert torch.equal(read.tensor(name), source.tensor(name)), name
     assert (read.model.num_key_value_heads, read.model.residual, read.model.shared_norm) == (1, "parallel", True)
+
+
+def test_phi3_round_trip(tmp_path: Path) -> None:
+    rope = {**PHI3["rope_parameters"], "attention_factor": 1.25}
+    source = open_checkpoint(write_checkpoint(tmp_path / "hf", "phi3", rope_parameters=rope, bos_token_id=1))
+    read = open_checkpoint(write_gguf(tmp_path / "model.gguf", tmp_path / "hf"))
+    for name in source.tensor_names():
+        assert torch.equal(read.tensor(name), source.tensor(name)), name
+    assert read.model.rope == source.model.rope
+    assert {**read.model.to_dict(), "norm_eps": 0} == {**source.model.to_dict(), "norm_eps": 0}
 
 
 def linear(writer: GGUFWriter) -> None:
@@ -182,7 +192,7 @@ METADATA_REFUSALS: dict[str, tuple[Callable[[GGUFWriter], None], str]] = {
     "parts": (lambda writer: writer.add_uint16("split.count", 3), "is one of 3 parts; join them first"),
     "longrope": (
         lambda writer: (writer.add_string("llama.rope.scaling.type", "longrope"), writer.add_rope_scaling_factor(2.0)),
-        "the type 'longrope' is not supported; supported are default, linear",
+        "short_factor is None; it must be a list",
     ),
     "yarn's own factor": (
         lambda writer: writer.add_float32("llama.rope.scaling.attn_factor", 1.5),
@@ -231,7 +241,8 @@ def test_an_architecture_that_is_not_supported_is_named(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     refuse(
-        tmp_path / "model.gguf", "the architecture 'mamba' is not supported; supported are llama, qwen2, qwen3, falcon"
+        tmp_path / "model.gguf",
+        "the architecture 'mamba' is not supported; supported are llama, qwen2, qwen3, phi3, falcon",
     )
 
 

@@ -89,8 +89,31 @@ def test_the_default_split_keeps_characters_of_several_bytes(tmp_path: Path) -> 
     assert [piece for piece, _ in split] == pieces
 
 
-def test_qwen2s_tokenizer_is_transformers_own(tmp_path: Path) -> None:
-    tokenizer = gguf_tokenizer_of(tmp_path, lambda writer: byte_level(writer, "qwen2"), "qwen2")
+def test_tekken_splits_words_at_capital_letters(tmp_path: Path) -> None:
+    tokenizer = gguf_tokenizer_of(tmp_path, lambda writer: byte_level(writer, "tekken"))
+    assert tokenizer.encode("a") == [1, tokenizer.convert_tokens_to_ids("a")]
+    assert tokenizer.backend_tokenizer.model.ignore_merges
+    splits = {
+        "camelCase HTTPServer": ["camel", "Case", "ĠHTTPServer"],
+        "x12 a/b\n\n": ["x", "1", "2", "Ġa", "/b", "ĊĊ"],
+        "It's  Ünïcode": ["It", "'s", "Ġ", "ĠÃľnÃ¯code"],
+    }
+    for text, pieces in splits.items():
+        split = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+        assert [piece for piece, _ in split] == pieces
+
+
+def test_a_phi3_has_a_llamas_tokenizer(tmp_path: Path) -> None:
+    llama = gguf_tokenizer_of(tmp_path / "llama", sentencepiece)
+    phi3 = gguf_tokenizer_of(tmp_path / "phi3", sentencepiece, "phi3")
+    for text in ("hié", "hi hi", "h  i\n"):
+        assert phi3.encode(text) == llama.encode(text), text
+        assert phi3.decode(phi3.encode(text)) == llama.decode(llama.encode(text))
+
+
+@pytest.mark.parametrize("variant", ["qwen2", "qwen3"])
+def test_qwens_tokenizer_is_transformers_own(variant: str, tmp_path: Path) -> None:
+    tokenizer = gguf_tokenizer_of(tmp_path, lambda writer: byte_level(writer, "qwen2"), variant)
     vocabulary, merges = tokenizer.get_vocab(), [("1", "2"), ("12", "3"), ("123", "4")]
     expected = Qwen2Tokenizer(vocabulary, merges, unk_token="<|end|>", eos_token="<|end|>", pad_token="<|end|>")
     for text in ("It's WE'LL\r\n\n  x123456", " naïve\tcafé… (a)  ", "日本 語!?\n 1e5", "e\u0301 a"):

@@ -102,8 +102,8 @@ REFUSALS: dict[str, tuple[str, Change, str]] = {
     ),
     "model type alone": (
         "llama-gqa",
-        config(architectures=None, model_type="gpt_neox"),
-        "the architecture 'gpt_neox' is not supported",
+        config(architectures=None, model_type="gpt_bigcode"),
+        "the architecture 'gpt_bigcode' is not supported",
     ),
     "gptq": (
         "llama-gqa",
@@ -133,8 +133,8 @@ REFUSALS: dict[str, tuple[str, Change, str]] = {
     "activation": ("llama-gqa", config(hidden_act="mish"), "hidden_act is 'mish'; supported are silu, swish, gelu"),
     "rope type": (
         "llama-gqa",
-        rope(rope_type="longrope"),
-        "RoPE: the type 'longrope' is not supported; supported are d",
+        rope(rope_type="proportional"),
+        "RoPE: the type 'proportional' is not supported; supported are d",
     ),
     "rope factor": ("llama-gqa", rope(rope_type="linear"), "RoPE: factor is None; it must be a finite number"),
     "rope bounds": (
@@ -143,6 +143,43 @@ REFUSALS: dict[str, tuple[str, Change, str]] = {
         r"config\.json: rope has high_freq_factor 1\.0; it must be above low_freq_factor 4\.0",
     ),
     "partial rotary": ("llama-gqa", config(partial_rotary_factor=0.5), "partial_rotary_factor must be 1"),
+    "RoPE scaling of a Phi-3": (
+        "phi3",
+        config(rope_parameters={"rope_type": "linear", "factor": 2.0}),
+        "the RoPE scaling of a Phi-3 is linear; supported are default and longrope",
+    ),
+    "longrope without factors": (
+        "phi3",
+        config(rope_parameters={"rope_type": "longrope"}),
+        "RoPE: short_factor is None; it must be a list",
+    ),
+    "too few factors": (
+        "phi3",
+        config(rope_parameters={"rope_type": "longrope", "short_factor": [1.0] * 6}),
+        "rope has 6 short_factors; expected 8",
+    ),
+    "MPT without ALiBi": (
+        "mpt-7b",
+        config(attn_config={"alibi": False}),
+        "alibi of attn_config is False; supported is True",
+    ),
+    "MPT's norms of heads": (
+        "mpt-7b",
+        config(attn_config={"qk_ln": True}),
+        "qk_ln of attn_config is True; supported is",
+    ),
+    "MPT's scale": (
+        "mpt-7b",
+        config(attn_config={"softmax_scale": 1.0}),
+        r"softmax_scale of attn_config is 1\.0; supp",
+    ),
+    "MPT's logits": ("mpt-7b", config(logit_scale="inv_sqrt_d_model"), "logit_scale is not supported"),
+    "MPT's attention of another kind": ("mpt-7b", config(attn_config=5), "attn_config is 5; it must be an object"),
+    "partial rotary of an odd number": (
+        "gpt-neox",
+        config(rope_parameters={"partial_rotary_factor": 0.2}),
+        r"partial_rotary_factor 0\.2 of 16 is 3; it must be an even number",
+    ),
     "yarn with theta 1": (
         "llama-gqa",
         config(rope_parameters={"rope_type": "yarn", "rope_theta": 1, "factor": 4}),

@@ -25,7 +25,8 @@ from trtstream.errors import TrtstreamError
 from trtstream.settings import BuildConfig, TensorrtLlmOptions
 from trtstream.targets import TARGETS
 
-TAKEN = [variant for variant in VARIANTS if variant not in ("llama-rope-yarn", "mistral", "qwen2", "qwen3")]
+REFUSED = ("llama-rope-yarn", "mistral", "qwen2", "qwen3", "phi3", "gpt-neox", "mpt-7b")
+TAKEN = [variant for variant in VARIANTS if variant not in REFUSED]
 
 
 def assert_typed(values: dict[str, Any], types: dict[str, Types]) -> None:

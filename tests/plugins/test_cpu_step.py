@@ -254,6 +254,7 @@ MUTATIONS = [
     ("falcon-7b", "step.cpp", "if (!model_.is_parallel) {", "{"),
     ("qwen3", "step.cpp", "if (layer.q_norm.weight) normalize_heads(layer);", ""),
     ("qwen3", "step.cpp", "head < kHeads ? layer.q_norm : layer.k_norm", "layer.q_norm"),
+    ("mpt-7b", "step.cpp", "if (model_.clip_qkv > 0)", "if (model_.clip_qkv < 0)"),
     ("llama-gqa", "step.cpp", "cache + i * sessions_.layer_size()", "cache"),
 ]
 

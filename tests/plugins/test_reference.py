@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 
+from trtstream.plugins.positions import PositionEncoding, inverse_frequencies
 from trtstream.plugins.reference import streaming_attention
+from trtstream.settings import RopeConfig
 
 HEADS, KV_HEADS, HEAD_DIM, RING, TOKENS = 4, 2, 16, 20, 100
 FREQUENCIES = 10000.0 ** -(torch.arange(0, HEAD_DIM, 2, dtype=torch.float64) / HEAD_DIM)
@@ -82,3 +84,13 @@ def test_within_the_window_it_is_causal_attention() -> None:
         *(x.transpose(0, 1)[None] for x in (rotated_q, rotated_k, v)), is_causal=True, enable_gqa=True
     )[0].transpose(0, 1)
     assert (streaming_attention(q, k, v, 4, RING, FREQUENCIES) - expected).abs().max() < 1e-12
+
+
+def test_pairs_that_do_not_rotate_are_not_scaled() -> None:
+    rope = RopeConfig("yarn", factor=4.0, original_max_position_embeddings=1024, rotary_dim=4)
+    frequencies, scale = inverse_frequencies(rope, 16)
+    cos, sin = PositionEncoding(frequencies, scale).rotation(torch.tensor([0, 7, 4_000_000]))
+    assert torch.equal(cos[0, :2], torch.full((2,), scale))
+    assert scale > 1
+    assert torch.equal(cos[:, 2:], torch.ones(3, 6))
+    assert torch.equal(sin[:, 2:], torch.zeros(3, 6))

@@ -9,13 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
-from tests.checkpoints import VARIANTS
-from tests.engines import build_variant, load_on_cpu, reference_logits
-from trtstream.build.checkpoint import Checkpoint
+from tests.checkpoints import VARIANTS, write_checkpoint
+from tests.engines import build_variant, load_on_cpu, random_tokens, reference_logits
+from tests.mutants import load_mutant
+from trtstream.build.checkpoint import Checkpoint, open_checkpoint
+from trtstream.build.families import gpt_neox, mpt, partial_rotary
 from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.streaming_engine import StreamingEngine
 
@@ -68,7 +71,7 @@ def built(request: pytest.FixtureRequest, build: Callable[[str, str], Built]) ->
 
 
 def transformers_logits(folder: Path, tokens: list[int], monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.models.falcon import modeling_falcon
 
     def float32_alibi(mask: torch.Tensor, num_heads: int, dtype: torch.dtype) -> torch.Tensor:
@@ -78,7 +81,9 @@ def transformers_logits(folder: Path, tokens: list[int], monkeypatch: pytest.Mon
 
     monkeypatch.setattr(modeling_falcon, "build_alibi_tensor", float32_alibi)
     # Not "eager", which adds ALiBi's bias twice (transformers 5.23: once in the mask, once to the scores).
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    # But MPT has no other.
+    attention = "eager" if AutoConfig.from_pretrained(folder).model_type == "mpt" else "sdpa"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
     with torch.inference_mode():
         return model(torch.tensor([tokens])).logits[0]
 
@@ -109,6 +114,42 @@ def test_the_comparison_sees_heads_that_are_not_normalized(
     engine.backend.weights = replace(weights, layers=layers)
     engine.reset(0, 4)
     assert (engine.prefill(0, tokens) - expected[-1]).abs().max() > 100 * TOLERANCE * expected.std()
+
+
+MUTATIONS = {
+    "gpt-neox's rows as stored": (
+        ("gpt-neox", gpt_neox, "spread", partial_rotary),
+        ("(first, rest, second, last)", "(first, second, rest, last)"),
+    ),
+    "gpt-neox's pairs not half a head apart": (
+        ("gpt-neox", gpt_neox, "spread", partial_rotary),
+        ("(first, rest, second, last)", "(first, rest, last, second)"),
+    ),
+    "mpt-7b's slopes in another order": (
+        ("mpt-7b", mpt, "alibi_slopes", mpt),
+        ("[*slopes[1::2], *slopes[::2]]", "[*slopes[::2], *slopes[1::2]]"),
+    ),
+    "mpt-7b's slopes scaled as Falcon's": (
+        ("mpt-7b", mpt, "alibi_slopes", mpt),
+        ("[2.0 ** (-bias_max * i / power_of_two)", "[8**-0.5 * 2.0 ** (-bias_max * i / power_of_two)"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("place", "change"), MUTATIONS.values(), ids=MUTATIONS)
+def test_the_comparison_sees_a_mutated_family(
+    place: tuple[str, ModuleType, str, ModuleType],
+    change: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    variant, family, function, source = place
+    folder, tokens = write_checkpoint(tmp_path / variant, variant), random_tokens(RING)
+    expected = transformers_logits(folder, tokens, monkeypatch)
+    assert_equal(reference_logits(open_checkpoint(folder), tokens, 4, RING), expected)
+    monkeypatch.setattr(family, function, getattr(load_mutant(source, *change, tmp_path), function))
+    wrong = reference_logits(open_checkpoint(folder), tokens, 4, RING)
+    assert (wrong - expected).abs().max() > 100 * TOLERANCE * expected.std()
 
 
 @with_sinks

@@ -80,7 +80,8 @@ def reference_caches(weights: Tensors, tokens: list[int], sinks: int) -> list[tu
         if positions.slopes is None:
             rotated = rotate(k, *(x[:, None] for x in positions.rotation(torch.arange(len(k)))))
         caches.append((rotated, v))
-        return streaming_attention(q, k, v, sinks, RING, positions.frequencies, positions.scale).flatten(1)
+        rotations = positions.frequencies, positions.scale
+        return streaming_attention(q, k, v, sinks, RING, *rotations, slopes=positions.slopes).flatten(1)
 
     decoder = collect_weights(model, set(weights.tensor_names()), weights.tensor, pack=False)
     decode_layers(decoder.embedding[torch.tensor(tokens)], decoder, model, attention)

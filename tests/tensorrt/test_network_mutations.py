@@ -103,14 +103,20 @@ def test_a_mutated_attention_with_alibi(
     assert not worst_error(tmp_path, "falcon-rw") < VISIBLE
 
 
-HEAD_NORMS = {
-    "heads not normalized": ("if not model.qk_norm:", "if True:"),
-    "keys normalized as queries": ('self.normalize(k, f"{layer}.k_norm")', 'self.normalize(k, f"{layer}.q_norm")'),
+HEADS = {
+    "heads not normalized": ("qwen3", "if not model.qk_norm:", "if True:"),
+    "keys normalized as queries": (
+        "qwen3",
+        'self.normalize(k, f"{layer}.k_norm")',
+        'self.normalize(k, f"{layer}.q_norm")',
+    ),
+    "values not clipped": ("mpt-7b", "qkv = qkv.clamp(model.clip_qkv)", "pass"),
 }
 
 
-@pytest.mark.parametrize("mutation", HEAD_NORMS.values(), ids=HEAD_NORMS)
-def test_mutated_norms_of_heads(mutation: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mutant = load_mutant(network, *mutation, tmp_path)
+@pytest.mark.parametrize("mutation", HEADS.values(), ids=HEADS)
+def test_mutated_heads(mutation: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variant, right, wrong = mutation
+    mutant = load_mutant(network, right, wrong, tmp_path)
     monkeypatch.setattr(network_sessions, "define_network", mutant.define_network)
-    assert not worst_error(tmp_path, "qwen3") < VISIBLE
+    assert not worst_error(tmp_path, variant) < VISIBLE

@@ -70,6 +70,7 @@ class DecodeStep:
             is_shared_norm=model.shared_norm,
             activation=c.ACTIVATIONS.index(model.hidden_act),
             eps=model.norm_eps,
+            clip_qkv=model.clip_qkv or 0.0,
             max_batch=build.max_batch_size,
             max_threads=self._threads,
         )
@@ -86,7 +87,8 @@ class DecodeStep:
         )
 
     def _norm(self, norm: decoder.Norm) -> c.Norm:
-        return c.Norm(_float32(norm.weight, self._kept), _float32(norm.bias, self._kept))
+        bias = torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
+        return c.Norm(_float32(norm.weight, self._kept), _float32(bias, self._kept))
 
 
 class DecodeAttention:

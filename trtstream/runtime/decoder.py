@@ -184,6 +184,8 @@ def normalize(x: torch.Tensor, norm: Norm, model: ModelConfig) -> torch.Tensor:
 def project_heads(x: torch.Tensor, layer: LayerWeights, model: ModelConfig) -> torch.Tensor:
     """Queries, keys and values [N, (heads + 2 * kv_heads) * head_dim] of normalized hidden states [N, hidden]."""
     qkv = linear(x, layer.qkv)
+    if model.clip_qkv is not None:
+        qkv = qkv.clamp(-model.clip_qkv, model.clip_qkv)
     if layer.head_norms is not None:
         q_norm, k_norm = layer.head_norms
         heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
