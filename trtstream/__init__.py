@@ -17,11 +17,17 @@ except PackageNotFoundError:  # sources that were not installed, as `python -m b
     __version__ = "unknown"
 
 
-def load(engine: str | Path, limits: SchedulerLimits | None = None, session_store: str | None = None) -> LLM:
+def load(
+    engine: str | Path,
+    limits: SchedulerLimits | None = None,
+    session_store: str | None = None,
+    snapshot_dir: str | Path | None = None,
+) -> LLM:
     """Load an engine directory for use in this process. Raises TrtstreamError if it cannot run here.
 
     With a ``session_store``, sqlite:///PATH or postgresql+psycopg://USER@HOST/DATABASE, sessions outlive the process.
+    Caches of sessions that leave its memory are then kept in files in ``snapshot_dir``, if one is given.
     """
     from trtstream.runtime.llm import LLM
 
-    return LLM(engine, limits, session_store)
+    return LLM(engine, limits, session_store, snapshot_dir)

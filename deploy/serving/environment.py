@@ -21,6 +21,9 @@ LIMITS = "TRTSTREAM_LIMITS"
 SESSION_STORE = "TRTSTREAM_SESSION_STORE"
 """The URL of the session store, which may have a password. Without one sessions end with the model's process."""
 
+SNAPSHOT_DIR = "TRTSTREAM_SNAPSHOT_DIR"
+"""The folder for snapshots of sessions. Without one there are none."""
+
 SERVICE_LIMITS = SchedulerLimits(max_tokens_limit=1 << 20, turn_timeout=3600.0)
 """A service's limits. No turn of it is without a bound."""
 
@@ -32,12 +35,18 @@ class ModelOptions:
     public: bool = False
     limits: SchedulerLimits = SERVICE_LIMITS
     session_store: str | None = None
+    snapshot_dir: str | None = None
 
     def variables(self) -> dict[str, str]:
-        store = {} if self.session_store is None else {SESSION_STORE: self.session_store}
-        return {PUBLIC: str(int(self.public)), LIMITS: json.dumps(asdict(self.limits)), **store}
+        places = {SESSION_STORE: self.session_store, SNAPSHOT_DIR: self.snapshot_dir}
+        return {
+            PUBLIC: str(int(self.public)),
+            LIMITS: json.dumps(asdict(self.limits)),
+            **{name: place for name, place in places.items() if place is not None},
+        }
 
     @classmethod
     def read(cls, variables: Mapping[str, str] = os.environ) -> ModelOptions:
         limits = replace(SERVICE_LIMITS, **json.loads(variables.get(LIMITS, "{}")))
-        return cls(variables.get(PUBLIC) == "1", limits, variables.get(SESSION_STORE) or None)
+        store, snapshots = (variables.get(name) or None for name in (SESSION_STORE, SNAPSHOT_DIR))
+        return cls(variables.get(PUBLIC) == "1", limits, store, snapshots)

@@ -93,6 +93,25 @@ PEM_FILE = click.Path(exists=True, dir_okay=False, path_type=Path, resolve_path=
     help="Seconds after which a session that is not continued is deleted from the store.  [default: never]",
 )
 @click.option(
+    "--max-sessions",
+    default=SERVICE_LIMITS.max_sessions,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Sessions in memory. The least recently used leave it: they end, or a session store still has them.",
+)
+@click.option(
+    "--snapshot-dir",
+    type=click.Path(file_okay=False, path_type=Path, resolve_path=True),
+    help="Keep caches of sessions that leave memory in files in this folder, so that they need not be computed again.",
+)
+@click.option(
+    "--snapshot-bytes",
+    default=SERVICE_LIMITS.snapshot_bytes,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Bytes that these files may take; the least recently used leave.",
+)
+@click.option(
     "--restart",
     default="on-failure",
     show_default=True,
@@ -137,6 +156,9 @@ def serve(
     session_store: str | None,
     commit_timeout: float,
     session_ttl: float | None,
+    max_sessions: int,
+    snapshot_dir: Path | None,
+    snapshot_bytes: int,
     restart: str,
     max_restarts: int,
     start_timeout: float,
@@ -154,6 +176,8 @@ def serve(
     events = stop_events()
     if (tls_cert is None) != (tls_key is None):
         raise click.UsageError("--tls-cert and --tls-key go together")
+    if snapshot_dir is not None and session_store is None:
+        raise click.UsageError("--snapshot-dir needs --session-store: without one, sessions end with the server")
     host = resolve(host)
     public = not ipaddress.ip_address(host).is_loopback
     if public and not (tls_cert or insecure):
@@ -190,12 +214,14 @@ def serve(
             max_itl_ms=max_itl_ms,
             commit_timeout=commit_timeout,
             session_ttl=session_ttl,
+            max_sessions=max_sessions,
+            snapshot_bytes=snapshot_bytes,
         )
         store = None if session_store is None else _session_store(session_store)
         service = Service(
             installation,
             _arguments(source, repository, addresses, tls_cert, tls_key),
-            ModelOptions(public, limits, store).variables(),
+            ModelOptions(public, limits, store, None if snapshot_dir is None else str(snapshot_dir)).variables(),
             place,
             f"{addresses.triton_http}/v2/health/ready",
             options,

@@ -82,9 +82,9 @@ def start(engine_folder, tokenizer, store) -> Iterator[Callable[..., Scheduler]]
     """``start(**limits)``: a scheduler with an engine of its own on the store, as a server that starts has it."""
     schedulers: list[Scheduler] = []
 
-    def start(folder: Path = engine_folder, **limits) -> Scheduler:
+    def start(folder: Path = engine_folder, snapshot_dir: Path | None = None, **limits) -> Scheduler:
         settings = SchedulerLimits(**limits)
-        journal = open_journal(folder, store, settings)
+        journal = open_journal(folder, store, settings, snapshot_dir)
         schedulers.append(Scheduler(load_engine(folder), tokenizer, settings, journal))
         return schedulers[-1]
 

@@ -72,11 +72,14 @@ def test_a_system_text_stays_in_sight(start, schedule, engine):
 
 @pytest.mark.parametrize("store", DATABASES, indirect=True)
 @pytest.mark.parametrize("seed", range(4))
-def test_random_schedules(start, schedule, engine, seed):
+@pytest.mark.parametrize("snapshot_dir", [None, "snapshots"])
+def test_random_schedules(start, schedule, engine, tmp_path, snapshot_dir, seed):
     """Turns, forks, rewinds, cancellations, failures, repeats and restarts of two servers with little memory."""
     random = Random(seed)
     oracle = schedule()
     limits = {"max_idle_bytes": random.choice([0, 2 * engine.session_bytes, 1 << 30]), "max_sessions": 3}
+    if snapshot_dir is not None:
+        limits["snapshot_dir"] = tmp_path / snapshot_dir
     servers = [start(**limits) for _ in range(2)]
     heads: dict[str, Branch] = {}
     branches = [Branch()]

@@ -9,8 +9,10 @@ import pytest
 from tests.runtime.clients import ENDLESS, EOS, Client, ask, wait_until
 from tests.sessions.records import turn_after
 from trtstream.errors import TrtstreamError
+from trtstream.runtime.conversation import Session
 from trtstream.runtime.requests import TurnOutput
-from trtstream.runtime.session import Session, SessionStore
+from trtstream.runtime.scheduler_limits import SchedulerLimits
+from trtstream.runtime.session import SessionStore
 
 
 def refused(scheduler, **request) -> str:
@@ -106,7 +108,7 @@ def test_sessions_beyond_the_limit_expire_oldest_first(schedule):
 def test_idle_sessions_keep_to_their_memory(engine):
     """The oldest drop their cache and keep their ids; a session that returns gets a lane again."""
     one = engine.export_state(0).kv_cache.nbytes
-    store = SessionStore(engine, max_idle_bytes=2 * one, max_sessions=100)
+    store = SessionStore(engine, SchedulerLimits(max_idle_bytes=2 * one))
     sessions = [Session(key, 4) for key in range(7)]
     for session in sessions:
         assert store.enter(session) == []

@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,12 +16,16 @@ from trtstream.errors import TrtstreamError
 from trtstream.runtime.continuation import Continuation, find_continuation
 from trtstream.runtime.requests import TurnRequest
 from trtstream.runtime.session_state import SessionState
+from trtstream.runtime.snapshots import Snapshots
+from trtstream.runtime.tier_costs import TierCosts
+from trtstream.runtime.tiers import Restored, from_log_alone, restore
 from trtstream.sessions.records import Commit, TurnRecord, unknown_outcome
 from trtstream.sessions.turn_log import TurnLog
 
 READERS = 2
 GROUP = 64  # turns in one transaction
 SWEEP_SECONDS = 600.0
+SNAPSHOT_SWEEP_SECONDS = 60.0
 CLOSE_SECONDS = 2.0  # for a commit beyond its timeout
 
 logger = logging.getLogger(__name__)
@@ -39,9 +43,13 @@ class _Job:
 class Journal:
     """A `TurnLog` behind threads of its own, for engines of the checkpoint with this ``fingerprint`` (32 bytes)."""
 
-    def __init__(self, log: TurnLog, fingerprint: bytes, commit_timeout: float) -> None:
+    def __init__(
+        self, log: TurnLog, fingerprint: bytes, commit_timeout: float, snapshots: Snapshots | None = None
+    ) -> None:
         self.fingerprint = fingerprint
         self.commit_timeout = commit_timeout
+        self.snapshots = snapshots
+        self.costs = TierCosts() if snapshots is None else snapshots.costs
         self._log = log
         self._readers = ThreadPoolExecutor(READERS, "trtstream-session-reader")
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -70,15 +78,24 @@ class Journal:
         with _for_clients():
             return self._log.furthest(tenant, self.fingerprint, transcripts)
 
-    def state(self, turn: TurnRecord, receptive_field: int) -> SessionState:
-        """What an engine with this receptive field (tokens) needs to continue ``turn``. Reads the database."""
+    def restore(self, turn: TurnRecord, receptive_field: int, has_twin: bool) -> Restored:
+        """What an engine with this receptive field (tokens) needs to continue ``turn``. Reads database and files.
+
+        ``has_twin``: a session in memory ends with the turn. Its copy will do, unless it has left when it is needed.
+        """
         with _for_clients():
-            ids = self._log.recent_ids(turn, receptive_field)
-        return SessionState(turn.sink_token_length, turn.position, ids)
+            if has_twin:
+                return from_log_alone(turn, receptive_field, self._log)
+            return restore(turn, receptive_field, self._log, self.snapshots, self.costs)
 
     def commit(self, commit: Commit, done: OnCommit) -> None:
         """Have the writer commit; ``done`` gets None or the error, on the writer's thread."""
         self._jobs.put(_Job(commit, done))
+
+    def write_snapshots(self, last: Iterable[tuple[bytes, SessionState]], seconds: float) -> None:
+        """Write these turns' states too, as far as ``seconds`` suffice; no snapshot is written after that."""
+        if self.snapshots is not None:
+            self.snapshots.close(last, seconds)
 
     def close(self) -> None:
         """Wait for the commits that were asked for, within their timeout, and close the log."""
@@ -88,11 +105,14 @@ class Journal:
         self._log.close()
 
     def _write(self) -> None:
-        swept_at = -SWEEP_SECONDS
+        swept_at = snapshots_swept_at = float("-inf")
         while True:
             if time.monotonic() - swept_at > SWEEP_SECONDS:
                 self.read(self._sweep)
                 swept_at = time.monotonic()
+            if time.monotonic() - snapshots_swept_at > SNAPSHOT_SWEEP_SECONDS:
+                self.read(self._sweep_snapshots)
+                snapshots_swept_at = time.monotonic()
             jobs = self._next_jobs()
             if None in jobs:
                 self._commit([job for job in jobs if job is not None])
@@ -103,7 +123,7 @@ class Journal:
         """All that wait, at most a group; none if nothing came for a while."""
         jobs: list[_Job | None] = []
         try:
-            jobs.append(self._jobs.get(timeout=SWEEP_SECONDS))
+            jobs.append(self._jobs.get(timeout=SNAPSHOT_SWEEP_SECONDS))
             while len(jobs) < GROUP and jobs[-1] is not None:
                 jobs.append(self._jobs.get_nowait())
         except queue.Empty:
@@ -124,6 +144,8 @@ class Journal:
         failpoint.reach("after-commit")
         for job, outcome in zip(jobs, outcomes, strict=True):
             job.done(None if outcome is None else _for_client(outcome))
+        if any(job.commit.turn is None for job in jobs):
+            self.read(self._sweep_snapshots)
 
     def _sweep(self) -> None:
         try:
@@ -132,6 +154,15 @@ class Journal:
             logger.warning("expired sessions were not deleted: %s", error)
         except Exception:
             logger.exception("expired sessions were not deleted")
+
+    def _sweep_snapshots(self) -> None:
+        try:
+            if self.snapshots is not None:
+                self.snapshots.sweep(self._log.existing)
+        except TrtstreamError as error:
+            logger.warning("snapshots of deleted sessions were not removed: %s", error)
+        except Exception:
+            logger.exception("snapshots of deleted sessions were not removed")
 
 
 def _for_client(error: TrtstreamError) -> TrtstreamError:

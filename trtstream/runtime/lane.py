@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -41,6 +41,10 @@ class Lane:
         undo.log.restore(cache)
         del self.sink_ids[undo.num_sink_ids :]
         self.position, self.recent_ids, self.last_logits = undo.position, undo.recent_ids, undo.last_logits
+
+    def copy(self) -> Lane:
+        """The same session for another lane, outside of any turn."""
+        return replace(self, sink_ids=[*self.sink_ids], recent_ids=self.recent_ids.copy(), undo=None)
 
     def state(self, cache: torch.Tensor) -> SessionState:
         """The session outside the engine, with ``cache`` on the CPU as its cache."""

@@ -31,15 +31,22 @@ class LLM:
     """An engine ready for use: ``with trtstream.load("engine") as llm: ...``. Methods may be called from any thread."""
 
     def __init__(
-        self, engine: str | Path, limits: SchedulerLimits | None = None, session_store: str | None = None
+        self,
+        engine: str | Path,
+        limits: SchedulerLimits | None = None,
+        session_store: str | None = None,
+        snapshot_dir: str | Path | None = None,
     ) -> None:
         folder = Path(engine)
         limits = limits or SchedulerLimits()
-        journal = None if session_store is None else open_journal(folder, session_store, limits)
+        if session_store is None and snapshot_dir is not None:
+            raise TrtstreamError("snapshots need a session store: without one, sessions end with the process")
+        journal = None if session_store is None else open_journal(folder, session_store, limits, snapshot_dir)
         try:
             self._load(folder, limits, journal)
         except BaseException:
             if journal is not None:
+                journal.write_snapshots((), 0.0)
                 journal.close()
             raise
 
@@ -114,13 +121,21 @@ class ChatSession:
         self.turn_id = output.turn_id or self.turn_id
 
 
-def open_journal(engine: Path, session_store: str, limits: SchedulerLimits) -> Journal:
-    """The session store at this URL, for the checkpoint that ``engine`` was built from."""
+def open_journal(
+    engine: Path, session_store: str, limits: SchedulerLimits, snapshot_dir: str | Path | None = None
+) -> Journal:
+    """The session store at this URL, for the checkpoint that ``engine`` was built from, and that engine's snapshots."""
     from trtstream.runtime.journal import Journal  # here, as only those who ask for it need a database
+    from trtstream.runtime.snapshots import Snapshots
     from trtstream.sessions.turn_log import TurnLog
 
-    fingerprint = bytes.fromhex(read_engine(engine).fingerprint)
-    return Journal(TurnLog(session_store, limits.session_ttl), fingerprint, limits.commit_timeout)
+    config = read_engine(engine)
+    if snapshot_dir is None:
+        snapshots = None
+    else:
+        snapshots = Snapshots(Path(snapshot_dir), limits.snapshot_bytes, config.to_dict()["checksum"])
+    log = TurnLog(session_store, limits.session_ttl)
+    return Journal(log, bytes.fromhex(config.fingerprint), limits.commit_timeout, snapshots)
 
 
 def _outputs(

@@ -20,7 +20,7 @@ from trtstream.runtime.prefill_pacing import PrefillPacing
 from trtstream.runtime.requests import TurnOutput, TurnRequest
 from trtstream.runtime.sampling import sample
 from trtstream.runtime.scheduler_limits import SchedulerLimits, SchedulerStats
-from trtstream.runtime.session import SessionStore, default_max_idle_bytes
+from trtstream.runtime.session import SessionStore
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.runtime.turn import OnOutput, Turn
 from trtstream.runtime.turn_reader import TurnReader
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SNAPSHOT_SECONDS = 3.0  # for those that a scheduler writes when it is closed
 NOT_FINITE = "the model's logits are not finite; check the checkpoint, or build with dtype float32"
 
 
@@ -60,8 +61,7 @@ class Scheduler:
         self._engine = engine
         self._tokenizer = tokenizer
         self._limits = limits = limits or SchedulerLimits()
-        max_idle_bytes = default_max_idle_bytes() if limits.max_idle_bytes is None else limits.max_idle_bytes
-        self._sessions = SessionStore(engine, max_idle_bytes, limits.max_sessions)
+        self._sessions = SessionStore(engine, limits, journal)
         self._pacing = PrefillPacing(limits.max_itl_ms, engine.build.max_num_tokens)
         self._steps = 0
         self._step_started: float | None = None
@@ -69,6 +69,7 @@ class Scheduler:
         self._queue: deque[Turn] = deque()
         self._running: list[Turn] = []  # those whose prompt was fed least recently first
         self._changed = threading.Condition()  # guards all of the above except the engine
+        self._journal = journal
         self._committing = None if journal is None else Committing(journal, self._sessions, self._changed)
         self._fingerprint = bytes(32) if journal is None else journal.fingerprint
         self._reader = TurnReader(engine, tokenizer, self._sessions, journal, self._changed)
@@ -114,8 +115,9 @@ class Scheduler:
             self._refusal = self._refusal or "the server is shutting down; no new turns are taken"
             return self._changed.wait_for(lambda: not (self._reading or self._turns() or self._committing), timeout)
 
-    def close(self) -> None:
-        """Fail the turns that have not ended, drop all sessions and stop the thread."""
+    def close(self, snapshot_seconds: float = SNAPSHOT_SECONDS) -> None:
+        """Fail the turns that have not ended, write snapshots for up to ``snapshot_seconds``, and stop the thread."""
+        self._snapshot_seconds = snapshot_seconds
         with self._changed:
             self._refusal = "the engine is closed"
             self._closed = True
@@ -181,10 +183,12 @@ class Scheduler:
             self._settle(last=True)
         for turn in self._turns():
             self._fail(turn, TrtstreamError("the engine was closed before the turn ended", code="draining"))
+        if self._journal is not None:
+            self._journal.write_snapshots(self._sessions.unsaved(), self._snapshot_seconds)
 
     def _has_work(self) -> bool:
         committed = self._committing and self._committing.has_outcomes()
-        return bool(self._closed or self._queue or self._running or committed)
+        return bool(self._closed or self._queue or self._running or committed or self._sessions.snapshots)
 
     def _turns(self) -> list[Turn]:
         with self._changed:
@@ -192,6 +196,7 @@ class Scheduler:
 
     def _step(self) -> None:
         self._steps += 1
+        self._sessions.snapshots.copy_layer()
         self._settle()
         self._remove_cancelled()
         self._admit()
@@ -252,7 +257,7 @@ class Scheduler:
             turn = self._queue[0]
             self._settle()  # its session's last turn, which it may have followed at once
             if not turn.prompt:
-                self._end_session(turn)
+                self._commit(turn, Ending(turn.final_output("stop", turn.session.position)))
                 continue
             try:
                 rebuilt = self._sessions.enter(turn.session)
@@ -267,6 +272,7 @@ class Scheduler:
             turn.entered_at, turn.entered_in = time.monotonic(), self._steps
             with self._changed:
                 self._running.append(self._queue.popleft())
+                self._sessions.expire()
 
     def _yield_lane(self, waiting: Turn) -> bool:
         """Let the turn that has run longest give its lane to ``waiting``, if it has had its fair share."""
@@ -314,6 +320,8 @@ class Scheduler:
                 continue
             try:
                 output = turn.take(chosen, self._position(turn))
+                if self._journal is not None and output.num_output_tokens == 1:
+                    self._journal.costs.was_fed(len(turn.prompt), time.monotonic() - turn.entered_at)
             except Exception as error:
                 self._fail(turn, error)
                 continue
@@ -330,9 +338,6 @@ class Scheduler:
         if is_kept and not turn.request.session_end:
             output = replace(output, turn_id=turn.id.hex())
         self._commit(turn, Ending(output, turn.record(output, self._fingerprint)))
-
-    def _end_session(self, turn: Turn) -> None:
-        self._commit(turn, Ending(turn.final_output("stop", turn.session.position)))
 
     def _commit(self, turn: Turn, ending: Ending) -> None:
         """End the turn once the session store has what it changes there, if it changes anything."""

@@ -16,7 +16,8 @@ class SchedulerLimits:
     come ``max_itl_ms`` milliseconds apart, or at twice the time that they take without it if that is longer.
 
     With a session store: a turn that has ended waits up to ``commit_timeout`` seconds until the store has it, and a
-    session that is not continued for ``session_ttl`` seconds is deleted.
+    session that is not continued for ``session_ttl`` seconds is deleted. Sessions beyond ``max_sessions`` and
+    ``max_idle_bytes`` leave this process's memory, not the store; their snapshots take up to ``snapshot_bytes``.
     """
 
     max_queue_size: int = 256
@@ -28,6 +29,7 @@ class SchedulerLimits:
     max_itl_ms: float = 50.0
     commit_timeout: float = 10.0
     session_ttl: float | None = None
+    snapshot_bytes: int = 8 << 30
 
 
 @dataclass(frozen=True)

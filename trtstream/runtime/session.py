@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from trtstream.errors import TrtstreamError
 from trtstream.machine import physical_memory
+from trtstream.runtime.conversation import CacheKey, Session
 from trtstream.runtime.lane import ParkedSession
-from trtstream.runtime.requests import SessionKey
+from trtstream.runtime.scheduler_limits import SchedulerLimits
 from trtstream.runtime.session_state import SessionState
+from trtstream.runtime.snapshot_taking import SnapshotTaking
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.sessions.records import TurnRecord
 
-CacheKey = SessionKey | bytes
-"""A session's name. Bytes are for a conversation that has none, because its clients send all that was said."""
-
-
-@dataclass(eq=False)
-class Session:
-    """A conversation, as of the last turn that ended: ``turn``, None before that.
-
-    ``state`` is what its cache is made from where this process has not had it before.
-    """
-
-    key: CacheKey | None
-    sink_token_length: int
-    turn: TurnRecord | None = None
-    state: SessionState | None = None
-
-    @property
-    def position(self) -> int:
-        """Tokens fed."""
-        return 0 if self.turn is None else self.turn.position
+if TYPE_CHECKING:
+    from trtstream.runtime.journal import Journal
 
 
 def default_max_idle_bytes() -> int:
@@ -46,7 +31,8 @@ class SessionStore:
 
     A session stays in its lane after a turn. When a lane is needed, the least recently used idle session moves to host
     memory. Beyond ``max_idle_bytes`` there, the oldest keep their token ids only (their cache is computed again when
-    they return), and beyond ``max_sessions`` the oldest expire.
+    they return), and beyond ``max_sessions`` the oldest expire. With a ``journal`` both are forgotten, as a snapshot or
+    the log has them.
 
     A session leaves its lane in the middle of a turn too, when `park` makes room for another turn. It returns to any
     lane, or its turn ends where it is.
@@ -55,17 +41,19 @@ class SessionStore:
     the middle of a turn. A saved session that is brought into a lane is in both until its turn has ended, because the
     turn may have to be undone.
 
-    Not thread-safe: `claim`, `release`, what finds turns, `commit`, `rollback` and `drop` need the scheduler's lock;
-    the last three, and all others, belong to the scheduler's thread.
+    Not thread-safe: `claim`, `release`, what finds turns, `commit`, `rollback`, `drop` and `expire` need the
+    scheduler's lock; the last four, and all others, belong to the scheduler's thread.
     """
 
-    def __init__(self, engine: StreamingEngine, max_idle_bytes: int, max_sessions: int) -> None:
+    def __init__(self, engine: StreamingEngine, limits: SchedulerLimits, journal: Journal | None = None) -> None:
         self.lanes: dict[Session, int] = {}
         self.saved: dict[Session, SessionState] = {}
         self.parked: dict[Session, ParkedSession] = {}
+        self.snapshots = SnapshotTaking(engine, None if journal is None else journal.snapshots)
+        self._has_log = journal is not None
         self._engine = engine
-        self._max_idle_bytes = max_idle_bytes
-        self._max_sessions = max_sessions
+        self._max_idle_bytes = default_max_idle_bytes() if limits.max_idle_bytes is None else limits.max_idle_bytes
+        self._max_sessions = limits.max_sessions
         self._sessions: OrderedDict[CacheKey, Session] = OrderedDict()
         self._reserved: set[CacheKey] = set()
         self._running: set[Session] = set()
@@ -120,8 +108,16 @@ class SessionStore:
             return session
         return Session(key, turn.sink_token_length, turn.answer_alone())
 
+    def twin(self, turn_id: bytes) -> Session | None:
+        """An idle session that ends with this turn, so that another one can begin with a copy of it."""
+        for twin in [*self._sessions.values()]:
+            if twin.turn is not None and twin.turn.id == turn_id and twin not in self._running:
+                return twin
+        return None
+
     def enter(self, session: Session) -> list[int] | None:
         """Bring a session into a lane. Returns the tokens to feed before its turn's prompt, None if no lane is free."""
+        self.snapshots.drop(session)
         if session in self.lanes:
             self._engine.begin_turn(self.lanes[session])
             self._running.add(session)
@@ -165,7 +161,7 @@ class SessionStore:
         if session.key is None or self._sessions.get(session.key, session) is not session:
             return False
         self._sessions[session.key] = session
-        session.turn, session.state = turn.answer_alone(), None
+        session.is_after(turn)
         self.release(session.key)
         return True
 
@@ -175,11 +171,12 @@ class SessionStore:
         self.saved.pop(session, None)
         if not acknowledged:  # else another turn may have it already
             self.release(session.key)
-            session.turn, session.state = turn.answer_alone(), None
+            session.is_after(turn)
         if session in self.parked:
             self.saved[session] = self.parked.pop(session).commit_turn()
         else:
             self._engine.commit_turn(self.lanes[session])
+            self.snapshots.turn_ended(session, self.lanes[session])
         if session.key is None:
             self._forget(session)
             return
@@ -190,7 +187,7 @@ class SessionStore:
         if ends:
             self.end(session.key)
         self._drop_caches()
-        self._expire()
+        self.expire()
 
     def rollback(self, session: Session) -> None:
         """Undo the turn: the session is as it was before, and a new one is gone."""
@@ -226,7 +223,35 @@ class SessionStore:
         if session is not None:
             self._forget(session)
 
+    def expire(self) -> None:
+        """Forget the oldest of too many sessions, and where there is a log, those that have lost their cache."""
+        idle = [s for s in self._sessions.values() if s.key not in self._reserved and s not in self._running]
+        excess = max(len(self._sessions) - self._max_sessions, 0)
+        for session in idle[:excess]:
+            if self.snapshots.missing(session) and (state := self._copy(session)):
+                self.snapshots.take(session, state)
+            self.end(session.key)
+        for session in idle[excess:] if self._has_log else ():
+            if session in self.saved and self.saved[session].kv_cache is None:
+                self.end(session.key)
+
+    def unsaved(self) -> Iterator[tuple[bytes, SessionState]]:
+        """The idle sessions that have no snapshot: their turns and states, the newest first."""
+        for session in [*reversed(self._sessions.values())]:
+            if session not in self._running and self.snapshots.missing(session):
+                state = self._copy(session)
+                if session.turn is not None and state is not None:
+                    yield session.turn.id, state
+
+    def _copy(self, session: Session) -> SessionState | None:
+        """An idle session with its cache, if that is in memory."""
+        if session in self.lanes:
+            return self._engine.export_state(self.lanes[session])
+        state = self.saved.get(session)
+        return None if state is None or state.kv_cache is None else state
+
     def _forget(self, session: Session) -> None:
+        self.snapshots.drop(session)
         self.saved.pop(session, None)
         self.parked.pop(session, None)
         self._free_lane(session)
@@ -243,6 +268,9 @@ class SessionStore:
         if idle is None:
             return None
         self.saved[idle] = self._engine.export_state(self.lanes[idle])
+        if self.snapshots.is_due(idle):
+            self.snapshots.drop(idle)
+            self.snapshots.take(idle, self.saved[idle])
         return self.lanes.pop(idle)
 
     def _load(self, session: Session, lane: int) -> list[int]:
@@ -250,8 +278,17 @@ class SessionStore:
             self._engine.resume(lane, self.parked[session])
             return []
         state = self.saved.get(session)
+        behind: list[int] = []
         if state is None and session.turn is not None:
-            state = self._twin(session.turn.id) or session.state
+            if twin := self.twin(session.turn.id):
+                session.snapshot_position = twin.snapshot_position
+                if twin in self.lanes:
+                    self._engine.copy_session(self.lanes[twin], lane)
+                    return []
+                state = self.saved.get(twin)
+            if session.state is not None and (state is None or state.kv_cache is None):
+                state, behind = session.state, session.behind
+                session.snapshot_position = 0 if state.kv_cache is None else state.position
             if state is None:
                 raise TrtstreamError(
                     f"turn {session.turn.id.hex()} is not kept any longer: its session has been continued, and this "
@@ -263,21 +300,12 @@ class SessionStore:
             return []
         if state.kv_cache is not None:
             self._engine.import_state(lane, state)
-            return []
+            return behind
         # Only enough to set the session's position; the other tokens are fed as a prompt, between others' tokens.
         ids, first = state.token_ids, min(len(state.token_ids), state.sink_token_length + 1)
         position = state.position - (len(ids) - first)
         self._engine.import_state(lane, SessionState(state.sink_token_length, position, ids[:first]))
         return ids[first:]
-
-    def _twin(self, turn_id: bytes) -> SessionState | None:
-        """The state of another session that ends with the same turn, where it can be copied."""
-        for twin in [*self._sessions.values()]:
-            if twin.turn is not None and twin.turn.id == turn_id and twin not in self._running:
-                if twin in self.lanes:
-                    return self._engine.export_state(self.lanes[twin])
-                return self.saved.get(twin)
-        return None
 
     def _drop_caches(self) -> None:
         cached = {
@@ -291,10 +319,5 @@ class SessionStore:
             if excess <= 0:
                 break
             excess -= nbytes
+            self.snapshots.take(session, state)
             self.saved[session] = replace(state, kv_cache=None)
-
-    def _expire(self) -> None:
-        excess = len(self._sessions) - self._max_sessions
-        if excess > 0:
-            for key in [key for key in self._sessions if key not in self._reserved][:excess]:
-                self.end(key)

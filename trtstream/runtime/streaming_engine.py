@@ -171,6 +171,21 @@ class StreamingEngine:
         """A copy of the session, ``kv_cache`` included."""
         return self._lanes[lane].state(self._copy_cache(lane))
 
+    def export_by_layer(self, lane: int) -> Iterator[SessionState | None]:
+        """As `export_state`, but a layer is copied each time that the iterator is asked: it yields the state at last,
+        and None before. The session must stay as it is meanwhile."""
+        cache = self.backend.session_cache(lane)
+        copy = torch.empty_like(cache, device="cpu")
+        for layer, source in enumerate(cache):
+            copy[layer].copy_(source)
+            yield None
+        yield self._lanes[lane].state(copy)
+
+    def copy_session(self, source: int, lane: int) -> None:
+        """Put a copy of the session in the lane ``source`` into ``lane``."""
+        self.backend.session_cache(lane).copy_(self.backend.session_cache(source))
+        self._lanes[lane] = self._lanes[source].copy()
+
     def import_state(self, lane: int, state: SessionState) -> None:
         """Put a session into ``lane``; a state without ``kv_cache`` is rebuilt from its ids.
 

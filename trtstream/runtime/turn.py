@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from trtstream.runtime.continuation import Continuation
+from trtstream.runtime.conversation import CacheKey, Session
 from trtstream.runtime.detokenizer import Detokenizer
 from trtstream.runtime.messages import Message
 from trtstream.runtime.requests import TurnOutput, TurnRequest
 from trtstream.runtime.sampling import Sample, Sampler
 from trtstream.runtime.scheduler_limits import SchedulerLimits
-from trtstream.runtime.session import CacheKey, Session
 from trtstream.runtime.stop_words import StopWords, stop_ids
 from trtstream.runtime.transcript import transcript_after
 from trtstream.sessions.records import TurnRecord, new_turn_id

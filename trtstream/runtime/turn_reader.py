@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from trtstream.errors import TrtstreamError
 from trtstream.machine import release_freed_memory
 from trtstream.runtime.continuation import Continuation, find_continuation
+from trtstream.runtime.conversation import Session
 from trtstream.runtime.messages import Message, read_messages
 from trtstream.runtime.prompt import first_prompt, next_prompt, rest_of_messages, shows_history
 from trtstream.runtime.requests import TurnRequest
-from trtstream.runtime.session import Session, SessionStore
+from trtstream.runtime.session import SessionStore
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.runtime.transcript import EMPTY, transcript_after, transcript_with
 from trtstream.runtime.turn import Turn
@@ -123,7 +124,7 @@ class TurnReader:
             return
         if session is None:
             session = Session(turn.key, parents[0].sink_token_length, parents[0].answer_alone())
-            session.state = journal.state(parents[0], self._engine.receptive_field)
+            self._restore(session, parents[0], journal)
         assert session.turn is not None
         parent = session.turn
         turn.continuation = Continuation(parent)
@@ -151,8 +152,15 @@ class TurnReader:
             session = self._sessions.at(request.key, parent)
             is_here = self._sessions.head(request.key) is session.turn
         if self._journal is not None and not is_here and request.has_input:
-            session.state = self._journal.state(parent, self._engine.receptive_field)
+            self._restore(session, parent, self._journal)
         return session
+
+    def _restore(self, session: Session, turn: TurnRecord, journal: Journal) -> None:
+        """Read what the session, which this process does not have, is made from, as of ``turn``."""
+        with self._changed:
+            has_twin = self._sessions.twin(turn.id) is not None
+        restored = journal.restore(turn, self._engine.receptive_field, has_twin)
+        session.state, session.behind = restored.state, restored.behind
 
 
 def _check_wait(turn: Turn) -> None:

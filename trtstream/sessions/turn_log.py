@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from trtstream.sessions.schema import migrate, sessions, turns
 ID_TYPE = np.dtype("<i4")
 MAX_PAUSE = 0.5  # seconds between two attempts
 CHECKPOINT_ATTEMPTS = 20
+MAX_IDS = 500  # in one statement
 KEEP_SECONDS = 24 * 3600.0
 MAX_VARIABLES = 256  # in one query
 MAX_EQUAL = 16  # turns with one transcript, of which some process may have one at hand
@@ -91,7 +92,14 @@ class TurnLog:
     def recent_ids(self, turn: TurnRecord, count: int) -> list[int]:
         """The ids of the session's sinks and of the last ``count`` other tokens that it was fed, up to ``turn``."""
         sinks = turn.sink_token_length
-        first = max(turn.position - count, sinks)
+        return self._ids(turn, max(turn.position - count, sinks), sinks)
+
+    def fed_ids(self, turn: TurnRecord, first: int) -> list[int]:
+        """The ids of the tokens from position ``first`` on that the session was fed, up to ``turn``."""
+        return self._ids(turn, first, 0)
+
+    def _ids(self, turn: TurnRecord, first: int, sinks: int) -> list[int]:
+        """The ids of a session's ``sinks`` first tokens, and of those from position ``first`` on, up to ``turn``."""
         branch = _branch(turn.id)
         query = (
             select(turns.c.start, turns.c.tokens)
@@ -108,6 +116,24 @@ class TurnLog:
                     if position < sinks or position >= first
                 ]
         return ids
+
+    def nearest(self, turn_id: bytes, among: Collection[bytes]) -> tuple[bytes, int] | None:
+        """The last of the turns ``among`` that is before the turn, or it, and its position; None if there is none."""
+        branch = _branch(turn_id)
+        query = select(turns.c.id, turns.c.position).join(branch, branch.c.id == turns.c.id)
+        with self._database.reading() as connection:
+            found = [(bytes(name), position) for name, position in connection.execute(query)]
+        return max((turn for turn in found if turn[0] in among), key=lambda turn: turn[1], default=None)
+
+    def existing(self, turn_ids: Iterable[bytes]) -> set[bytes]:
+        """Those of the turns that are in the log."""
+        ids = [*turn_ids]
+        found: set[bytes] = set()
+        with self._database.reading() as connection:
+            for first in range(0, len(ids), MAX_IDS):
+                query = select(turns.c.id).where(turns.c.id.in_(ids[first : first + MAX_IDS]))
+                found |= {bytes(name) for name in connection.execute(query).scalars()}
+        return found
 
     def branch(self, turn_id: bytes) -> list[TurnRecord]:
         """The turns from a conversation's first to this one."""

@@ -7,6 +7,7 @@ imported in `initialize` and not here, which takes a third off the time that a s
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from trtstream.runtime.turn import Turn
 
 CANCEL_POLL_SECONDS = 0.05
+SNAPSHOT_SECONDS = 2.0  # at least, for those that are written at the end of a drain
 MAX_LEFT = 1024  # names of requests whose clients have left, kept for those that are still to be read
 
 
@@ -47,7 +49,10 @@ class TritonPythonModel:
         self._executing = threading.Lock()
         self._execute_started: float | None = None
         exit_with_parent()
-        self._scheduler = trtstream.load(engine, options.limits, options.session_store).scheduler
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("trtstream").setLevel(logging.INFO)
+        llm = trtstream.load(engine, options.limits, options.session_store, options.snapshot_dir)
+        self._scheduler = llm.scheduler
         self._open: dict[Answer, Turn] = {}
         self._left: deque[str] = deque(maxlen=MAX_LEFT)
         threading.Thread(target=self._watch_cancellation, name="trtstream-cancellation", daemon=True).start()
@@ -107,7 +112,7 @@ class TritonPythonModel:
             self._executing.release()
         drained = self._scheduler.drain(max(deadline - time.monotonic(), 0.0))
         failpoint.reach("drain")
-        self._scheduler.close()
+        self._scheduler.close(max(deadline - time.monotonic(), SNAPSHOT_SECONDS))
         return drained
 
     def _watch_cancellation(self) -> None:

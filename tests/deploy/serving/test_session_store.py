@@ -33,11 +33,12 @@ def same(answer: Response, other: Response) -> bool:
 
 
 def test_sessions_outlive_a_server_that_is_killed(start: Start, tmp_path: Path) -> None:
+    """Twice; the third time it is stopped, and leaves a snapshot."""
     store = f"sqlite:///{tmp_path}/sessions.db"
     turn: Response | None = None
     turns = []
     for text in TEXTS:
-        server = start("--session-store", store)
+        server = start("--session-store", store, "--snapshot-dir", str(tmp_path / "snapshots"))
         everything = family(server.process.pid) | {server.process.pid}
         with Client(server.grpc_url) as client:
             known = {} if turn is None else {"session_tokens": turn.session_tokens, "parent_turn": turn.turn_id}
@@ -46,11 +47,14 @@ def test_sessions_outlive_a_server_that_is_killed(start: Start, tmp_path: Path) 
             with pytest.raises(TrtstreamError, match=r"session 's' has seen|has .* as its last turn") as error:
                 client.answer(text_input=text, session_id="s", parent_turn="0" * 32, **OPTIONS)
             assert error.value.code == "conflict"
-        if text != TEXTS[-1]:
+        if text == TEXTS[-2]:
+            assert server.stop() == 0
+        elif text != TEXTS[-1]:
             for process in everything:
                 os.kill(process, signal.SIGKILL)
             wait_for_death(everything - {server.process.pid})
             server.process.wait()
+    assert "continues from a snapshot" in server.log.read_text()
     with Client(server.grpc_url) as client:
         assert all(map(same, turns, undisturbed(client)))
     log = TurnLog(store)
