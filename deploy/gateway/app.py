@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from openai.types import Model
 from starlette.applications import Starlette
@@ -16,43 +14,27 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from trtstream.deploy.gateway.chat_completions import ChatRequest, complete
-from trtstream.deploy.gateway.errors import AWAY, ApiError, model_error
-from trtstream.deploy.gateway.parameters import Body, read_object, unknown_model
-from trtstream.deploy.gateway.responses import ResponseRequest, respond, turn_inputs
-from trtstream.deploy.gateway.sessions import Sessions
+from trtstream.deploy.gateway import chat_completions, completions, conversations, responses
+from trtstream.deploy.gateway.chat_completions import ChatRequest
+from trtstream.deploy.gateway.completions import CompletionRequest
+from trtstream.deploy.gateway.errors import ApiError, model_error
+from trtstream.deploy.gateway.parameters import unknown_model
+from trtstream.deploy.gateway.state import (
+    Gateway,
+    Upstream,
+    gateway_of,
+    read_parameters,
+    require_ready,
+    tenant_of,
+)
+from trtstream.deploy.gateway.store import Store
 from trtstream.deploy.gateway.turns import run_turn
 from trtstream.deploy.http_front.answers import RefusedResponse
-from trtstream.deploy.http_front.body import Refusal, read_body
+from trtstream.deploy.http_front.body import Refusal
 from trtstream.deploy.http_front.connected import while_connected
-from trtstream.deploy.http_front.readiness import Readiness
 from trtstream.errors import TrtstreamError
 
-if TYPE_CHECKING:
-    from tritonclient.grpc.aio import InferenceServerClient
-
-MAX_MEMBERS = 1 << 16  # of all objects in a request's JSON: a conversation's messages have some each
 Handler = Callable[[Request], Awaitable[Response]]
-
-
-@dataclass(frozen=True)
-class Upstream:
-    """How to reach Triton (arguments of tritonclient's client), the names of its models, and whether it is ready."""
-
-    client_options: dict[str, Any]
-    models: list[str]
-    readiness: Readiness
-
-
-@dataclass(frozen=True)
-class Gateway:
-    upstream: Upstream
-    triton: InferenceServerClient
-    sessions: Sessions = field(default_factory=Sessions)
-    started: int = field(default_factory=lambda: int(time.time()))
-
-    def model(self, name: str) -> Model:
-        return Model(id=name, created=self.started, object="model", owned_by="trtstream")
 
 
 def create_app(upstream: Upstream) -> Starlette:
@@ -63,20 +45,39 @@ def create_app(upstream: Upstream) -> Starlette:
         from tritonclient.grpc.aio import InferenceServerClient
 
         async with InferenceServerClient(**upstream.client_options) as triton:
-            app.state.gateway = Gateway(upstream, triton)
-            yield
+            with contextlib.closing(Store(upstream.session_store)) as store:
+                app.state.gateway = Gateway(upstream, triton, store)
+                yield
 
     return Starlette(
         routes=[
             Route("/health", _health, methods=["GET"]),
-            Route("/v1/models", _models, methods=["GET"]),
-            Route("/v1/models/{name:path}", _answer(_model), methods=["GET"]),
-            Route("/v1/responses", _answer(_responses), methods=["POST"]),
-            Route("/v1/chat/completions", _answer(_chat_completions), methods=["POST"]),
+            _route("GET", "/v1/models", _models),
+            _route("GET", "/v1/models/{name:path}", _model),
+            _route("POST", "/v1/responses", responses.create),
+            _route("GET", "/v1/responses/{id}", responses.retrieve),
+            _route("DELETE", "/v1/responses/{id}", responses.delete),
+            _route("POST", "/v1/responses/{id}/cancel", responses.cancel),
+            _route("GET", "/v1/responses/{id}/input_items", responses.input_items),
+            _route("POST", "/v1/conversations", conversations.create),
+            _route("GET", "/v1/conversations", conversations.every),
+            _route("GET", "/v1/conversations/{id}", conversations.retrieve),
+            _route("POST", "/v1/conversations/{id}", conversations.describe),
+            _route("DELETE", "/v1/conversations/{id}", conversations.delete),
+            _route("GET", "/v1/conversations/{id}/items", conversations.items),
+            _route("POST", "/v1/conversations/{id}/items", conversations.unsupported_items),
+            _route("GET", "/v1/conversations/{id}/items/{item}", conversations.item),
+            _route("DELETE", "/v1/conversations/{id}/items/{item}", conversations.unsupported_items),
+            _route("POST", "/v1/chat/completions", _chat_completions),
+            _route("POST", "/v1/completions", _completions),
         ],
         exception_handlers={HTTPException: _no_route},
         lifespan=lifespan,
     )
+
+
+def _route(method: str, path: str, handle: Handler) -> Route:
+    return Route(path, _answer(handle), methods=[method])
 
 
 def _answer(handle: Handler) -> Handler:
@@ -110,36 +111,33 @@ async def _health(request: Request) -> Response:
 
 
 async def _models(request: Request) -> Response:
-    gateway: Gateway = request.app.state.gateway
-    models = [gateway.model(name).model_dump(exclude_unset=True) for name in gateway.upstream.models]
+    models = [_as_object(request, name) for name in gateway_of(request).upstream.models]
     return JSONResponse({"object": "list", "data": models})
 
 
 async def _model(request: Request) -> Response:
-    gateway: Gateway = request.app.state.gateway
-    name = request.path_params["name"]
-    if name not in gateway.upstream.models:
-        raise unknown_model(name, gateway.upstream.models)
-    return JSONResponse(gateway.model(name).model_dump(exclude_unset=True))
+    name, models = request.path_params["name"], gateway_of(request).upstream.models
+    if name not in models:
+        raise unknown_model(name, models)
+    return JSONResponse(_as_object(request, name))
 
 
-async def _responses(request: Request) -> Response:
-    gateway: Gateway = request.app.state.gateway
-    asked = ResponseRequest.read(await _body(request), gateway.upstream.models)
-    session = gateway.sessions.take(asked.previous if asked.store else None)
-    outputs = run_turn(gateway.triton, asked.model, turn_inputs(asked, session))
-    return await while_connected(request, lambda: respond(asked, outputs, session, gateway.sessions))
+def _as_object(request: Request, name: str) -> dict[str, Any]:
+    created = gateway_of(request).started
+    return Model(id=name, created=created, object="model", owned_by="trtstream").model_dump(exclude_unset=True)
 
 
 async def _chat_completions(request: Request) -> Response:
-    gateway: Gateway = request.app.state.gateway
-    asked = ChatRequest.read(await _body(request), gateway.upstream.models)
-    outputs = run_turn(gateway.triton, asked.model, asked.inputs)
-    return await while_connected(request, lambda: complete(asked, outputs))
+    gateway = gateway_of(request)
+    require_ready(gateway)
+    asked = ChatRequest.read(await read_parameters(request), gateway.upstream.models)
+    outputs = run_turn(gateway.triton, asked.model, {**asked.inputs, "tenant": tenant_of(request)})
+    return await while_connected(request, lambda: chat_completions.complete(asked, outputs))
 
 
-async def _body(request: Request) -> Body:
-    """What a request asks for, if there is anybody to answer it."""
-    if not request.app.state.gateway.upstream.readiness.is_ready:
-        raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, AWAY, code="unavailable")
-    return read_object(await read_body(request, MAX_MEMBERS))
+async def _completions(request: Request) -> Response:
+    gateway = gateway_of(request)
+    require_ready(gateway)
+    asked = CompletionRequest.read(await read_parameters(request), gateway.upstream.models)
+    outputs = run_turn(gateway.triton, asked.model, {**asked.inputs, "tenant": tenant_of(request)})
+    return await while_connected(request, lambda: completions.complete(asked, outputs))

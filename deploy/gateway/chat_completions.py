@@ -6,17 +6,16 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from openai.types.completion_usage import PromptTokensDetails
 from starlette.responses import JSONResponse
 
-from trtstream.deploy.gateway.errors import bad_request, model_error
-from trtstream.deploy.gateway.event_stream import DONE, EventStream, event
+from trtstream.deploy.gateway.completion_stream import chunks, take_include_usage, usage_of
+from trtstream.deploy.gateway.errors import bad_request
+from trtstream.deploy.gateway.event_stream import EventStream, event
 from trtstream.deploy.gateway.parameters import (
     SAMPLING,
     Body,
@@ -26,8 +25,7 @@ from trtstream.deploy.gateway.parameters import (
     take,
     take_model,
 )
-from trtstream.deploy.gateway.turns import Outputs, fed_before
-from trtstream.errors import TrtstreamError
+from trtstream.deploy.gateway.turns import Outputs
 from trtstream.runtime.requests import TurnOutput
 
 PARAMETERS = {**SAMPLING, "max_tokens": "max_tokens", "max_completion_tokens": "max_tokens"}
@@ -72,69 +70,41 @@ class ChatRequest:
             **model_inputs(body, PARAMETERS),
         }
         created = int(time.time())
-        return cls(model, inputs, stream, _include_usage(body), "chatcmpl-" + secrets.token_hex(16), created)
+        return cls(model, inputs, stream, take_include_usage(body), "chatcmpl-" + secrets.token_hex(16), created)
 
 
 async def complete(request: ChatRequest, outputs: Outputs) -> JSONResponse | EventStream:
     """The response to send. Raises TrtstreamError for a turn that failed before its first token."""
     first = await anext(outputs)
     if request.stream:
-        return EventStream(_chunks(request, first, outputs))
+        usage = partial(_event, request, []) if request.include_usage else None
+        return EventStream(chunks(first, outputs, partial(_chunk, request), usage))
     async with contextlib.aclosing(outputs):
         message = {"role": "assistant", "content": first.text, "refusal": None}
         choice = {"index": 0, "message": message, "finish_reason": first.finish_reason, "logprobs": None}
-        values = {"object": "chat.completion", "choices": [choice], "usage": _usage(first)}
+        values = {"object": "chat.completion", "choices": [choice], "usage": usage_of(first)}
         completion = ChatCompletion.model_validate({**_common(request), **values})
         return JSONResponse(completion.model_dump(exclude_unset=True))
 
 
-async def _chunks(request: ChatRequest, first: TurnOutput, outputs: Outputs) -> AsyncGenerator[bytes, None]:
-    async with contextlib.aclosing(outputs):
-        yield _chunk(request, {"role": "assistant", "content": first.text}, first)
-        last = first
-        try:
-            async for last in outputs:
-                if last.text or last.finish_reason:
-                    yield _chunk(request, {"content": last.text} if last.text else {}, last)
-        except TrtstreamError as error:
-            yield f"data: {json.dumps(model_error(error).body)}\n\n".encode()
-            return
-        if request.include_usage:
-            yield _event(request, [], _usage(last))
-        yield DONE
-
-
-def _chunk(request: ChatRequest, delta: dict[str, str], output: TurnOutput) -> bytes:
+def _chunk(request: ChatRequest, output: TurnOutput, is_first: bool) -> bytes:
+    delta = (
+        {"role": "assistant", "content": output.text} if is_first else {"content": output.text} if output.text else {}
+    )
     choice = {"index": 0, "delta": delta, "finish_reason": output.finish_reason or None, "logprobs": None}
-    return _event(request, [choice], None)
+    return _event(request, [choice])
 
 
-def _event(request: ChatRequest, choices: list[dict[str, Any]], usage: CompletionUsage | None) -> bytes:
+def _event(request: ChatRequest, choices: list[dict[str, Any]], last: TurnOutput | None = None) -> bytes:
+    """A chunk; the one with the usage has the turn's last output."""
     values = {**_common(request), "object": "chat.completion.chunk", "choices": choices}
     if request.include_usage:
-        values["usage"] = usage
+        values["usage"] = None if last is None else usage_of(last)
     return event(ChatCompletionChunk.model_validate(values))
 
 
 def _common(request: ChatRequest) -> dict[str, Any]:
     return {"id": request.id, "created": request.created, "model": request.model}
-
-
-def _usage(last: TurnOutput) -> CompletionUsage:
-    """Tokens of the whole conversation, which has one more than it was fed: the last sampled one."""
-    total = last.session_tokens + 1
-    return CompletionUsage(
-        prompt_tokens=total - last.num_output_tokens,
-        completion_tokens=last.num_output_tokens,
-        total_tokens=total,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=fed_before(last)),
-    )
-
-
-def _include_usage(body: Body) -> bool:
-    options = take(body, "stream_options", dict, {})
-    refuse_others(options, {"include_usage"}, {"include_obfuscation": (False,)})
-    return take(options, "include_usage", bool, False)
 
 
 def _messages(body: Body) -> list[dict[str, str]]:

@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping
 from http import HTTPStatus
 from typing import Any, TypeVar
 
+from starlette.requests import Request
+
 from trtstream.deploy.gateway.errors import ApiError, bad_request
 from trtstream.runtime.request_fields import INPUTS, Field
 
@@ -36,6 +38,24 @@ def read_object(text: bytes) -> Body:
     if not isinstance(body, dict):
         raise bad_request("the request's body is not a JSON object", None, "invalid_json")
     return {name: value for name, value in body.items() if value is not None}
+
+
+def read_query(request: Request, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """The parameters in a request's URL, each of its kind: bool, int or str."""
+    values: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        kind = kinds.get(name)
+        if kind is None:
+            raise bad_request(f"{name[:64]} is not supported here; leave it out", name[:64], "unsupported_parameter")
+        if kind is int and value.isascii() and value.isdecimal() and len(value) < 10:
+            values[name] = int(value)
+        elif kind is bool and value in ("true", "false"):
+            values[name] = value == "true"
+        elif kind is str:
+            values[name] = value
+        else:
+            raise bad_request(f"{name} must be {'true or false' if kind is bool else 'a whole number'}", name)
+    return values
 
 
 def refuse_others(body: Body, known: Collection[str], without_effect: Mapping[str, tuple[Any, ...]]) -> None:

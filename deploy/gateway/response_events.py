@@ -1,8 +1,7 @@
-"""The events of a streamed response, numbered from 0."""
+"""The events of a streamed response, numbered from 0: four before its text, one for each piece, the last after it."""
 
 from __future__ import annotations
 
-from itertools import count
 from typing import Any
 
 from openai import BaseModel
@@ -24,6 +23,9 @@ from openai.types.responses import (
 
 from trtstream.deploy.gateway.event_stream import event
 
+FIRST_DELTA = 4
+"""The number of the first piece's event."""
+
 
 class ResponseEvents:
     """For a response whose output is one message with one part, its text. ``message`` is without it."""
@@ -31,44 +33,39 @@ class ResponseEvents:
     def __init__(self, message: ResponseOutputMessage) -> None:
         self._message = message
         self._part = {"item_id": message.id, "output_index": 0, "content_index": 0}
-        self._numbers = count()
 
-    def begin(self, response: Response) -> bytes:
+    def begin(self, response: Response) -> list[bytes]:
         """All events before the first text."""
         part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        return b"".join(
-            (
-                self._event(ResponseCreatedEvent, "response.created", response=response),
-                self._event(ResponseInProgressEvent, "response.in_progress", response=response),
-                self._event(
-                    ResponseOutputItemAddedEvent, "response.output_item.added", output_index=0, item=self._message
-                ),
-                self._event(ResponseContentPartAddedEvent, "response.content_part.added", part=part, **self._part),
-            )
-        )
+        item = {"output_index": 0, "item": self._message}
+        return [
+            _event(ResponseCreatedEvent, "created", 0, response=response),
+            _event(ResponseInProgressEvent, "in_progress", 1, response=response),
+            _event(ResponseOutputItemAddedEvent, "output_item.added", 2, **item),
+            _event(ResponseContentPartAddedEvent, "content_part.added", 3, part=part, **self._part),
+        ]
 
-    def delta(self, text: str) -> bytes:
-        return self._event(ResponseTextDeltaEvent, "response.output_text.delta", delta=text, logprobs=[], **self._part)
+    def delta(self, number: int, text: str) -> bytes:
+        return _event(ResponseTextDeltaEvent, "output_text.delta", number, delta=text, logprobs=[], **self._part)
 
-    def end(self, response: Response, text: str) -> bytes:
-        """All events after the last text, for a response that is complete or was cut at its limit of tokens."""
+    def end(self, number: int, response: Response) -> list[bytes]:
+        """All events after the last text, from this number on."""
+        if response.status == "failed":
+            return [_event(ResponseFailedEvent, "failed", number, response=response)]
         (message,) = response.output
         assert isinstance(message, ResponseOutputMessage)
         (part,) = message.content
-        complete = response.status == "completed"
-        last = (ResponseCompletedEvent if complete else ResponseIncompleteEvent, f"response.{response.status}")
-        return b"".join(
-            (
-                self._event(ResponseTextDoneEvent, "response.output_text.done", text=text, logprobs=[], **self._part),
-                self._event(ResponseContentPartDoneEvent, "response.content_part.done", part=part, **self._part),
-                self._event(ResponseOutputItemDoneEvent, "response.output_item.done", output_index=0, item=message),
-                self._event(*last, response=response),
-            )
-        )
+        text = response.output_text
+        last: type[BaseModel] = ResponseCompletedEvent if response.status == "completed" else ResponseIncompleteEvent
+        name = "completed" if response.status == "completed" else "incomplete"
+        return [
+            _event(ResponseTextDoneEvent, "output_text.done", number, text=text, logprobs=[], **self._part),
+            _event(ResponseContentPartDoneEvent, "content_part.done", number + 1, part=part, **self._part),
+            _event(ResponseOutputItemDoneEvent, "output_item.done", number + 2, output_index=0, item=message),
+            _event(last, name, number + 3, response=response),
+        ]
 
-    def fail(self, response: Response) -> bytes:
-        return self._event(ResponseFailedEvent, "response.failed", response=response)
 
-    def _event(self, kind: type[BaseModel], name: str, **values: Any) -> bytes:
-        values = {"type": name, "sequence_number": next(self._numbers), **values}
-        return event(kind.model_validate(values), name)
+def _event(kind: type[BaseModel], name: str, number: int, **values: Any) -> bytes:
+    name = f"response.{name}"
+    return event(kind.model_validate({"type": name, "sequence_number": number, **values}), name)

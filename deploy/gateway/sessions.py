@@ -15,15 +15,15 @@ class Sessions:
     """
 
     def __init__(self) -> None:
-        self._by_turn: OrderedDict[str, str] = OrderedDict()
+        self._by_turn: OrderedDict[tuple[str, str], str] = OrderedDict()
 
-    def take(self, turn_id: str | None) -> str:
-        """The session that ends with this turn, or a new one. The next to ask gets another."""
-        session = None if turn_id is None else self._by_turn.pop(turn_id, None)
+    def take(self, tenant: str, turn_id: str | None) -> str:
+        """The tenant's session that ends with this turn, or a new one. The next to ask gets another."""
+        session = None if turn_id is None else self._by_turn.pop((tenant, turn_id), None)
         return session or secrets.token_hex(16)
 
-    def put(self, turn_id: str, session: str) -> None:
+    def put(self, tenant: str, turn_id: str, session: str) -> None:
         """The session ends with this turn now."""
-        self._by_turn[turn_id] = session
+        self._by_turn[tenant, turn_id] = session
         while len(self._by_turn) > MAX_SESSIONS:
             self._by_turn.popitem(last=False)

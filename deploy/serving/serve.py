@@ -237,7 +237,7 @@ def serve(
         with ExitStack() as servers:
             servers.enter_context(_front(addresses, readiness, supervisor.cancel, tls))
             if addresses.openai_port is not None:
-                servers.enter_context(_gateway(addresses, addresses.openai_port, models, readiness, tls))
+                servers.enter_context(_gateway(addresses, addresses.openai_port, models, readiness, tls, store))
             supervisor.run()
 
 
@@ -255,15 +255,21 @@ def _front(
 
 
 def _gateway(
-    addresses: Addresses, port: int, models: list[str], readiness: Readiness, tls: tuple[Path, Path] | None
+    addresses: Addresses,
+    port: int,
+    models: list[str],
+    readiness: Readiness,
+    tls: tuple[Path, Path] | None,
+    session_store: str | None,
 ) -> AbstractContextManager[object]:
     """The service for OpenAI's protocols."""
     require_extra("openai", "gateway", "--openai-port")
-    from trtstream.deploy.gateway.app import Upstream, create_app
+    from trtstream.deploy.gateway.app import create_app
     from trtstream.deploy.gateway.channel import client_options
+    from trtstream.deploy.gateway.state import Upstream
     from trtstream.deploy.http_front.server import HttpServer
 
-    triton = Upstream(client_options(addresses.host, addresses.grpc_port, tls), models, readiness)
+    triton = Upstream(client_options(addresses.host, addresses.grpc_port, tls), models, readiness, session_store)
     return HttpServer(create_app(triton), addresses.host, port, tls, "--openai-port")
 
 

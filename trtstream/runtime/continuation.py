@@ -59,7 +59,8 @@ def find_continuation(request: TurnRequest, request_hash: bytes, history: Histor
                 code="conflict",
             )
         parent = history.turn(asked)
-        if parent is None or parent.tenant != request.tenant or (head is not None and head.root != parent.root):
+        gone = parent is None or parent.forgotten or parent.tenant != request.tenant
+        if parent is None or gone or (head is not None and head.root != parent.root):
             raise TrtstreamError(
                 f"turn {request.parent_turn} does not exist, or not in this conversation; it was deleted, or this "
                 "server has no session store to find it in",

@@ -108,6 +108,7 @@ class TurnReader:
         turn.transcript = transcripts[-1]
         parents: list[TurnRecord] = []
         if shows_history(self._tokenizer, has_system):
+            _check_wait(turn)
             answers = [number for number, message in enumerate(messages) if message.role == "assistant"]
             parents = journal.furthest(request.tenant, [transcripts[number] for number in reversed(answers)])
             sinks = self._engine.build.max_sink_token_length

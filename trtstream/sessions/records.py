@@ -42,7 +42,7 @@ class TurnRecord:
     None where it sent token ids. ``created`` is in seconds since 1970. ``tenant`` is whose turn it is.
 
     ``transcript`` is a hash (32 bytes) of the roles and texts of the conversation, the answer included; None where the
-    client did not say who said what.
+    client did not say who said what. A ``forgotten`` turn is there for those after it alone.
     """
 
     id: bytes
@@ -64,6 +64,7 @@ class TurnRecord:
     created: float
     tenant: str = ""
     transcript: bytes | None = None
+    forgotten: bool = False
 
     @property
     def position(self) -> int:

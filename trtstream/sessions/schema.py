@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Connection,
     Float,
@@ -16,6 +17,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
     insert,
     inspect,
     select,
@@ -57,6 +59,27 @@ turns = Table(
     # From version 2 on. A server of the version before leaves them out.
     Column("tenant", Text, nullable=False, server_default=""),
     Column("transcript", LargeBinary(32), index=True),
+    Column("forgotten", Boolean, nullable=False, server_default=false()),
+)
+
+# What a gateway keeps: of each response what its turn does not say, and conversations, each of which is a session.
+# From version 2 on.
+responses = Table(
+    "responses",
+    metadata,
+    Column("turn", LargeBinary(16), primary_key=True),  # which may be committed later
+    Column("created", Float, nullable=False),
+    Column("body", Text, nullable=False),
+)
+
+conversations = Table(
+    "conversations",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", Text, nullable=False, index=True),
+    Column("session", Text, nullable=False),  # its key
+    Column("created", Float, nullable=False),
+    Column("metadata", Text, nullable=False),
 )
 
 sessions = Table(
@@ -71,12 +94,13 @@ sessions = Table(
 
 
 def _add_tenants_and_transcripts(connection: Connection) -> None:
-    for name in ("tenant", "transcript"):
+    for name in ("tenant", "transcript", "forgotten"):
         column = CreateColumn(turns.c[name]).compile(dialect=connection.dialect)
         connection.exec_driver_sql(f"ALTER TABLE {turns.name} ADD COLUMN {column}")
     for index in turns.indexes:
         if turns.c.transcript in index.columns.values():
             index.create(connection)
+    metadata.create_all(connection, [responses, conversations])
 
 
 MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _add_tenants_and_transcripts}

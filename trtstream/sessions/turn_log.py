@@ -15,7 +15,7 @@ from trtstream import failpoint
 from trtstream.errors import TrtstreamError
 from trtstream.sessions.database import CommitUnknown, Database
 from trtstream.sessions.records import Commit, SessionKey, SessionSummary, TurnRecord, key_text, unknown_outcome
-from trtstream.sessions.schema import migrate, sessions, turns
+from trtstream.sessions.schema import conversations, migrate, responses, sessions, turns
 
 ID_TYPE = np.dtype("<i4")
 MAX_PAUSE = 0.5  # seconds between two attempts
@@ -75,7 +75,7 @@ class TurnLog:
 
     def furthest(self, tenant: str, fingerprint: bytes, transcripts: Sequence[bytes]) -> list[TurnRecord]:
         """The tenant's turns that end with the first of these ``transcripts`` that any ends with, the latest first."""
-        turns_of_tenant = (turns.c.tenant == tenant) & (turns.c.fingerprint == fingerprint)
+        turns_of_tenant = (turns.c.tenant == tenant) & (turns.c.fingerprint == fingerprint) & ~turns.c.forgotten
         for start in range(0, len(transcripts), MAX_VARIABLES):
             some = transcripts[start : start + MAX_VARIABLES]
             known = select(turns.c.transcript).distinct().where(turns.c.transcript.in_(some), turns_of_tenant)
@@ -203,6 +203,11 @@ class TurnLog:
             expired = sessions.c.expires <= now
             roots = set(connection.execute(select(sessions.c.root).where(expired)).scalars())
             connection.execute(delete(sessions).where(expired))
+            for table, kept in (
+                (conversations, sessions.c.key == conversations.c.session),
+                (responses, turns.c.id == responses.c.turn),
+            ):
+                connection.execute(delete(table).where(table.c.created <= now - keep, ~exists().where(kept)))
         child = turns.alias()
         unkept = (
             select(turns.c.root)
@@ -324,7 +329,9 @@ def _collect(connection: Connection, root: bytes, young: float | None) -> None:
         kept = kept.union(made_later)  # type: ignore[assignment]
     tree = kept.cte("kept", recursive=True)
     tree = tree.union(select(turns.c.id, turns.c.parent).join(tree, turns.c.id == tree.c.parent))
-    connection.execute(delete(turns).where(turns.c.root == root, turns.c.id.not_in(select(tree.c.id))))
+    left = turns.c.root == root, turns.c.id.not_in(select(tree.c.id))
+    connection.execute(delete(responses).where(responses.c.turn.in_(select(turns.c.id).where(*left))))
+    connection.execute(delete(turns).where(*left))
 
 
 def _values(turn: TurnRecord) -> dict[str, Any]:

@@ -144,8 +144,11 @@ BAD: list[tuple[dict[str, Any], int, str | None, str]] = [
     ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, 400, "input", "unsupported_content"),
     ({"input": "\ud800"}, 400, "input", "invalid_value"),
     ({"tools": [{"type": "web_search"}]}, 400, "tools", "unsupported_parameter"),
-    ({"background": True}, 400, "background", "unsupported_parameter"),
-    ({"conversation": "c"}, 400, "conversation", "unsupported_parameter"),
+    ({"background": True, "store": False}, 400, "store", "invalid_value"),
+    ({"conversation": "c", "store": False}, 400, "store", "invalid_value"),
+    ({"conversation": "c"}, 404, "conversation", "conversation_not_found"),
+    ({"conversation": 7}, 400, "conversation", "invalid_type"),
+    ({"conversation": "c", "previous_response_id": "resp_" + "0" * 32}, 400, "conversation", "invalid_value"),
     ({"colour": "red"}, 400, "colour", "unsupported_parameter"),
     ({"temperature": -1}, 400, "temperature", "invalid_value"),
     ({"temperature": "hot"}, 400, "temperature", "invalid_type"),
@@ -240,23 +243,6 @@ def test_a_conversation_outlives_its_server(server: Server, start: Start, tmp_pa
             response = client.responses.create(input=text, previous_response_id=response.id, **OPTIONS)
             answers.append(response.output_text)
     assert answers == [answer for answer, _ in expected]
-
-
-def test_clients_that_leave_end_their_turns(start: Start, endless_engine: Path) -> None:
-    """A drain waits for turns, and these would take an hour."""
-    limits = ("--max-tokens-limit", "10000000", "--drain-timeout", "20")
-    server = start("--openai-port", "0", *limits, source=endless_engine)
-    options: dict[str, Any] = {"model": "trtstream", "max_output_tokens": 10_000_000, "input": "Hello"}
-    with connect(server) as client:
-        stream = client.responses.create(stream=True, **options)
-        left = next(iter(stream)).response.id
-        stream.close()
-        with pytest.raises(openai.APITimeoutError):
-            client.with_options(timeout=1).responses.create(**options)
-        again = client.with_options(max_retries=20).responses  # it is busy until its turn has ended
-        answer = again.create(model="trtstream", input="x", max_output_tokens=1, previous_response_id=left)
-        assert answer.usage.input_tokens_details.cached_tokens > 0  # what was said stays
-    assert server.stop() == 0, server.log.read_text()
 
 
 def test_the_gateway_needs_neither_torch_nor_transformers() -> None:

@@ -1,0 +1,57 @@
+"""What chat completions and completions have in common: usage, and the events of a stream."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncGenerator, Callable
+
+from openai.types import CompletionUsage
+from openai.types.completion_usage import PromptTokensDetails
+
+from trtstream.deploy.gateway.errors import model_error
+from trtstream.deploy.gateway.event_stream import DONE
+from trtstream.deploy.gateway.parameters import Body, refuse_others, take
+from trtstream.deploy.gateway.turns import Outputs, fed_before
+from trtstream.errors import TrtstreamError
+from trtstream.runtime.requests import TurnOutput
+
+
+def usage_of(last: TurnOutput) -> CompletionUsage:
+    """Tokens of the whole conversation, which has one more than it was fed: the last sampled one."""
+    total = last.session_tokens + 1
+    return CompletionUsage(
+        prompt_tokens=total - last.num_output_tokens,
+        completion_tokens=last.num_output_tokens,
+        total_tokens=total,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=fed_before(last)),
+    )
+
+
+def take_include_usage(body: Body) -> bool:
+    """Whether a stream ends with a chunk that has the usage."""
+    options = take(body, "stream_options", dict, {})
+    refuse_others(options, {"include_usage"}, {"include_obfuscation": (False,)})
+    return take(options, "include_usage", bool, False)
+
+
+async def chunks(
+    first: TurnOutput,
+    outputs: Outputs,
+    chunk: Callable[[TurnOutput, bool], bytes],
+    usage: Callable[[TurnOutput], bytes] | None,
+) -> AsyncGenerator[bytes, None]:
+    """``chunk(output, is_first)`` of each output, ``usage(last)`` if it is asked for, and the end of a stream."""
+    async with contextlib.aclosing(outputs):
+        yield chunk(first, True)
+        last = first
+        try:
+            async for last in outputs:
+                if last.text or last.finish_reason:
+                    yield chunk(last, False)
+        except TrtstreamError as error:
+            yield f"data: {json.dumps(model_error(error).body)}\n\n".encode()
+            return
+        if usage is not None:
+            yield usage(last)
+        yield DONE

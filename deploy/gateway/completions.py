@@ -1,0 +1,110 @@
+"""POST /v1/completions: a text goes on. No chat template, no conversation."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from openai.types import Completion, CompletionChoice
+from starlette.responses import JSONResponse
+
+from trtstream.deploy.gateway.completion_stream import chunks, take_include_usage, usage_of
+from trtstream.deploy.gateway.errors import bad_request
+from trtstream.deploy.gateway.event_stream import EventStream, event
+from trtstream.deploy.gateway.parameters import (
+    INT32_MAX,
+    SAMPLING,
+    Body,
+    model_inputs,
+    refuse_others,
+    take,
+    take_model,
+    text,
+)
+from trtstream.deploy.gateway.turns import Outputs
+from trtstream.runtime.requests import TurnOutput
+
+PARAMETERS = {**SAMPLING, "max_tokens": "max_tokens"}
+KNOWN = {*PARAMETERS, "stop", "model", "prompt", "stream", "stream_options"}
+WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "best_of": (1,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "n": (1,),
+    "presence_penalty": (0,),
+    "suffix": ("",),
+}
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    """``inputs`` are the model's. ``id`` and ``created`` are in the answer and in each of its chunks."""
+
+    model: str
+    inputs: dict[str, Any]
+    stream: bool
+    include_usage: bool
+    id: str
+    created: int
+
+    @classmethod
+    def read(cls, body: Body, models: list[str]) -> CompletionRequest:
+        """Raises ApiError for what is wrong, or not supported."""
+        model = take_model(body, models)
+        refuse_others(body, KNOWN, WITHOUT_EFFECT)
+        stream = take(body, "stream", bool, False)
+        inputs = {**_prompt(body), "stream": stream, **model_inputs(body, PARAMETERS)}
+        created = int(time.time())
+        return cls(model, inputs, stream, take_include_usage(body), "cmpl-" + secrets.token_hex(16), created)
+
+
+async def complete(request: CompletionRequest, outputs: Outputs) -> JSONResponse | EventStream:
+    """The response to send. Raises TrtstreamError for a turn that failed before its first token."""
+    first = await anext(outputs)
+    if request.stream:
+        usage = partial(_event, request, None) if request.include_usage else None
+        return EventStream(chunks(first, outputs, lambda output, _: _event(request, output), usage))
+    async with contextlib.aclosing(outputs):
+        completion = _completion(request, first, first)
+        return JSONResponse(completion.model_dump(exclude_unset=True))
+
+
+def _event(request: CompletionRequest, output: TurnOutput | None, last: TurnOutput | None = None) -> bytes:
+    return event(_completion(request, output, last))
+
+
+def _completion(request: CompletionRequest, output: TurnOutput | None, last: TurnOutput | None) -> Completion:
+    """The object with this output, and with the usage at the ``last`` one."""
+    values: dict[str, Any] = {"id": request.id, "created": request.created, "model": request.model}
+    if output is not None:
+        reason: Any = output.finish_reason or None  # its type has no null, which streams have
+        choice = CompletionChoice.model_construct(index=0, text=output.text, finish_reason=reason, logprobs=None)
+        values["choices"] = [choice]
+    else:
+        values["choices"] = []
+    if request.include_usage or not request.stream:
+        values["usage"] = None if last is None else usage_of(last)
+    return Completion.model_construct(**values, object="text_completion")
+
+
+def _prompt(body: Body) -> dict[str, Any]:
+    """The prompt as one of the model's inputs: a string or token ids, alone or in a list of one."""
+    if "prompt" not in body:
+        raise bad_request("prompt is missing", "prompt", "missing_required_parameter")
+    prompt = body["prompt"]
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
+        (prompt,) = prompt
+    if isinstance(prompt, str):
+        return {"text_input": text(prompt, "prompt")}
+    if isinstance(prompt, list) and prompt and all(_is_id(token) for token in prompt):
+        return {"input_ids": prompt}
+    raise bad_request("prompt must be one string, or one list of token ids", "prompt", "unsupported_content")
+
+
+def _is_id(token: object) -> bool:
+    return isinstance(token, int) and not isinstance(token, bool) and 0 <= token <= INT32_MAX

@@ -1,0 +1,38 @@
+"""Lists of items, a page at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from openai import BaseModel
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from trtstream.deploy.gateway.errors import bad_request
+from trtstream.deploy.gateway.parameters import read_query
+
+LIMIT = 20
+MAX_LIMIT = 100
+
+
+def listed(request: Request, items: Sequence[BaseModel]) -> JSONResponse:
+    """The part of ``items``, the oldest first, that the query's ``order``, ``after`` and ``limit`` ask for."""
+    query = read_query(request, {"order": str, "after": str, "limit": int})
+    order, limit = query.get("order", "desc"), query.get("limit", LIMIT)
+    if order not in ("asc", "desc"):
+        raise bad_request("order must be asc or desc", "order")
+    if not 1 <= limit <= MAX_LIMIT:
+        raise bad_request(f"limit must be from 1 to {MAX_LIMIT}", "limit")
+    values: list[dict[str, Any]] = [item.model_dump(exclude_unset=True) for item in items]
+    if order == "desc":
+        values.reverse()
+    if "after" in query:
+        ids = [value["id"] for value in values]
+        if query["after"] not in ids:
+            raise bad_request("after is the id of no item in this list", "after")
+        values = values[ids.index(query["after"]) + 1 :]
+    page = values[:limit]
+    first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
+    more = len(values) > limit
+    return JSONResponse({"object": "list", "data": page, "first_id": first, "last_id": last, "has_more": more})

@@ -1,0 +1,106 @@
+"""A response while it is made, and its events for whoever listens, from any of them on."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+import anyio
+from openai.types.responses import Response
+
+from trtstream.deploy.gateway.errors import ApiError, model_error
+from trtstream.deploy.gateway.response_events import FIRST_DELTA, ResponseEvents
+from trtstream.deploy.gateway.response_objects import finished, message
+from trtstream.deploy.gateway.turns import Outputs
+from trtstream.errors import TrtstreamError
+from trtstream.runtime.requests import TurnOutput
+
+
+class Progress:
+    """``begun`` is the response's object while it is in progress. Its text comes in ``pieces``, none of them empty."""
+
+    def __init__(self, begun: dict[str, Any]) -> None:
+        self.begun = begun
+        self.pieces: list[str] = []
+        self.response = Response.model_validate(begun)
+        self._last: TurnOutput | None = None
+        self._changed = anyio.Event()
+
+    @property
+    def id(self) -> str:
+        return self.response.id
+
+    @property
+    def is_over(self) -> bool:
+        return self.response.status != "in_progress"
+
+    async def run(self, first: TurnOutput, outputs: Outputs) -> None:
+        """Take the outputs of the response's turn. When this is cancelled, so are the turn and the response."""
+        error: ApiError | None = None
+        cancelled = True
+        self._take(first)
+        try:
+            async with contextlib.aclosing(outputs):
+                async for output in outputs:
+                    self._take(output)
+            cancelled = False
+        except TrtstreamError as failure:
+            error, cancelled = model_error(failure), False
+        finally:
+            self._end(finished(self.begun, self.text, self._last, time.time(), error, cancelled))
+
+    def end(self, pieces: Sequence[str], last: TurnOutput, completed: float) -> None:
+        """The response is over already, with this last output."""
+        self.pieces = [*pieces]
+        self._end(finished(self.begun, self.text, last, completed))
+
+    async def over(self) -> None:
+        """Wait for the response's end."""
+        while not self.is_over:
+            await self._changed.wait()
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    async def events(self, after: int = -1) -> AsyncGenerator[bytes, None]:
+        """The events with numbers above ``after``, as they come."""
+        events = ResponseEvents(message(self.id))
+        if begin := events.begin(Response.model_validate(self.begun))[after + 1 :]:
+            yield b"".join(begin)
+        sent = max(after + 1 - FIRST_DELTA, 0)
+        while True:
+            changed, is_over = self._changed, self.is_over
+            if more := self.pieces[sent:]:
+                yield b"".join(events.delta(FIRST_DELTA + sent + i, piece) for i, piece in enumerate(more))
+                sent += len(more)
+            if is_over:
+                break
+            await changed.wait()
+        number = FIRST_DELTA + len(self.pieces)
+        if end := events.end(number, self.response)[max(after + 1 - number, 0) :]:
+            yield b"".join(end)
+
+    def _take(self, output: TurnOutput) -> None:
+        self._last = output
+        if output.text:
+            self.pieces.append(output.text)
+        self._tell()
+
+    def _end(self, response: Response) -> None:
+        self.response = response
+        self._tell()
+
+    def _tell(self) -> None:
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
+
+
+def cut(text: str, lengths: Sequence[int]) -> list[str]:
+    """``text`` in pieces of these lengths; in one where they do not fit."""
+    if sum(lengths) != len(text):
+        return [text] if text else []
+    return [text[start:end] for start, end in pairwise(accumulate(lengths, initial=0))]

@@ -1,0 +1,190 @@
+"""What POST /v1/responses asks for. A response is a turn: ``previous_response_id`` names the turn that it continues."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from trtstream.deploy.gateway.errors import ApiError, bad_request, model_error
+from trtstream.deploy.gateway.parameters import (
+    SAMPLING,
+    Body,
+    message_text,
+    model_inputs,
+    refuse_others,
+    take,
+    take_metadata,
+    take_model,
+    text,
+)
+from trtstream.deploy.gateway.response_objects import PREFIX
+from trtstream.errors import TrtstreamError
+from trtstream.sessions.records import parse_turn_id
+
+PARAMETERS = {**SAMPLING, "max_output_tokens": "max_tokens"}
+KNOWN = {
+    *PARAMETERS, "stop", "model", "input", "instructions", "previous_response_id", "conversation", "store", "stream",
+    "background", "metadata",
+}  # fmt: skip
+WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "include": ([],),
+    "parallel_tool_calls": (True, False),
+    "service_tier": ("auto", "default"),
+    "stream_options": ({"include_obfuscation": False},),
+    "text": ({"format": {"type": "text"}}, {}),
+    "tool_choice": ("auto", "none"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "truncation": ("auto",),
+}
+MESSAGE_KEYS = {"type", "role", "content", "id", "status"}
+
+
+@dataclass(frozen=True)
+class ResponseRequest:
+    """``inputs`` are the model's, ``previous`` is the id of a turn, ``conversation`` that of a conversation."""
+
+    model: str
+    inputs: dict[str, Any]
+    previous: str | None
+    conversation: str | None
+    stream: bool
+    store: bool
+    background: bool
+    instructions: str | None
+    metadata: dict[str, str]
+    created: float
+
+    @classmethod
+    def read(cls, body: Body, models: list[str]) -> ResponseRequest:
+        """Raises ApiError for what is wrong, or not supported."""
+        model = take_model(body, models)
+        refuse_others(body, KNOWN, WITHOUT_EFFECT)
+        instructions = text(take(body, "instructions", str, ""), "instructions") or None
+        previous, conversation = _previous(body), _conversation(body)
+        if previous is not None and conversation is not None:
+            raise bad_request(
+                "previous_response_id and conversation both say what to continue; send one", "conversation"
+            )
+        store, background = take(body, "store", bool, True), take(body, "background", bool, False)
+        for name in ("background",) * background + ("conversation",) * (conversation is not None):
+            if not store:
+                raise bad_request(f"{name} needs a response that is kept; leave store out", "store")
+        if instructions is not None and previous is not None:
+            raise bad_request(
+                "instructions are for a conversation's first response, and stay in effect in those that continue it; "
+                "leave them out together with previous_response_id",
+                "instructions",
+                "unsupported_parameter",
+            )
+        inputs = {"text_input": _input(body), "chat": True, "system": instructions, "parent_turn": previous}
+        return cls(
+            model,
+            {**inputs, **model_inputs(body, PARAMETERS)},
+            previous,
+            conversation,
+            take(body, "stream", bool, False),
+            store,
+            background,
+            instructions,
+            take_metadata(body),
+            time.time(),
+        )
+
+
+def begin(request: ResponseRequest, response_id: str) -> dict[str, Any]:
+    """The response's object while it is in progress, as JSON."""
+    inputs = request.inputs
+    return {
+        "id": response_id,
+        "object": "response",
+        "created_at": request.created,
+        "completed_at": None,
+        "status": "in_progress",
+        "error": None,
+        "background": request.background,
+        "conversation": None if request.conversation is None else {"id": request.conversation},
+        "incomplete_details": None,
+        "instructions": request.instructions,
+        "max_output_tokens": inputs.get("max_tokens"),
+        "metadata": request.metadata,
+        "model": request.model,
+        "output": [],
+        "parallel_tool_calls": False,
+        "previous_response_id": None if request.previous is None else PREFIX + request.previous,
+        "store": request.store,
+        "temperature": inputs.get("temperature", 0.0),
+        "text": {"format": {"type": "text"}},
+        "tool_choice": "none",
+        "tools": [],
+        "top_p": inputs.get("top_p", 1.0),
+        "truncation": "auto",
+        "usage": None,
+    }
+
+
+def _input(body: Body) -> str:
+    """The text of the one message that a turn has."""
+    if "input" not in body:
+        raise bad_request("input is missing", "input", "missing_required_parameter")
+    items = body["input"]
+    if isinstance(items, str):
+        return text(items, "input")
+    if not isinstance(items, list) or len(items) != 1 or not isinstance(items[0], dict):
+        raise bad_request(
+            "input must be a string, or a list of one user message; earlier messages are named by previous_response_id",
+            "input",
+            "unsupported_content",
+        )
+    (item,) = items
+    if item.get("type", "message") != "message" or item.get("role") != "user" or not item.keys() <= MESSAGE_KEYS:
+        raise bad_request("input has something else than a user's message", "input", "unsupported_content")
+    return message_text(item.get("content"), {"input_text"}, "input")
+
+
+def _conversation(body: Body) -> str | None:
+    """The conversation that is continued: an id, or an object with one."""
+    value = body.get("conversation")
+    if isinstance(value, dict) and value.keys() == {"id"}:
+        value = value["id"]
+    if value is None or isinstance(value, str):
+        return value
+    raise bad_request("conversation must be an id, or an object with an id", "conversation", "invalid_type")
+
+
+def _previous(body: Body) -> str | None:
+    """The turn that ``previous_response_id`` names."""
+    name = "previous_response_id"
+    if name not in body:
+        return None
+    previous = take(body, name, str, "")
+    turn_id = read_turn_id(previous)
+    if turn_id is None:
+        raise _unknown_previous(previous[:64])
+    return turn_id.hex()
+
+
+def read_turn_id(response_id: str) -> bytes | None:
+    """The turn whose response this is; None for what cannot be a response's id."""
+    try:
+        turn_id = parse_turn_id("a response", response_id.removeprefix(PREFIX))
+    except TrtstreamError:
+        return None
+    return turn_id if response_id.startswith(PREFIX) else None
+
+
+def failure(request: ResponseRequest, error: TrtstreamError) -> ApiError:
+    """The error of a turn that failed before its first token."""
+    if error.code == "not_found" and request.previous is not None:
+        return _unknown_previous(PREFIX + request.previous)
+    return model_error(error)
+
+
+def _unknown_previous(response_id: str) -> ApiError:
+    message = (
+        f"there is no response {response_id!r} to continue: it was made with store false, was deleted, or this server "
+        "has no session store in which to find it"
+    )
+    return ApiError(HTTPStatus.NOT_FOUND, message, param="previous_response_id", code="previous_response_not_found")
