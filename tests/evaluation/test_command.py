@@ -159,6 +159,11 @@ def test_what_an_engine_cannot_do(options: tuple[object, ...], reason: str, engi
         raise run(engine, "--text", text, "--tokens", 100, *options).exception
 
 
+def test_an_engine_cannot_judge_what_it_generates(engine: Path, text: Path) -> None:
+    with pytest.raises(TrtstreamError, match="is judged by dense attention; give the engine's checkpoint"):
+        raise run(engine, "--text", text, "--generate", 5).exception
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -169,6 +174,7 @@ def test_what_an_engine_cannot_do(options: tuple[object, ...], reason: str, engi
         (("--sweep-sinks", "one"), "'one' is not a list of numbers"),
         (("--sweep-sinks", "1", "--recall", "20"), "--recall cannot be combined with a sweep"),
         (("--recall", "0,20"), "is not a list of numbers from 1 on"),
+        (("--generate", 9, "--tokens", 9), "--generate has methods, sinks and a window, and neither"),
         (("--json", "/no/such/folder/r.json"), "the folder /no/such/folder does not exist"),
     ],
 )

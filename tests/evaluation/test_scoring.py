@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from tests.checkpoints import write_checkpoint
-from tests.engines import reference_logits
+from tests.engines import random_tokens, reference_logits
 from tests.runtime.clients import BOS, EOS, byte_tokenizer
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
 from trtstream.build.cpu import build_cpu_engine
 from trtstream.evaluation.curve import Curve
 from trtstream.evaluation.engines import Subject, open_subject
-from trtstream.evaluation.runs import score_run
+from trtstream.evaluation.lru import LruBackend
+from trtstream.evaluation.runs import open_engine, score_run
 from trtstream.evaluation.scoring import Run
 from trtstream.evaluation.tokens import TokenFile
+from trtstream.plugins.positions import PositionEncoding, rotate, rotation
+from trtstream.runtime.decoder import collect_weights, decode_layers
+from trtstream.runtime.decoder import logits as logits_of
 from trtstream.runtime.loading import load_engine
+from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import BuildConfig
 
 TOKENS = 2500  # more than a segment
@@ -38,6 +44,73 @@ def token_file(folder: Path) -> tuple[TokenFile, list[int]]:
     ids = torch.randint(260, (TOKENS,), generator=torch.Generator().manual_seed(2)).tolist()
     np.array(ids, dtype="<i4").tofile(folder / "ids")
     return TokenFile(folder / "ids"), ids
+
+
+def lru_logits(checkpoint: Checkpoint, ids: list[int], window: int) -> torch.Tensor:
+    """The definition, head by head on lists: logits [T, vocab]."""
+    model = checkpoint.model
+    frequencies = PositionEncoding.of(model).frequencies
+    weights = collect_weights(model, set(checkpoint.tensor_names()), checkpoint.tensor)
+    heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
+    kept: list[list[dict[str, Any]]] = [[] for _ in range(model.num_hidden_layers)]  # in the order of the text
+    t = 0
+
+    def turned(x: torch.Tensor, place: int) -> torch.Tensor:
+        return rotate(x, *rotation(torch.tensor(place), frequencies))
+
+    def attention(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+        q, k, v = qkv.view(-1, model.head_dim).split((heads, kv_heads, kv_heads))
+        tokens = kept[layer]
+        if len(tokens) == window:
+            del tokens[min(range(window), key=lambda i: tokens[i]["used"])]  # the first of several is the oldest
+        tokens.append({"key": k, "value": v, "used": t})
+        out, shares = [], []
+        for head in range(heads):
+            group = head // (heads // kv_heads)
+            query = turned(q[head], len(tokens) - 1)
+            scores = [query @ turned(token["key"][group], place) for place, token in enumerate(tokens)]
+            share = (torch.stack(scores) / model.head_dim**0.5).softmax(dim=0)
+            shares.append(share)
+            out.append(sum(s * token["value"][group] for s, token in zip(share, tokens, strict=True)))
+        for token, share in zip(tokens, torch.stack(shares).mean(dim=0), strict=True):
+            if share >= 1 / len(tokens):
+                token["used"] = t
+        return torch.cat(out)[None]
+
+    found = []
+    with torch.inference_mode():
+        for t, token in enumerate(ids):  # noqa: B007 (attention reads t)
+            hidden = decode_layers(weights.embedding[[token]], weights, model, attention)
+            found.append(logits_of(hidden, weights, model))
+    return torch.cat(found)
+
+
+def test_lru_by_its_definition(subject: tuple[Subject, Checkpoint], tmp_path: Path) -> None:
+    _, ids = token_file(tmp_path)
+    ids, window = ids[:40], 10
+    engine = open_engine(Run("lru", "lru", 0, window), subject[0])
+    expected = lru_logits(subject[1], ids, window)
+    engine.reset(0)
+    found = torch.cat([engine.prefill(0, ids[:7])[None], *(engine.decode([0], [token]) for token in ids[7:])])
+    assert (found - expected[6:]).abs().max() < 1e-4 * expected.std()
+    # Below the window it is dense, and past it neither dense nor the plain window.
+    dense, plain = (reference_logits(subject[1], ids, 0, size) for size in (len(ids), window))
+    assert (expected[:window] - dense[:window]).abs().max() < 1e-4 * expected.std()
+    for other in (dense, plain):
+        assert (expected[window:] - other[window:]).abs().max() > 0.1 * expected.std()
+    predicted = expected[:-1].log_softmax(dim=-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    engine.reset(0)
+    assert (engine.score(0, ids)[1:] - predicted).abs().max() < 1e-4 * expected.std()
+
+
+def test_lru_with_alibi_is_dense_below_its_window(tmp_path: Path) -> None:
+    checkpoint, ids = open_checkpoint(write_checkpoint(tmp_path, "falcon-rw")), random_tokens(12)
+    weights = collect_weights(checkpoint.model, set(checkpoint.tensor_names()), checkpoint.tensor)
+    build = BuildConfig(max_batch_size=1, max_attention_window=12, sink_token_length=0, max_sink_token_length=0)
+    engine = StreamingEngine(checkpoint.model, build, LruBackend(checkpoint.model, build, weights))
+    expected = reference_logits(checkpoint, ids, 0, 12)
+    found = torch.cat([engine.decode([0], [token]) for token in ids])
+    assert (found - expected).abs().max() < 1e-4 * expected.std()
 
 
 def losses_of(run: Run, subject: Subject, tokens: TokenFile, folder: Path) -> torch.Tensor:

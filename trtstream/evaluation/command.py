@@ -13,7 +13,7 @@ from trtstream.output_file import OutputFile, PlotFile
 from trtstream.settings import DTYPE_BYTES, BuildConfig
 
 DEFAULTS = BuildConfig()
-METHODS = ("streaming", "window", "dense", "recompute")
+METHODS = ("streaming", "window", "dense", "recompute", "lru")
 DISTANCES = "20,100,1000,100000"
 
 
@@ -85,6 +85,12 @@ TEXT = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
     help=f"Plant facts in the text, and ask for them that many tokens later.  [--recall alone: {DISTANCES}]",
 )
 @click.option("--facts", default=32, show_default=True, type=click.IntRange(1, 256), help="recall: facts to plant.")
+@click.option(
+    "--generate",
+    type=click.IntRange(1),
+    help="Have each method write that many tokens after the text's beginning, and measure repetition, and perplexity "
+    "under the dense model.",
+)
 @click.option("--force", is_flag=True, help="Allow windows beyond the checkpoint's trained context.")
 @click.option(
     "--losses", type=click.Path(file_okay=False, path_type=Path), help="Keep each token's loss in this folder."
@@ -98,7 +104,7 @@ def evaluate(**values: Any) -> None:
     A CHECKPOINT may also be a repository on the Hugging Face hub (owner/name).
 
     Methods: streaming keeps sink tokens and recent ones; window recent ones only; dense sees everything before;
-    recompute makes a new dense pass over the last tokens for each token.
+    recompute makes a new dense pass over the last tokens for each token; lru keeps those that were attended to last.
 
     An ENGINE is measured in its own window, and as streaming only: give its checkpoint for the other methods and for
     sweeps.
@@ -110,10 +116,14 @@ def evaluate(**values: Any) -> None:
 
     from trtstream.build.hub import local_checkpoint
     from trtstream.evaluation.engines import open_subject
+    from trtstream.evaluation.generation import evaluate_generation
     from trtstream.evaluation.perplexity import evaluate_perplexity
     from trtstream.evaluation.recall import evaluate_recall
 
     subject = open_subject(local_checkpoint(options.checkpoint, options.revision), options.dtype)
-    report = (evaluate_perplexity if options.recall is None else evaluate_recall)(options, subject)
+    if options.generate is not None:
+        report = evaluate_generation(options, subject)
+    else:
+        report = (evaluate_perplexity if options.recall is None else evaluate_recall)(options, subject)
     if options.json_file is not None:
         options.json_file.write_text(json.dumps(report, indent=2) + "\n")

@@ -14,6 +14,7 @@ import torch
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
 from trtstream.engine_dir import TOKENIZER, is_engine, read_engine
 from trtstream.errors import TrtstreamError
+from trtstream.evaluation.lru import LruBackend
 from trtstream.plugins.kv_cache import kv_bytes_per_session
 from trtstream.progress import progress_bar
 from trtstream.runtime.backend import Backend
@@ -42,8 +43,11 @@ class Subject:
     weights: DecoderWeights | None
     built: StreamingEngine | None  # an engine directory's, with its own window
 
-    def engine(self, sinks: int, window: int) -> StreamingEngine:
-        """An engine with S sinks and a window of W tokens; an engine directory has its own only."""
+    def engine(self, sinks: int, window: int, lru: bool = False) -> StreamingEngine:
+        """An engine with S sinks and a window of W tokens; an engine directory has its own only.
+
+        ``lru``: what stays in the window is what `LruBackend` keeps.
+        """
         if self.built is not None:
             self.built.reset(0)
             return self.built
@@ -58,9 +62,10 @@ class Subject:
         build.validate(self.target)
         target = TARGETS[self.target]
         assert target.backend is not None, "open_subject chose it for that"
+        assert self.weights is not None, "a checkpoint's"
         cache_bytes = kv_bytes_per_session(self.model, build, self.target)
         _check_memory(cache_bytes, f"a KV cache of {window} tokens", target)
-        backend: Backend = target.backend(self.model, build, self.weights)
+        backend: Backend = (LruBackend if lru else target.backend)(self.model, build, self.weights)
         return StreamingEngine(self.model, build, backend)
 
 

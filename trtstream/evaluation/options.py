@@ -25,6 +25,7 @@ class Options:
     sweep_window: list[int] | None
     recall: list[int] | None
     facts: int
+    generate: int | None
     force: bool
     losses: Path | None
     resume: bool
@@ -47,7 +48,7 @@ class Options:
 
     def check(self) -> None:
         """Raise click.UsageError for options that do not go together."""
-        recall = self.recall is not None
+        recall, generate = self.recall is not None, self.generate is not None
         refusals = {
             "--sweep-sinks, --sweep-window and --recall are for --method streaming": (
                 (self.sweeping or recall) and self.methods != ["streaming"]
@@ -58,6 +59,8 @@ class Options:
             "--recall has no losses, and as many tokens as its distances take": (
                 recall and (self.losses is not None or self.tokens is not None)
             ),
+            "--generate has methods, sinks and a window, and neither sweeps, recall, losses nor --tokens": generate
+            and (self.sweeping or recall or self.losses is not None or self.tokens is not None or self.every > 1),
         }
         for message, refused in refusals.items():
             if refused:

@@ -55,6 +55,21 @@ def plot_recall(path: Path, title: str, answers: Sequence[dict[str, Any]], ring:
         axis.legend()
 
 
+def plot_generation(path: Path, title: str, reports: dict[str, dict[str, Any]]) -> None:
+    """Draw the dense model's loss of what each method generated last, against how far it has come."""
+    with _picture(path, title) as axis:
+        for name, report in reports.items():
+            curve = report["curve"]
+            label = (
+                f"{name}: distinct-4 {report['distinct']['4']:.2f}, longest loop {report['longest_loop']['tokens']:,}"
+            )
+            axis.plot(
+                [point["last"] + 1 for point in curve], [point["loss"] for point in curve], marker=".", label=label
+            )
+        axis.set(xlabel="generated tokens", ylabel="loss under the dense model (nats per token)")
+        axis.legend()
+
+
 @contextmanager
 def _picture(path: Path, title: str) -> Iterator[Any]:
     """Axes to draw in, from zero upwards; saved when the block ends."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -62,6 +63,27 @@ def print_runs(reports: Sequence[dict[str, Any]]) -> None:
                 f"{report['perplexity']:.4f}",
                 *(f"{report['perplexity_at_sampled']:.4f}" for _ in sampled),
                 f"{report['seconds']:.1f}",
+            )
+            for report in reports
+        ),
+        left=1,
+    )
+
+
+def print_generation(reports: Sequence[dict[str, Any]]) -> None:
+    """Print one line for each method: different n-grams, the longest loop, and the first and the last perplexity."""
+    shortest, *_, longest = reports[0]["distinct"]
+    print_table(
+        ("method", f"distinct\n{shortest}", f"\n{longest}", "loop", "period", "perplexity", "at last"),
+        (
+            (
+                report["method"],
+                f"{report['distinct'][shortest]:.3f}",
+                f"{report['distinct'][longest]:.3f}",
+                f"{report['longest_loop']['tokens']:,}",
+                f"{report['longest_loop']['period']:,}",
+                f"{math.exp(report['curve'][0]['loss']):.2f}",
+                f"{math.exp(report['curve'][-1]['loss']):.2f}",
             )
             for report in reports
         ),

@@ -12,6 +12,7 @@ from trtstream.evaluation.options import Options
 from trtstream.evaluation.scoring import SEGMENT, Run, Scorer
 from trtstream.evaluation.tokens import TokenFile
 from trtstream.progress import progress_bar
+from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import BuildConfig, check_against_model, default_window
 
 DEFAULTS = BuildConfig()
@@ -50,13 +51,15 @@ def plan_runs(options: Options, subject: Subject, predictions: int) -> list[Run]
             for s in options.sweep_sinks or [sinks]
         ]
     else:
-        runs = _method_runs(options, subject, sinks, window, predictions)
+        return method_runs(options, subject, predictions)
     for run in runs:
         check_run(run, subject, options.force)
     return runs
 
 
-def _method_runs(options: Options, subject: Subject, sinks: int, window: int, predictions: int) -> list[Run]:
+def method_runs(options: Options, subject: Subject, predictions: int) -> list[Run]:
+    """One run for each method, as `plan_runs` makes them."""
+    sinks, window = sizes_of(options, subject)
     methods, every = options.methods, options.every
     if subject.built is not None and methods != ["streaming"]:
         raise TrtstreamError("an engine evaluates as streaming only; give its checkpoint for the other methods")
@@ -67,9 +70,18 @@ def _method_runs(options: Options, subject: Subject, sinks: int, window: int, pr
         "window": (0, window),
         "dense": (0, predictions),
         "recompute": (0, window),
+        "lru": (0, window),
     }
     sample = every if len(methods) > 1 else 1
-    return [Run(method, method, *sizes[method], every if method == "recompute" else 1, sample) for method in methods]
+    runs = [Run(method, method, *sizes[method], every if method == "recompute" else 1, sample) for method in methods]
+    for run in runs:
+        check_run(run, subject, options.force)
+    return runs
+
+
+def open_engine(run: Run, subject: Subject) -> StreamingEngine:
+    """The engine that computes a run."""
+    return subject.engine(run.sink_token_length, run.max_attention_window, lru=run.method == "lru")
 
 
 def check_run(run: Run, subject: Subject, force: bool) -> None:
@@ -106,14 +118,14 @@ def score_run(run: Run, subject: Subject, tokens: TokenFile, folder: Path | None
     state = log.start()
     if log.done:
         print(f"{run.name}: continuing after {log.done} tokens", file=sys.stderr)
-    scorer = Scorer(run, subject.engine(run.sink_token_length, run.max_attention_window), tokens)
+    scorer = Scorer(run, open_engine(run, subject), tokens)
     scorer.resume(log.done, state)
     with progress_bar(f"{run.name}, tokens") as progress:
         progress(log.done, tokens.count)
-        step = SEGMENT // 32 if run.method == "recompute" else SEGMENT  # a slow run reports more often
+        step = SEGMENT // 32 if run.method in ("recompute", "lru") else SEGMENT  # a slow run reports more often
         for begin in range(log.done, tokens.count, step):
             end = min(begin + step, tokens.count)
-            save = log.save_due(end)
+            save = log.save_due(end) and run.method != "lru"  # whose session cannot be exported
             losses, state = scorer.segment(begin, end, keep=save)
             log.append(end, losses, state, save=save)
             progress(end, tokens.count)

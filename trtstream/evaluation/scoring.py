@@ -1,4 +1,4 @@
-"""The four ways to predict a text: streaming, window, dense, recompute. Losses come segment by segment."""
+"""The ways to predict a text: streaming, window, dense, recompute, lru. Losses come segment by segment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Run:
 
     An engine of ``sink_token_length`` and ``max_attention_window`` computes it: no sinks and W recent tokens for
     ``window``; no sinks and as many recent tokens as there are for ``dense``; a fresh session for each token of
-    ``recompute``.
+    ``recompute``; for ``lru`` see `trtstream.evaluation.lru`.
     """
 
     name: str
