@@ -25,7 +25,7 @@ def checkpoint_config(
     options = TensorrtLlmOptions.of(build)
     biased = {name.removeprefix("layers.0.") for name in tensor_names if name.endswith(".bias")}
     return {
-        "architecture": model.architecture,
+        "architecture": UPSTREAM.get(model.architecture, model.architecture),
         "dtype": build.dtype,
         "logits_dtype": "float32",
         "vocab_size": model.vocab_size,
@@ -82,10 +82,16 @@ def _falcon(model: ModelConfig, biased: set[str], build: BuildConfig, release: R
 
 FAMILY_FIELDS: dict[str, Callable[[ModelConfig, set[str], BuildConfig, Release], dict[str, Any]]] = {
     "LlamaForCausalLM": _llama,
+    "MistralForCausalLM": _llama,
     "FalconForCausalLM": _falcon,
 }
 """By architecture: the fields that only this one's config has, from the model, the names of a layer's biases, the build
 and the release. Raises TrtstreamError for what upstream's model cannot compute."""
+
+
+UPSTREAM = {"MistralForCausalLM": "LlamaForCausalLM"}
+"""Architectures that upstream computes as another one, which has its StreamingLLM. A Mistral's sliding window need not
+be said: the engine's own is no larger."""
 
 
 def _rotary_scaling(rope: RopeConfig, sink_token_length: int, release: Release) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ from trtstream.errors import TrtstreamError
 from trtstream.settings import BuildConfig, TensorrtLlmOptions
 from trtstream.targets import TARGETS
 
-REFUSED = ("llama-rope-yarn", "mistral", "qwen2", "qwen3", "phi3", "gpt-neox", "mpt-7b")
+REFUSED = ("llama-rope-yarn", "qwen2", "qwen3", "phi3", "gpt-neox", "mpt-7b")
 TAKEN = [variant for variant in VARIANTS if variant not in REFUSED]
 
 
@@ -54,7 +54,7 @@ def test_fields(variant: str, tmp_path: Path) -> None:
                 tensorrt_llm=TensorrtLlmOptions(tp_size=2),
             )
             config = checkpoint_config(checkpoint.model, checkpoint.tensor_names(), build, find_release(name))
-            expected = fields.llama if variant.startswith("llama") else fields.falcon
+            expected = fields.llama if variant.startswith(("llama", "mistral")) else fields.falcon
             if variant == "falcon-rw":
                 expected = {field: types for field, types in expected.items() if field != "rotary_base"}
             assert_typed(config, expected)
@@ -71,7 +71,9 @@ def test_fields(variant: str, tmp_path: Path) -> None:
 def test_an_architecture_that_upstream_lacks_is_refused(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_checkpoint(tmp_path, "llama-gqa"))
     model = replace(checkpoint.model, architecture="MambaForCausalLM")
-    message = "does not support MambaForCausalLM; supported are LlamaForCausalLM, FalconForCausalLM: use"
+    message = (
+        "does not support MambaForCausalLM; supported are LlamaForCausalLM, MistralForCausalLM, FalconForCausalLM: use"
+    )
     with pytest.raises(TrtstreamError, match=message):
         checkpoint_config(model, checkpoint.tensor_names(), BuildConfig(dtype="bfloat16"), RELEASES[-1])
 
