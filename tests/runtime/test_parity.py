@@ -25,7 +25,8 @@ from trtstream.runtime.streaming_engine import StreamingEngine
 RING, MAX_SINKS = 20, 24
 TOLERANCE = 1e-4  # of the logits' standard deviation
 ENGINES = [("cpu", variant) for variant in VARIANTS]
-ENGINES += [("cuda", variant) for variant in ("llama-gqa", "llama-rope-yarn", "qwen3", "falcon-rw")]
+CUDA = ("llama-gqa", "llama-rope-yarn", "qwen3", "phi3", "falcon-rw", "mpt-7b")
+ENGINES += [("cuda", variant) for variant in CUDA]
 # Few sinks or none are not another case for every variant: grouped and multiple queries, scaled RoPE, ALiBi.
 FEW_SINKS = ("llama-gqa", "llama-rope-yarn", "falcon-7b", "falcon-rw")
 SINKS = [
