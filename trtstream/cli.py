@@ -17,6 +17,7 @@ COMMANDS = {
     "inspect": "trtstream.inspect_engine:inspect",
     "package": "trtstream.deploy.serving.package:package",
     "serve": "trtstream.deploy.serving.serve:serve",
+    "gateway": "trtstream.deploy.serving.gateway:gateway",
     "smoke": "trtstream.deploy.client.smoke:smoke",
     "bench": "trtstream.deploy.client.bench:bench",
     "chat": "trtstream.deploy.client.chat:chat",

@@ -10,14 +10,19 @@ from typing import Any
 from openai.types import Model
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from trtstream.deploy.gateway import chat_completions, completions, conversations, responses
+from trtstream.deploy.gateway.access import Access
+from trtstream.deploy.gateway.admission import Admission, Shares
 from trtstream.deploy.gateway.chat_completions import ChatRequest
 from trtstream.deploy.gateway.completions import CompletionRequest
 from trtstream.deploy.gateway.errors import ApiError, model_error
+from trtstream.deploy.gateway.keys import KeyFile
 from trtstream.deploy.gateway.parameters import unknown_model
 from trtstream.deploy.gateway.state import (
     Gateway,
@@ -28,7 +33,6 @@ from trtstream.deploy.gateway.state import (
     tenant_of,
 )
 from trtstream.deploy.gateway.store import Store
-from trtstream.deploy.gateway.turns import run_turn
 from trtstream.deploy.http_front.answers import RefusedResponse
 from trtstream.deploy.http_front.body import Refusal
 from trtstream.deploy.http_front.connected import while_connected
@@ -37,8 +41,23 @@ from trtstream.errors import TrtstreamError
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def create_app(upstream: Upstream) -> Starlette:
-    """The application over ``upstream``."""
+def create_app(upstream: Upstream, access: Access, shares: Shares) -> Starlette:
+    """The application over ``upstream``, for those whom ``access`` lets in. ``shares`` counts their turns.
+
+    Raises TrtstreamError if the file of keys cannot be read.
+    """
+    keys = None if access.key_file is None else KeyFile(access.key_file)
+    middleware = [Middleware(Admission, keys=keys, shares=shares)]
+    if access.cors_origins:
+        every, shown = ["*"], ["x-request-id"]
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=access.cors_origins,
+            allow_methods=every,
+            allow_headers=every,
+            expose_headers=shown,
+        )
+        middleware.insert(0, cors)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -46,7 +65,7 @@ def create_app(upstream: Upstream) -> Starlette:
 
         async with InferenceServerClient(**upstream.client_options) as triton:
             with contextlib.closing(Store(upstream.session_store)) as store:
-                app.state.gateway = Gateway(upstream, triton, store)
+                app.state.gateway = Gateway(upstream, triton, store, shares)
                 yield
 
     return Starlette(
@@ -71,6 +90,7 @@ def create_app(upstream: Upstream) -> Starlette:
             _route("POST", "/v1/chat/completions", _chat_completions),
             _route("POST", "/v1/completions", _completions),
         ],
+        middleware=middleware,
         exception_handlers={HTTPException: _no_route},
         lifespan=lifespan,
     )
@@ -131,7 +151,7 @@ async def _chat_completions(request: Request) -> Response:
     gateway = gateway_of(request)
     require_ready(gateway)
     asked = ChatRequest.read(await read_parameters(request), gateway.upstream.models)
-    outputs = run_turn(gateway.triton, asked.model, {**asked.inputs, "tenant": tenant_of(request)})
+    outputs = gateway.run(tenant_of(request), asked.model, asked.inputs)
     return await while_connected(request, lambda: chat_completions.complete(asked, outputs))
 
 
@@ -139,5 +159,5 @@ async def _completions(request: Request) -> Response:
     gateway = gateway_of(request)
     require_ready(gateway)
     asked = CompletionRequest.read(await read_parameters(request), gateway.upstream.models)
-    outputs = run_turn(gateway.triton, asked.model, {**asked.inputs, "tenant": tenant_of(request)})
+    outputs = gateway.run(tenant_of(request), asked.model, asked.inputs)
     return await while_connected(request, lambda: completions.complete(asked, outputs))

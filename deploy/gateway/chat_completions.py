@@ -41,6 +41,7 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("auto", "none"),
     "tools": ([],),
 }
+MAX_MESSAGES = 4096
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -112,7 +113,10 @@ def _messages(body: Body) -> list[dict[str, str]]:
     if "messages" not in body:
         raise bad_request("messages is missing", "messages", "missing_required_parameter")
     messages = []
-    for number, message in enumerate(take(body, "messages", list, [])):
+    given = take(body, "messages", list, [])
+    if len(given) > MAX_MESSAGES:
+        raise bad_request(f"messages has {len(given)} messages; at most {MAX_MESSAGES} are taken", "messages")
+    for number, message in enumerate(given):
         param = f"messages[{number}]"
         if not isinstance(message, dict):
             raise bad_request(f"{param} must be an object", param, "invalid_type")

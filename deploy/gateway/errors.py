@@ -15,11 +15,23 @@ AWAY = "the server is starting, restarting or shutting down; try again"
 
 
 class ApiError(Exception):
-    """A request that has no answer. ``param`` names the parameter that is wrong, ``code`` is for programs."""
+    """A request that has no answer. ``param`` names the parameter that is wrong, ``code`` is for programs.
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    ``retry_after`` is in seconds.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self._retry_after = 1 if status == HTTPStatus.SERVICE_UNAVAILABLE else retry_after
         self.error = ErrorObject(code=code, message=message, param=param, type=_type(status))
 
     @property
@@ -27,7 +39,7 @@ class ApiError(Exception):
         return {"error": self.error.model_dump(exclude_unset=True)}
 
     def response(self) -> JSONResponse:
-        retry = {"retry-after": "1"} if self.status == HTTPStatus.SERVICE_UNAVAILABLE else None
+        retry = None if self._retry_after is None else {"retry-after": str(self._retry_after)}
         return JSONResponse(self.body, self.status, headers=retry)
 
 
@@ -46,4 +58,6 @@ def model_error(error: TrtstreamError) -> ApiError:
 def _type(status: int) -> str:
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return "rate_limit_error"
+    if status == HTTPStatus.UNAUTHORIZED:
+        return "authentication_error"
     return "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"

@@ -21,7 +21,7 @@ from trtstream.deploy.gateway.progress import Progress, cut
 from trtstream.deploy.gateway.response_objects import PREFIX, answer, question
 from trtstream.deploy.gateway.response_requests import ResponseRequest, begin, failure, read_turn_id
 from trtstream.deploy.gateway.state import Gateway, gateway_of, read_parameters, require_ready, tenant_of
-from trtstream.deploy.gateway.turns import Outputs, run_turn
+from trtstream.deploy.gateway.turns import Outputs
 from trtstream.deploy.http_front.connected import while_connected
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.continuation import same_answer
@@ -41,12 +41,11 @@ async def create(request: Request) -> Response:
         session = gateway.sessions.take(tenant, asked.previous if asked.store else None)
     inputs = {
         **asked.inputs,
-        "tenant": tenant,
         "session_id": session,
         "session_end": not asked.store,
         "stream": asked.stream or asked.background,
     }
-    outputs = run_turn(gateway.triton, asked.model, inputs)
+    outputs = gateway.run(tenant, asked.model, inputs)
 
     async def respond() -> Response:
         try:

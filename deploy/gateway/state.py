@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
+from trtstream.deploy.gateway.admission import Shares
 from trtstream.deploy.gateway.errors import AWAY, ApiError
 from trtstream.deploy.gateway.parameters import Body, read_object
 from trtstream.deploy.gateway.progress import Progress
 from trtstream.deploy.gateway.sessions import Sessions
 from trtstream.deploy.gateway.store import Store
+from trtstream.deploy.gateway.turns import Outputs, run_turn
 from trtstream.deploy.http_front.body import read_body
 from trtstream.deploy.http_front.readiness import Readiness
 
@@ -74,9 +77,17 @@ class Gateway:
     upstream: Upstream
     triton: InferenceServerClient
     store: Store
+    shares: Shares
     sessions: Sessions = field(default_factory=Sessions)
     responses: Responses = field(default_factory=Responses)
     started: int = field(default_factory=lambda: int(time.time()))
+
+    async def run(self, tenant: str, model: str, inputs: dict[str, Any]) -> Outputs:
+        """`run_turn`, as one of the tenant's. Raises ApiError where that is one too many."""
+        with self.shares.turn(tenant):
+            async with contextlib.aclosing(run_turn(self.triton, model, {**inputs, "tenant": tenant})) as outputs:
+                async for output in outputs:
+                    yield output
 
 
 def gateway_of(request: Request) -> Gateway:

@@ -151,6 +151,11 @@ class HttpServer:
             target=self._server.run, args=([self._socket],), name=f"trtstream{option[1:-5]}", daemon=True
         )
 
+    @property
+    def port(self) -> int:
+        """The port that it listens on; a free one for 0."""
+        return int(self._socket.getsockname()[1])
+
     def __enter__(self) -> HttpServer:
         self._socket.listen(MAX_CONNECTIONS)
         self._thread.start()

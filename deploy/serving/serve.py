@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from trtstream import failpoint
+from trtstream.deploy.gateway.access import Access, access_options
 from trtstream.deploy.http_front.readiness import Readiness
 from trtstream.deploy.serving.addresses import LOOPBACK, Addresses, choose_ports, resolve
 from trtstream.deploy.serving.environment import SERVICE_LIMITS, SESSION_STORE, ModelOptions
@@ -139,6 +140,7 @@ PEM_FILE = click.Path(exists=True, dir_okay=False, path_type=Path, resolve_path=
     type=SECONDS,
     help="Seconds that one step of the engine may take before the model counts as hung; 0 is no limit.",
 )
+@access_options
 def serve(
     source: Path,
     host: str,
@@ -163,6 +165,7 @@ def serve(
     max_restarts: int,
     start_timeout: float,
     hang_timeout: float,
+    access: Access,
 ) -> None:
     """Serve an engine, or a model repository that `trtstream package` wrote, on Triton Inference Server.
 
@@ -237,7 +240,7 @@ def serve(
         with ExitStack() as servers:
             servers.enter_context(_front(addresses, readiness, supervisor.cancel, tls))
             if addresses.openai_port is not None:
-                servers.enter_context(_gateway(addresses, addresses.openai_port, models, readiness, tls, store))
+                servers.enter_context(_gateway(addresses, addresses.openai_port, models, readiness, tls, store, access))
             supervisor.run()
 
 
@@ -261,16 +264,20 @@ def _gateway(
     readiness: Readiness,
     tls: tuple[Path, Path] | None,
     session_store: str | None,
+    access: Access,
 ) -> AbstractContextManager[object]:
     """The service for OpenAI's protocols."""
     require_extra("openai", "gateway", "--openai-port")
+    from trtstream.deploy.gateway.admission import Shares
     from trtstream.deploy.gateway.app import create_app
     from trtstream.deploy.gateway.channel import client_options
     from trtstream.deploy.gateway.state import Upstream
     from trtstream.deploy.http_front.server import HttpServer
 
     triton = Upstream(client_options(addresses.host, addresses.grpc_port, tls), models, readiness, session_store)
-    return HttpServer(create_app(triton), addresses.host, port, tls, "--openai-port")
+    access.open_log()
+    app = create_app(triton, access, Shares(access.limits))
+    return HttpServer(app, addresses.host, port, tls, "--openai-port")
 
 
 def _session_store(text: str) -> str:
