@@ -74,6 +74,7 @@ def create_app(upstream: Upstream, access: Access, shares: Shares) -> Starlette:
             _route("GET", "/v1/models", _models),
             _route("GET", "/v1/models/{name:path}", _model),
             _route("POST", "/v1/responses", responses.create),
+            _route("POST", "/v1/responses/compact", responses.compact),
             _route("GET", "/v1/responses/{id}", responses.retrieve),
             _route("DELETE", "/v1/responses/{id}", responses.delete),
             _route("POST", "/v1/responses/{id}/cancel", responses.cancel),

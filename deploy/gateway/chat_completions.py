@@ -17,6 +17,8 @@ from trtstream.deploy.gateway.completion_stream import chunks, take_include_usag
 from trtstream.deploy.gateway.errors import bad_request
 from trtstream.deploy.gateway.event_stream import EventStream, event
 from trtstream.deploy.gateway.parameters import (
+    MAX_MESSAGES,
+    ROLES,
     SAMPLING,
     Body,
     message_text,
@@ -41,8 +43,6 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("auto", "none"),
     "tools": ([],),
 }
-MAX_MESSAGES = 4096
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
 @dataclass(frozen=True)

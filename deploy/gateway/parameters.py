@@ -25,6 +25,10 @@ SAMPLING = {
 }
 """The model's inputs by the names of parameters. OpenAI's protocols have no top_k and no repetition_penalty."""
 
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+"""The model's roles by OpenAI's."""
+
+MAX_MESSAGES = 4096
 MAX_METADATA = 16
 INT32_MAX = (1 << 31) - 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -9,6 +10,8 @@ from typing import Any
 
 from trtstream.deploy.gateway.errors import ApiError, bad_request, model_error
 from trtstream.deploy.gateway.parameters import (
+    MAX_MESSAGES,
+    ROLES,
     SAMPLING,
     Body,
     message_text,
@@ -30,7 +33,9 @@ KNOWN = {
 }  # fmt: skip
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "include": ([],),
+    "frequency_penalty": (0,),
     "parallel_tool_calls": (True, False),
+    "presence_penalty": (0,),
     "service_tier": ("auto", "default"),
     "stream_options": ({"include_obfuscation": False},),
     "text": ({"format": {"type": "text"}}, {}),
@@ -39,7 +44,7 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "top_logprobs": (0,),
     "truncation": ("auto",),
 }
-MESSAGE_KEYS = {"type", "role", "content", "id", "status"}
+MESSAGE_KEYS = {"type", "role", "content", "id", "status", "phase"}
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,17 @@ class ResponseRequest:
                 "instructions",
                 "unsupported_parameter",
             )
-        inputs = {"text_input": _input(body), "chat": True, "system": instructions, "parent_turn": previous}
+        messages = _messages(body)
+        if len(messages) > 1 and (previous or conversation) is not None:
+            raise bad_request("input behind earlier responses is one user message", "input", "unsupported_content")
+        if len(messages) > 1:  # a whole conversation, which begins no session
+            system = [] if instructions is None else [{"role": "system", "content": instructions}]
+            inputs: dict[str, Any] = {"messages": json.dumps(system + messages, ensure_ascii=False)}
+        elif messages[0]["role"] != "user":
+            raise bad_request("input has no user message", "input", "unsupported_content")
+        else:
+            said = {"text_input": messages[0]["content"], "chat": True}
+            inputs = {**said, "system": instructions, "parent_turn": previous}
         return cls(
             model,
             {**inputs, **model_inputs(body, PARAMETERS)},
@@ -112,7 +127,15 @@ def begin(request: ResponseRequest, response_id: str) -> dict[str, Any]:
         "metadata": request.metadata,
         "model": request.model,
         "output": [],
+        "max_tool_calls": None,
         "parallel_tool_calls": False,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "prompt_cache_key": None,
+        "reasoning": None,
+        "safety_identifier": None,
+        "service_tier": "default",
+        "top_logprobs": 0,
         "previous_response_id": None if request.previous is None else PREFIX + request.previous,
         "store": request.store,
         "temperature": inputs.get("temperature", 0.0),
@@ -125,23 +148,25 @@ def begin(request: ResponseRequest, response_id: str) -> dict[str, Any]:
     }
 
 
-def _input(body: Body) -> str:
-    """The text of the one message that a turn has."""
+def _messages(body: Body) -> list[dict[str, str]]:
+    """The input as messages, as the model takes them: roles and texts."""
     if "input" not in body:
         raise bad_request("input is missing", "input", "missing_required_parameter")
     items = body["input"]
     if isinstance(items, str):
-        return text(items, "input")
-    if not isinstance(items, list) or len(items) != 1 or not isinstance(items[0], dict):
+        return [{"role": "user", "content": text(items, "input")}]
+    if not isinstance(items, list) or not 0 < len(items) <= MAX_MESSAGES:
         raise bad_request(
-            "input must be a string, or a list of one user message; earlier messages are named by previous_response_id",
-            "input",
-            "unsupported_content",
+            f"input must be a string, or a list of up to {MAX_MESSAGES} messages", "input", "invalid_type"
         )
-    (item,) = items
-    if item.get("type", "message") != "message" or item.get("role") != "user" or not item.keys() <= MESSAGE_KEYS:
-        raise bad_request("input has something else than a user's message", "input", "unsupported_content")
-    return message_text(item.get("content"), {"input_text"}, "input")
+    messages = []
+    for item in items:
+        role = ROLES.get(str(item.get("role"))) if isinstance(item, dict) else None
+        if role is None or item.get("type", "message") != "message" or not item.keys() <= MESSAGE_KEYS:
+            raise bad_request("input has something else than messages", "input", "unsupported_content")
+        part = "output_text" if role == "assistant" else "input_text"
+        messages.append({"role": role, "content": message_text(item.get("content"), {part}, "input")})
+    return messages
 
 
 def _conversation(body: Body) -> str | None:

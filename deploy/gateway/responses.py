@@ -34,10 +34,11 @@ async def create(request: Request) -> Response:
     gateway, tenant = gateway_of(request), tenant_of(request)
     require_ready(gateway)
     asked = ResponseRequest.read(await read_parameters(request), gateway.upstream.models)
+    session = None
     if asked.conversation is not None:
         await find_conversation(gateway, tenant, asked.conversation)
         session = asked.conversation
-    else:
+    elif "messages" not in asked.inputs:
         session = gateway.sessions.take(tenant, asked.previous if asked.store else None)
     inputs = {
         **asked.inputs,
@@ -52,9 +53,10 @@ async def create(request: Request) -> Response:
             first = await anext(outputs)
         except TrtstreamError as error:
             raise failure(asked, error) from None
-        turn_id = first.turn_id if asked.store else secrets.token_hex(16)
-        progress = Progress(begin(asked, PREFIX + turn_id))
-        if asked.store and asked.conversation is None:
+        kept = asked.store and first.turn_id != ""  # messages are kept in a session store alone
+        turn_id = first.turn_id if kept else secrets.token_hex(16)
+        progress = Progress({**begin(asked, PREFIX + turn_id), "store": kept})
+        if kept and session is not None and asked.conversation is None:
             gateway.sessions.put(tenant, turn_id, session)
         if asked.stream and not asked.background:
             return EventStream(_followed(gateway, tenant, progress, first, outputs))
@@ -150,6 +152,12 @@ async def input_items(request: Request) -> Response:
         raise _unknown(request)
     turns = await gateway.store.call(lambda log: log.branch(turn_id))
     return listed(request, [item for turn in turns for item in (question(turn), answer(turn))][:-1])
+
+
+async def compact(request: Request) -> Response:
+    """POST /v1/responses/compact: a session needs none."""
+    message = "a conversation is not compacted here, as its cache does not grow; go on with previous_response_id"
+    raise ApiError(HTTPStatus.NOT_FOUND, message, code="unsupported")
 
 
 async def _find(request: Request) -> Progress:

@@ -35,6 +35,7 @@ REFUSED = [
     ({"messages": '[{"role": "tool", "content": "a"}]'}, "has the role 'tool'; use system, user, assistant"),
     ({"messages": '[{"role": "user", "content": 7}]'}, "is not a string"),
     ({"messages": '[{"role": "user", "content": "\\ud800"}]'}, "messages[0] has a lone surrogate"),
+    ({"messages": '[{"role": "user", "content": "\\u0000"}]'}, "messages[0] has a NUL character"),
     ({"messages": '[{"role": "assistant", "content": "a"}]'}, "the last must be a user's"),
     ({"messages": '[{"role": "system", "content": " "}, {"role": "user", "content": "a"}]'}, "empty system message"),
     (

@@ -72,7 +72,9 @@ def _validate_messages(request: TurnRequest) -> None:
             raise TrtstreamError(f"messages is a whole conversation, which belongs to no session; leave {name} out")
     _text("messages", request.messages, MAX_TEXT_CHARACTERS)
     for number, message in enumerate(read_messages(request.messages or "")):
-        _text(f"messages[{number}]", message.content, MAX_TEXT_CHARACTERS)
+        # A model may have written NUL, and clients send its answers back.
+        content = message.content.replace("\0", "") if message.role == "assistant" else message.content
+        _text(f"messages[{number}]", content, MAX_TEXT_CHARACTERS)
         if message.role == "system" and not message.content.strip():
             raise TrtstreamError(f"messages[{number}] is an empty system message; leave it out")
 

@@ -78,6 +78,25 @@ def test_a_conversation_is_a_session(server: Server, client: openai.OpenAI) -> N
             last, fed = response, tokens
 
 
+def test_an_input_of_several_messages(server: Server, client: openai.OpenAI) -> None:
+    """A whole conversation at once: the texts of its turns, and it can be continued."""
+    (first, tokens), (second, _), (third, _) = on_triton(server, TEXTS[:3], "several")
+    asked: Any = [
+        {"role": "developer", "content": SYSTEM},
+        {"role": "user", "content": TEXTS[0]},
+        {"role": "assistant", "content": [{"type": "output_text", "text": first}]},
+        {"role": "user", "content": TEXTS[1]},
+    ]
+    for messages, given in ((asked, {}), (asked[1:], {"instructions": SYSTEM})):
+        response = client.responses.create(input=messages, **given, **OPTIONS)
+        assert response.output_text == second
+        assert response.usage is not None
+        assert response.usage.input_tokens_details.cached_tokens == tokens
+        after = client.responses.create(input=TEXTS[2], previous_response_id=response.id, **OPTIONS)
+        assert after.output_text == third
+        assert client.responses.retrieve(response.id).output_text == second
+
+
 def test_a_response_continued_twice_forks(server: Server, client: openai.OpenAI) -> None:
     root = client.responses.create(input=TEXTS[0], instructions=SYSTEM, **OPTIONS)
     for text in ("One way.", "Another way.", "One way."):
@@ -139,7 +158,14 @@ def test_without_store_nothing_is_kept(client: openai.OpenAI, store: str) -> Non
 BAD: list[tuple[dict[str, Any], int, str | None, str]] = [
     ({"model": "gpt-4"}, 404, "model", "model_not_found"),
     ({"input": None}, 400, "input", "missing_required_parameter"),
-    ({"input": [{"role": "user", "content": "a"}] * 2}, 400, "input", "unsupported_content"),
+    ({"input": []}, 400, "input", "invalid_type"),
+    ({"input": [{"type": "function_call_output"}]}, 400, "input", "unsupported_content"),
+    (
+        {"input": [{"role": "user", "content": "a"}] * 2, "previous_response_id": "resp_" + "0" * 32},
+        400,
+        "input",
+        "unsupported_content",
+    ),
     ({"input": [{"role": "assistant", "content": "a"}]}, 400, "input", "unsupported_content"),
     ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, 400, "input", "unsupported_content"),
     ({"input": "\ud800"}, 400, "input", "invalid_value"),
