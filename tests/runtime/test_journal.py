@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -14,12 +15,13 @@ import pytest
 import trtstream
 from tests.checkpoints import write_checkpoint
 from tests.pages import ROOT
-from tests.runtime.clients import BOS, ENDLESS, EOS, Client, ask, assert_same_greedy, refused, wait_until
+from tests.runtime.clients import ENDLESS, EOS, Client, ask, assert_same_greedy, refused, wait_until
 from tests.sessions.conftest import DATABASES
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.cpu import build_cpu_engine
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.loading import load_engine
+from trtstream.runtime.tier_costs import TierCosts
 from trtstream.settings import BuildConfig
 
 
@@ -43,6 +45,16 @@ class Branch:
         assert client.last.num_input_tokens == len(prompt)
         turn_id = client.last.turn_id
         return Branch([*fed, *client.ids], turn_id, self.root or turn_id)
+
+
+@pytest.fixture(scope="module")
+def wider_folder(engine_folder, tmp_path_factory) -> Path:
+    """An engine of the same checkpoint with another window."""
+    folder = tmp_path_factory.mktemp("wider") / "engine"
+    sizes = BuildConfig(max_batch_size=2, max_num_tokens=32, max_attention_window=48, max_sink_token_length=12)
+    checkpoint = open_checkpoint(engine_folder.parent / "checkpoint")
+    build_cpu_engine(checkpoint, sizes, folder, lambda done, total: None)
+    return folder
 
 
 def test_a_session_goes_on_in_another_process(start, schedule, engine):
@@ -72,24 +84,31 @@ def test_a_system_text_stays_in_sight(start, schedule, engine):
 
 @pytest.mark.parametrize("store", DATABASES, indirect=True)
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("snapshot_dir", [None, "snapshots"])
-def test_random_schedules(start, schedule, engine, tmp_path, snapshot_dir, seed):
-    """Turns, forks, rewinds, cancellations, failures, repeats and restarts of two servers with little memory."""
-    random = Random(seed)
-    oracle = schedule()
-    limits = {"max_idle_bytes": random.choice([0, 2 * engine.session_bytes, 1 << 30]), "max_sessions": 3}
-    if snapshot_dir is not None:
-        limits["snapshot_dir"] = tmp_path / snapshot_dir
-    servers = [start(**limits) for _ in range(2)]
+def test_random_schedules(start, schedule, engine_folder, wider_folder, tmp_path, monkeypatch, seed):
+    """Turns, forks, rewinds, cancellations, failures, repeats and restarts of two servers with little memory.
+
+    Caches come from every tier, which is cheap or dear by turns. Servers start again with one of two windows.
+    """
+    random, dear = Random(seed), Random(seed)
+    folders = (engine_folder, wider_folder)
+    engines = [load_engine(folder) for folder in folders]
+    oracles = [schedule(load_engine(folder)) for folder in folders]
+    idle_bytes = random.choice([0, 2 * engines[0].session_bytes, 1 << 30])
+    monkeypatch.setattr(TierCosts, "reading", lambda self, nbytes: dear.choice([0.0, 1e9]))
+    limits = {"max_idle_bytes": idle_bytes, "max_sessions": 3, "snapshot_dir": tmp_path / "snapshots"}
+    windows = [0, random.randrange(2)]
+    servers = [start(folders[window], **limits) for window in windows]
     heads: dict[str, Branch] = {}
     branches = [Branch()]
     for step in range(24):
-        scheduler, key = random.choice(servers), random.choice("abcde")
+        number, key = random.randrange(2), random.choice("abcde")
+        scheduler, oracle, engine = servers[number], oracles[windows[number]], engines[windows[number]]
         head, prompt = heads.get(key), [random.randrange(256) for _ in range(random.choice([1, 5, 40]))]
         request = {"session_key": key, "request_id": f"r{step}"}
         action = random.random()
         if action < 0.1:
-            servers[servers.index(scheduler)] = start(**limits)
+            windows[number] = random.randrange(2)
+            servers[number] = start(folders[windows[number]], **limits)
             scheduler.close()
         elif action < 0.2:  # nothing comes of a turn that is too late
             assert refused(scheduler, **{**request, **ENDLESS}, timeout=1e-6).code == "timeout"
@@ -158,15 +177,11 @@ def test_turns_that_follow_at_once(start, schedule, engine, fair_share):
             fed += ids
 
 
-def test_an_engine_with_another_window_takes_over(start, schedule, engine_folder, tmp_path, tokenizer):
-    checkpoint = write_checkpoint(tmp_path / "c", "llama-gqa", vocab_size=260, bos_token_id=BOS, eos_token_id=EOS)
-    tokenizer.save_pretrained(checkpoint)
-    sizes = BuildConfig(max_batch_size=2, max_num_tokens=32, max_attention_window=48, max_sink_token_length=8)
-    build_cpu_engine(open_checkpoint(checkpoint), sizes, tmp_path / "wider", lambda done, total: None)
-    wider = load_engine(tmp_path / "wider")
+def test_an_engine_with_another_window_takes_over(start, schedule, engine_folder, wider_folder):
     branch = Branch()
-    for folder, oracle in ((engine_folder, load_engine(engine_folder)), (tmp_path / "wider", wider)) * 2:
-        branch = branch.go_on(start(folder), schedule(oracle), load_engine(folder), [5] * 70, 6, session_key="s")
+    for folder in (engine_folder, wider_folder) * 2:
+        oracle = schedule(load_engine(folder))
+        branch = branch.go_on(start(folder), oracle, load_engine(folder), [5] * 70, 6, session_key="s")
 
 
 def test_another_checkpoint_is_refused_by_name(start, tmp_path, tokenizer):

@@ -16,7 +16,7 @@ import torch
 from tests.mutants import load_mutant
 from tests.runtime.clients import Client, ask, wait_until
 from trtstream.errors import TrtstreamError
-from trtstream.runtime import session_state, snapshots
+from trtstream.runtime import journal, session_state, snapshots, tiers
 from trtstream.runtime.llm import LLM
 from trtstream.runtime.scheduler import Scheduler
 from trtstream.runtime.session_state import SessionState
@@ -159,6 +159,20 @@ def test_a_snapshot_of_another_engine_is_not_used(start, folder, expected, caplo
     state.save(path, {"engine": "0" * 64, "turn": turn.hex()})
     assert answers(start(snapshot_dir=folder), *TEXTS[1:]) == expected[1:]
     assert "was saved with engine '0000" in caplog.text
+
+
+def test_a_mutant_that_forgets_the_turns_after_a_snapshot_is_seen(start, folder, expected, tmp_path, monkeypatch):
+    first = start(snapshot_dir=folder)
+    answers(first, TEXTS[0])
+    wait_until(lambda: files(folder))
+    kept = files(folder)
+    answers(first, *TEXTS[1:3])
+    first.close()
+    for path in set(files(folder)) - set(kept):
+        path.unlink()
+    mutant = load_mutant(tiers, "log.fed_ids(turn, position) if behind else []", "[]", tmp_path)
+    monkeypatch.setattr(journal, "restore", mutant.restore)
+    assert answers(start(snapshot_dir=folder), TEXTS[3]) != expected[3:]
 
 
 @pytest.mark.parametrize("kind", ["gone", "a file"])
