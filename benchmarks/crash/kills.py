@@ -43,10 +43,10 @@ class Result:
 
 
 @contextmanager
-def life(engine: Path, log: Path, store: str, **environment: str) -> Iterator[Server]:
+def life(engine: Path, log: Path, store: str, *options: str, **environment: str) -> Iterator[Server]:
     """A server that is ready. Whatever is left of it when the context ends is killed."""
     variables = {**environment, SESSION_STORE: store}
-    with serve_process(engine, log, "--restart", "never", folder=None, **variables) as process:
+    with serve_process(engine, log, "--restart", "never", *options, folder=None, **variables) as process:
         processes = {process.pid}
         try:
             assert process.stdout is not None

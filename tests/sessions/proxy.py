@@ -16,14 +16,15 @@ class Proxy:
     """In front of PostgreSQL's socket in ``folder``; it listens in the folder ``name`` in there.
 
     ``cuts`` COMMITs are answered with the connection's end: before they reach the server, or if it ``forwards`` them,
-    in place of its answer. While it ``swallows``, nothing gets through, and no connection ends.
+    in place of its answer. While it ``swallows``, nothing gets through, and no connection ends; if it ``hangs``, that
+    begins with the next COMMIT.
     """
 
     def __init__(self, folder: Path, name: str = "proxy", port: int = 5432) -> None:
         self.folder = folder / name
         self.folder.mkdir()
         self.cuts = 0
-        self.forwards = self.swallows = False
+        self.forwards = self.swallows = self.hangs = False
         self._real = str(folder / f".s.PGSQL.{port}")
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(self.folder / f".s.PGSQL.{port}"))
@@ -63,6 +64,7 @@ class Proxy:
     def _pump(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
+                self.swallows |= self.hangs and b"COMMIT\0" in data
                 if self.swallows:
                     continue
                 if self.cuts and b"COMMIT\0" in data:
