@@ -10,16 +10,31 @@ import click
 
 from trtstream.deploy.client.connect import connect, service_options
 from trtstream.deploy.client.conversation import MAX_TOKENS, Conversation
+from trtstream.deploy.client.earlier import show_earlier
 from trtstream.deploy.client.sampling_options import sampling_options
+from trtstream.deploy.serving.environment import SESSION_STORE
 
 
 @click.command()
 @service_options
 @click.option("--session", "session_id", help="Come back to the conversation with this id.")
+@click.option(
+    "--session-store",
+    "store",
+    envvar=SESSION_STORE,
+    metavar="PATH|URL",
+    help=f"The server's session store, to show the earlier turns of --session, and for /undo; or {SESSION_STORE}.",
+)
 @click.option("--system", help="A system text for a new conversation; all of it stays in the model's sight.")
 @sampling_options(defaults={"max_tokens": MAX_TOKENS})
 def chat(
-    url: str, model_name: str, tls_ca: Path | None, session_id: str | None, system: str | None, **sampling: Any
+    url: str,
+    model_name: str,
+    tls_ca: Path | None,
+    session_id: str | None,
+    store: str | None,
+    system: str | None,
+    **sampling: Any,
 ) -> None:
     """Chat with a served model. Ctrl-C cancels an answer, Ctrl-D ends the chat, /help shows the other keys.
 
@@ -31,7 +46,8 @@ def chat(
     with connect(url, model_name, tls_ca) as client:
         if session_id:
             client.require_resumable(session_id)
-        conversation = Conversation(client, session_id, system, options)
+        earlier = show_earlier(store, session_id) if store and session_id else []
+        conversation = Conversation(client, session_id, system, options, earlier)
         if sys.stdin.isatty():
             from trtstream.deploy.client.terminal import talk
 

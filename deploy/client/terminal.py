@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from trtstream.deploy.client.conversation import LOST, Conversation
-from trtstream.errors import TrtstreamError
+from trtstream.errors import TrtstreamError, printable
 from trtstream.extras import require_extra
 
 HELP = """\
@@ -21,10 +21,15 @@ Alt-Enter  a new line in the message (or Esc, then Enter); pasted lines stay one
 Up, Down   earlier messages
 Ctrl-C     cancel the answer, or clear the line
 Ctrl-D     end the chat
+/undo      take the last turn back: the next message continues before it
+/retry     ask the last message again (with --temperature above 0 for another answer)
+/fork NAME continue in a new session NAME; this one stays as it is
+/session   show the session and its last turn
 /new       begin a new conversation
 /quit      end the chat
 /help      these lines"""
-COMMAND = re.compile(r"/\w*")
+LINE = 60  # characters of a message, where only its beginning is shown
+COMMAND = re.compile(r"/\w*|/fork\s+\S+")
 
 
 def talk(conversation: Conversation) -> None:
@@ -43,14 +48,42 @@ def talk(conversation: Conversation) -> None:
                 return
             if text == "/quit":
                 return
-            if text == "/new":
-                conversation.renew()
-            elif text == "/help":
-                click.echo(HELP, err=True)
-            elif COMMAND.fullmatch(text):
-                click.echo(f"{text} is not a command; /help lists them", err=True)
+            if COMMAND.fullmatch(text):
+                _obey(conversation, text, editor)
             elif text:
                 _answer(conversation, text, editor)
+
+
+def _obey(conversation: Conversation, command: str, editor: _Editor) -> None:
+    try:
+        match command.split():
+            case ["/new"]:
+                conversation.renew()
+            case ["/undo"]:
+                click.echo(f"(taken back: {_first_line(conversation.undo())})", err=True)
+            case ["/retry"]:
+                text = conversation.undo()
+                click.echo(f"> {text}", err=True)
+                _answer(conversation, text, editor)
+            case ["/fork", name]:
+                conversation.fork(name)
+            case ["/fork"]:
+                click.echo("/fork needs a name for the new session", err=True)
+            case ["/session"]:
+                conversation.announce()
+                for turn in conversation.turns[-1:]:
+                    click.echo(f"turn {turn.turn_id}: {_first_line(turn.text)}", err=True)
+            case ["/help"]:
+                click.echo(HELP, err=True)
+            case _:
+                click.echo(f"{command} is not a command; /help lists them", err=True)
+    except TrtstreamError as error:
+        click.echo(f"trtstream: {error}", err=True)
+
+
+def _first_line(text: str) -> str:
+    line = printable(next(iter(text.splitlines()), ""))
+    return line if len(line) <= LINE else f"{line[:LINE]} ..."
 
 
 def _answer(conversation: Conversation, text: str, editor: _Editor) -> None:
