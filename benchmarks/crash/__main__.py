@@ -35,6 +35,7 @@ from tests.sessions.postgres import Postgres
 from trtstream import failpoint
 from trtstream.machine import machine
 
+SHOWN = 20  # faults
 STORES = ("sqlite", "postgresql")
 
 
@@ -108,7 +109,7 @@ def main() -> None:
         faults = [fault for run in runs for kind in run["kinds"] for fault in kind["faults"]]
         for run in runs:
             print_kills(run)
-    for fault in faults:
+    for fault in faults[:SHOWN]:
         print(f"FAULT: {fault}")
     if arguments.json:
         arguments.json.write_text(json.dumps({"machine": machine(), "runs": runs}, indent=2) + "\n")

@@ -111,7 +111,8 @@ class Rivalry:
             requests = [self.random.choice(ids)]
             if (chance := self.random.random()) < 0.2:
                 requests *= 2
-            elif chance < 0.4 and not attempt:  # none that goes back has a rival, which would go back too
+            elif chance < 0.4 and not attempt and self.conversation.said:
+                # A rival of a first turn would follow it, and one of a turn that goes back would go back too.
                 ids.append(f"{ids[0]} rival")
                 requests = ids[:1] + ids[-1:]
             answers = self._ask(requests, rewind=attempt > 0)
