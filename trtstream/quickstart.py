@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -26,6 +26,7 @@ CONVERSATION = (
     "Which city is the capital of France?",
     "What is the secret word?",
 )
+AFTER_THE_KILL = "What is the secret word?"
 STOP_SECONDS = 60
 
 
@@ -34,7 +35,8 @@ STOP_SECONDS = 60
 def quickstart(keep_running: bool) -> None:
     """Build, package, serve and test SmolLM2-135M-Instruct, and leave the engine in ./quickstart.
 
-    Each step is a command of its own and is shown before it runs.
+    Each step is a command of its own and is shown before it runs. In the end all processes of the server are killed,
+    and the conversation goes on with another one.
     """
     from trtstream.samples.smollm2 import fetch_smollm2
 
@@ -46,12 +48,15 @@ def quickstart(keep_running: bool) -> None:
     _build(checkpoint, engine)
     shutil.rmtree(repository, ignore_errors=True)
     _run("package", engine, "--output", repository)
-    with _serving(repository) as url:
+    with _serving(repository) as (url, server):
         _run("smoke", "--url", url)
         plot = ("--plot", FOLDER / "bench.png") if importlib.util.find_spec("matplotlib") else ()
         size = ("--requests", 4, "--input-tokens", 64, "--output-tokens", 32)
         _run("bench", "--url", url, "--concurrency", "1,4", *size, "--json", figures, *plot)
-        _converse(url)
+        session_id = _converse(url, CONVERSATION)
+        _kill(server)
+    with _serving(repository) as (url, _):
+        _converse(url, [AFTER_THE_KILL], session_id)
         _print_figures(figures)
         if keep_running:
             _show("chat", "--url", url)
@@ -101,10 +106,11 @@ def _run(*words: object) -> None:
 
 
 @contextlib.contextmanager
-def _serving(repository: Path) -> Iterator[str]:
-    """A server for the duration of a block; gives its gRPC url. It is stopped however the block ends."""
+def _serving(repository: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A server for the duration of a block: its gRPC url, and its process. It is stopped however the block ends."""
     log = FOLDER / "server.log"
-    arguments = _show("serve", repository, "--grpc-port", 0, "--http-port", 0, "--metrics-port", 0)
+    ports = ("--grpc-port", 0, "--http-port", 0, "--metrics-port", 0)
+    arguments = _show("serve", repository, *ports, "--session-store", FOLDER / "sessions.db")
     with log.open("w") as output:
         # In a session of its own, so that Ctrl-C reaches this process alone, which stops the server in order.
         server = subprocess.Popen(
@@ -122,9 +128,10 @@ def _serving(repository: Path) -> Iterator[str]:
             lines = log.read_text(errors="replace").strip().splitlines() or ["nothing"]
             raise TrtstreamError(f"the server did not start; {log} ends with: {lines[-1]}")
         click.echo(f"{ready} (its log is {log})", err=True)
-        yield match[1]
+        yield match[1], server
     finally:
-        click.echo("stopping the server", err=True)
+        if server.poll() is None:
+            click.echo("stopping the server", err=True)
         server.terminate()
         try:
             server.wait(STOP_SECONDS)
@@ -133,16 +140,37 @@ def _serving(repository: Path) -> Iterator[str]:
             server.wait()
 
 
-def _converse(url: str) -> None:
+def _kill(server: subprocess.Popen[str]) -> None:
+    """SIGKILL all processes of the server at once."""
+    processes = [*_family(server.pid)]
+    click.secho(f"\n$ kill -9 {' '.join(map(str, processes))}", err=True, bold=True)
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    server.wait()
+    click.echo("serve, Triton and the model's process are gone; the conversation is in the session store", err=True)
+
+
+def _family(process: int) -> Iterator[int]:
+    """The process and all its descendants."""
+    yield process
+    for children in Path(f"/proc/{process}/task").glob("*/children"):
+        for child in children.read_text().split():
+            yield from _family(int(child))
+
+
+def _converse(url: str, texts: Sequence[str], session_id: str | None = None) -> str:
+    """Say the texts in a new session, or in one that goes on; returns its id."""
     from trtstream.deploy.client.client import Client
     from trtstream.deploy.client.conversation import Conversation
 
-    _show("chat", "--url", url)
+    _show("chat", "--url", url, *(() if session_id is None else ("--session", session_id)))
     with Client(url) as client:
-        conversation = Conversation(client)
-        for text in CONVERSATION:
+        conversation = Conversation(client, session_id)
+        for text in texts:
             click.secho(f"> {text}", bold=True)
             conversation.say(text)
+        return conversation.session_id
 
 
 def _print_figures(figures: Path) -> None:
