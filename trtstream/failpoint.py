@@ -10,7 +10,15 @@ import os
 import signal
 
 VARIABLE = "TRTSTREAM_FAILPOINT"
-PLACES = ("before-commit", "in-commit", "after-commit", "before-response", "drain")
+PLACES = (
+    "before-commit",
+    "in-commit",
+    "after-commit",
+    "before-response",
+    "snapshot-write",
+    "snapshot-rename",
+    "drain",
+)
 
 _place, _, _count = os.environ.get(VARIABLE, "").partition(":")
 _left = int(_count or 1)

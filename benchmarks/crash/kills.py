@@ -23,7 +23,8 @@ from trtstream.deploy.serving.environment import SESSION_STORE
 LANES = 4
 MAX_LIFE_SECONDS = 1.5  # of a server, from its first client to a random kill
 MAX_TURNS = 60  # of a conversation in one life
-MAX_PASSES = 25  # of a failpoint before it kills
+MAX_PASSES = {"drain": 1, "snapshot-write": 5, "snapshot-rename": 5}  # of a failpoint before it kills
+OTHERS_PASSES = 25
 GIVE_UP_SECONDS = 120.0
 LAST_TURNS = 3
 RANDOM, NONE = "random", "none"
@@ -99,9 +100,10 @@ class Campaign:
         before = sum(conversation.said for conversation in self._conversations)
         environment = {}
         if kind in failpoint.PLACES:
-            passes = 1 if kind == "drain" else self._random.randint(1, MAX_PASSES)
+            passes = self._random.randint(1, MAX_PASSES.get(kind, OTHERS_PASSES))
             environment = {failpoint.VARIABLE: f"{kind}:{passes}"}
-        with life(self._engine, log, self._store, **environment) as server:
+        snapshots = ("--snapshot-dir", str(self._folder / "snapshots"))
+        with life(self._engine, log, self._store, *snapshots, **environment) as server:
             clients = [
                 threading.Thread(target=conversation.converse, args=(server.grpc_url, Random(self._random.random())))
                 for conversation in self._conversations

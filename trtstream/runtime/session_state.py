@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trtstream import failpoint
 from trtstream.checksum import file_sha256
 from trtstream.errors import TrtstreamError
 
@@ -64,10 +65,12 @@ class SessionState:
             descriptor, work = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
             os.close(descriptor)
             save_file(tensors, work, metadata=header)
+            failpoint.reach("snapshot-write")
             checksum = _checksum(Path(work))
             with open(work, "r+b") as file:
                 file.seek(-CHECKSUM_BYTES, os.SEEK_END)
                 file.write(checksum)
+            failpoint.reach("snapshot-rename")
             os.replace(work, path)
         except (SafetensorError, OSError) as error:
             raise TrtstreamError(f"{path} cannot be written ({error})") from error
