@@ -12,7 +12,6 @@ from trtstream.deploy.client.connect import connect, service_options
 from trtstream.deploy.client.conversation import MAX_TOKENS, Conversation
 from trtstream.deploy.client.earlier import show_earlier
 from trtstream.deploy.client.sampling_options import sampling_options
-from trtstream.deploy.serving.environment import SESSION_STORE
 
 
 @click.command()
@@ -21,9 +20,9 @@ from trtstream.deploy.serving.environment import SESSION_STORE
 @click.option(
     "--session-store",
     "store",
-    envvar=SESSION_STORE,
+    envvar="TRTSTREAM_SESSION_STORE",
     metavar="PATH|URL",
-    help=f"The server's session store, to show the earlier turns of --session, and for /undo; or {SESSION_STORE}.",
+    help="The server's store, to show the earlier turns of --session, and for /undo; or TRTSTREAM_SESSION_STORE.",
 )
 @click.option("--system", help="A system text for a new conversation; all of it stays in the model's sight.")
 @sampling_options(defaults={"max_tokens": MAX_TOKENS})
