@@ -166,44 +166,42 @@ class Comparison:
         compile_library(folder / LIBRARY.name, geometry(self.model, self.build), output, *flags)
         return output
 
-    def worst_error(self, library: Path, threads: int = 1) -> float:
+    def worst_error(self, library: Path, threads: int = 1, steps: int = STEPS) -> float:
         """The largest difference of a logit, in standard deviations, between ``library`` and float32 in torch.
 
-        Three sessions of different ages, from their first token on until the youngest's ring has wrapped.
+        Three sessions of different ages, of which the youngest begins with its first token.
         """
+        expected = self.steps_of(self.engine(None, "float32"), steps)
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            return self._worst_error(self.engine(library, self.build.dtype), self.engine(None, "float32"))
+            found = self.steps_of(self.engine(library, self.build.dtype), steps)
         finally:
             torch.set_num_threads(before)
+        errors = [(a - b).abs().max() / b.std() for a, b in zip(found, expected, strict=True)]
+        return float(torch.stack(errors).nan_to_num(torch.inf).max())
 
-    def _worst_error(self, found: StreamingEngine, expected: StreamingEngine) -> float:
-        worst = 0.0
-        for engine in (found, expected):
-            for lane, length in ((1, 3), (4, 30)):
-                engine.prefill(lane, random_tokens(length, seed=lane))
-        for t in range(STEPS):
-            lanes = [4, 0, 1] if t % 2 else [0]
-            tokens = random_tokens(len(lanes), seed=100 + t)
-            right = expected.decode(lanes, tokens)
-            error = (found.decode(lanes, tokens) - right).abs().max() / right.std()
-            worst = max(worst, float(error.nan_to_num(torch.inf)))
-        return worst
+    @staticmethod
+    def steps_of(engine: StreamingEngine, steps: int) -> list[torch.Tensor]:
+        for lane, length in ((1, 3), (4, 30)):
+            engine.prefill(lane, random_tokens(length, seed=lane))
+        batches = [[4, 0, 1] if t % 2 else [0] for t in range(steps)]
+        return [engine.decode(lanes, random_tokens(len(lanes), seed=100 + t)) for t, lanes in enumerate(batches)]
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", [path for path in PATHS if "pairs" not in path and "bf16" not in path])
 @pytest.mark.parametrize("variant", ["llama-gqa", "falcon-rw"])
 def test_a_step_of_each_instruction_set(path: str, variant: str, tmp_path: Path) -> None:
+    """In float32; pairs are for bfloat16."""
     comparison = Comparison(variant, tmp_path)
     assert comparison.worst_error(comparison.compile(tmp_path / "step.so", *PATHS[path])) < 1e-4
 
 
-@pytest.mark.parametrize("threads", [2, 5])
-@pytest.mark.parametrize("variant", ["llama-gqa", "falcon-7b"])
+@pytest.mark.parametrize(("threads", "variant"), [(2, "falcon-7b"), (5, "llama-gqa")])
 def test_threads_share_a_step(threads: int, variant: str, tmp_path: Path) -> None:
+    """A few steps: threads that spin for each other are slow on cores that others use."""
     comparison = Comparison(variant, tmp_path)
-    assert comparison.worst_error(comparison.compile(tmp_path / "step.so"), threads) < 1e-4
+    assert comparison.worst_error(comparison.compile(tmp_path / "step.so"), threads, steps=8) < 1e-4
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -234,12 +232,13 @@ def test_a_step_is_one_call(variant: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert calls == ["decode_step"] * 3
 
 
+MERGES_THREADS = "value[d] * old_weight + weight"
 MUTATIONS = [
     ("llama-gqa", "attention.h", "angle + 2 * kHalf, angle + 3 * kHalf", "angle, angle + kHalf"),
     ("llama-gqa", "attention.h", "{oldest + width, width", "{oldest + width + 1, width"),
     ("llama-gqa", "attention.h", "max_sinks + row.newest + 1, false", "max_sinks + row.newest, false"),
     ("llama-gqa", "attention.h", "partial.sum *= rescale", "partial.sum *= 1"),
-    ("llama-gqa", "attention.h", "value[d] * old_weight + weight", "value[d] + weight"),
+    ("llama-gqa", "attention.h", MERGES_THREADS, "value[d] + weight"),
     ("llama-gqa", "attention.h", "second * cos[i] + first * sin[i]", "second * cos[i] - first * sin[i]"),
     ("falcon-rw", "attention.h", "row.cache_position - slot", "row.cache_position - slot + 1"),
     ("falcon-rw", "attention.h", "age < 0 ? age + sessions.ring() : age", "age"),
@@ -261,10 +260,12 @@ MUTATIONS = [
 
 @pytest.mark.parametrize(("variant", "file", "right", "wrong"), MUTATIONS)
 def test_the_comparison_sees_a_mutated_step(variant: str, file: str, right: str, wrong: str, tmp_path: Path) -> None:
+    """Compiled quickly: what is wrong stays wrong."""
     shutil.copytree(FOLDER, tmp_path / "cpu")
     text = (tmp_path / "cpu" / file).read_text()
     assert right in text, f"{right!r} is not in {file} any more"
     (tmp_path / "cpu" / file).write_text(text.replace(right, wrong))
     comparison = Comparison(variant, tmp_path)
-    library = comparison.compile(tmp_path / "step.so", folder=tmp_path / "cpu")
-    assert not comparison.worst_error(library, threads=2) < 1e-3
+    library = comparison.compile(tmp_path / "step.so", "-march=native", "-O1", folder=tmp_path / "cpu")
+    threads = 2 if right == MERGES_THREADS else 1
+    assert not comparison.worst_error(library, threads) < 1e-3
