@@ -7,6 +7,7 @@ import io
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -21,8 +22,8 @@ def run_trtstream(*arguments: object, stdin: str = "") -> subprocess.CompletedPr
     return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
-def run_in_process(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """The same in this process, for what ends by itself and starts no process of its own."""
+def run_in_process(*arguments: object, main: Callable[[], None] = main) -> subprocess.CompletedProcess[str]:
+    """The same in this process, or another command's ``main``: for what ends by itself and starts no process."""
     command = ["trtstream", *(str(argument) for argument in arguments)]
     stdout, stderr, status = io.StringIO(), io.StringIO(), 0
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

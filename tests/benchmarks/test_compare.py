@@ -14,19 +14,16 @@ from typing import Any
 import pytest
 
 from benchmarks import report
+from benchmarks.compare import __main__ as compare
 from benchmarks.compare import findings, gguf_formats
 from benchmarks.compare.peer import Peer
 from tests.checkpoints import write_checkpoint
+from tests.command_line import run_in_process
 
 pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parent.parent.parent
 WINDOW = 32
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks.compare", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +35,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def done(folder: Path) -> subprocess.CompletedProcess[str]:
-    done = run(
-        *(folder / "checkpoint", "--rounds", 2, "--max-attention-window", WINDOW, "--threads", 1),
-        *("--json", folder / "compare.json", "--plot", folder / "compare.png"),
-    )
+    options = ("--rounds", 2, "--max-attention-window", WINDOW, "--threads", 1)
+    outputs = ("--json", folder / "compare.json", "--plot", folder / "compare.png")
+    command = [sys.executable, "-m", "benchmarks.compare", folder / "checkpoint", *options, *outputs]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -51,6 +48,7 @@ def values(folder: Path, done: subprocess.CompletedProcess[str]) -> dict[str, An
     return json.loads((folder / "compare.json").read_text())
 
 
+@pytest.mark.slow
 def test_everyone_takes_part(values: dict[str, Any], folder: Path, done: subprocess.CompletedProcess[str]) -> None:
     rows = {row["name"]: row for row in values["contestants"]}
     assert list(rows)[:2] == ["trtstream float32", "trtstream bfloat16"]
@@ -70,6 +68,7 @@ def test_everyone_takes_part(values: dict[str, Any], folder: Path, done: subproc
     assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_they_predict_the_same(values: dict[str, Any]) -> None:
     rows = {row["name"]: row for row in values["contestants"]}
     tolerance = 1e-4 * values["chunked_evaluation"]["logits_std"]
@@ -83,6 +82,7 @@ def test_they_predict_the_same(values: dict[str, Any]) -> None:
     assert values["chunked_evaluation"]["tokens_compared"] == rotation["past_window"]["tokens"]
 
 
+@pytest.mark.slow
 def test_the_document_takes_the_figures(
     values: dict[str, Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,7 +163,8 @@ def header_and_embedding(path: Path) -> int:
     ],
 )
 def test_bad_usage_is_one_line(arguments: tuple[object, ...], status: int, message: str, folder: Path) -> None:
-    done = run(folder / "checkpoint", *(str(argument).format(folder=folder) for argument in arguments))
+    words = (str(argument).format(folder=folder) for argument in arguments)
+    done = run_in_process(folder / "checkpoint", *words, main=compare.main)
     assert done.returncode == status
     assert message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

@@ -83,6 +83,7 @@ class RoundedCheckpoint:
         self.model, self.tensor_names, self.tensor = checkpoint.model, checkpoint.tensor_names, tensor
 
 
+@pytest.mark.slow
 def test_smollm2_in_four_bits_keeps_its_perplexity(smollm2_gguf: Path, tmp_path: Path) -> None:
     """21.1092 unquantized, 33.3 with groups of 64: the checkpoint's groups of four bits have 32."""
     settings = BuildConfig(max_batch_size=1, max_attention_window=128, dtype="float32", quantization="int4")

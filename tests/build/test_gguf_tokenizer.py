@@ -244,6 +244,7 @@ def test_a_gguf_file_without_a_tokenizer_says_so(tmp_path: Path) -> None:
     assert checkpoint.save_tokenizer(tmp_path / "tokenizer") is False
 
 
+@pytest.mark.slow
 def test_smollm2(smollm2_gguf: Path, tmp_path: Path) -> None:
     """As transformers makes it of the GGUF file: no merge of SmolLM2's crosses a digit, so that texts agree too."""
     assert open_checkpoint(smollm2_gguf).save_tokenizer(tmp_path) is True

@@ -344,6 +344,7 @@ print(next(line.split()[1] for line in Path("/proc/self/status").read_text().spl
 """
 
 
+@pytest.mark.slow
 def test_smollm2_in_little_memory(smollm2_gguf: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", SMOLLM2, "build", str(smollm2_gguf), "--target", "tensorrt-llm"]
     done = subprocess.run(

@@ -157,7 +157,7 @@ def check_kernels(folder: Path, variants: dict[str, str], num_tokens: int, devic
         assert (found - expected).abs().max() < TOLERANCE * expected.std()
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_the_kernels_run_inside_the_engine(tmp_path: Path) -> None:
     check_kernels(tmp_path, {"falcon-mha-parallel": "int4"}, 28, "cpu", TRITON_INTERPRET="1")
 

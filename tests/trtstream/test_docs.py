@@ -75,7 +75,7 @@ def test_the_readme_runs(hub: Hub, tmp_path: Path) -> None:
     assert outputs[1].splitlines() == shown_conversation()[1]
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_the_tensorrt_page_runs(smollm2_gguf: Path, tmp_path: Path) -> None:
     (output,) = outputs_of("docs/tensorrt.md", tmp_path, TRTSTREAM_CACHE=str(smollm2_gguf.parent))
     assert "sessions in 24 GB" in output
