@@ -39,7 +39,8 @@ class Postgres:
         if self._user:
             os.chown(self.folder, NOBODY, NOBODY)
         self.url = f"postgresql+psycopg://postgres@/postgres?host={self.folder}"
-        initdb = [self._bin / "initdb", "-D", self.folder / "data", "-U", "postgres", "-A", "trust", "--no-sync"]
+        initdb: list[str | Path] = [self._bin / "initdb", "-D", self.folder / "data"]
+        initdb += ["-U", "postgres", "-A", "trust", "--no-sync"]
         try:
             done = subprocess.run(initdb, cwd="/", capture_output=True, text=True, **self._user)
         except OSError as error:
@@ -53,12 +54,12 @@ class Postgres:
     def start(self) -> None:
         """Start the server and wait until it answers."""
         settings = [part for setting in SETTINGS for part in ("-c", setting)]
-        command = [self._bin / "postgres", "-D", self.folder / "data", "-k", self.folder, *settings]
+        command: list[str | Path] = [self._bin / "postgres", "-D", self.folder / "data", "-k", self.folder, *settings]
         self._process = subprocess.Popen(
             command, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **self._user
         )
         end = time.monotonic() + START_SECONDS
-        ready = [self._bin / "pg_isready", "-h", self.folder, "-q"]
+        ready: list[str | Path] = [self._bin / "pg_isready", "-h", self.folder, "-q"]
         while subprocess.run(ready, cwd="/", **self._user).returncode:
             if self._process.poll() is not None or time.monotonic() > end:
                 raise NoPostgres("postgres does not start")
