@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from trtstream.errors import TrtstreamError
 from trtstream.fast_tokenizer import load_fast_tokenizer
-from trtstream.rendering import LimitReached, limited
+from trtstream.rendering import ANSWER, QUESTION, LimitReached, behind_answers
 from trtstream.typed_json import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ANSWER = "placeholder answer"
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 SAVED = (
     *FILES,
@@ -49,16 +48,13 @@ def turn_ends(tokenizer: PreTrainedTokenizerBase, source: Path) -> list[int]:
     """
     ends = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     if tokenizer.chat_template:
-        turns = [("user", "question"), ("assistant", ANSWER), ("user", "question")]
-        conversation = [{"role": role, "content": content} for role, content in turns]
+        asked = [("user", QUESTION)]
         try:
-            with limited(tokenizer.chat_template):
-                text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
+            behind = (behind_answers(tokenizer, [*asked, ("assistant", ANSWER)], asked) or "").lstrip()
         except LimitReached as error:
             raise TrtstreamError(f"the chat template of {source} is stopped: {error}; fix it") from None
         except Exception:  # a template may raise anything; serving it says more
             return ends
-        behind = text.partition(ANSWER)[2].lstrip()
         added = tokenizer.added_tokens_decoder.items()
         found = [(len(token.content), number) for number, token in added if behind.startswith(token.content)]
         ends += [number for _, number in sorted(found)[-1:]]

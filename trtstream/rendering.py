@@ -1,4 +1,4 @@
-"""Limits for chat templates: one that loops is ended in the thread that renders it, without another process.
+"""Conversations as a chat template writes them, within limits: one that loops is ended in the thread that renders it.
 
 Templates come with checkpoints. jinja's sandbox bounds one ``range``, and neither nested ones nor texts that double.
 """
@@ -10,10 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment
 from jinja2.utils import Namespace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SECONDS = 2.0
 """Of the thread's CPU, which a busy machine does not shorten. Rendering a conversation takes a millisecond."""
@@ -25,8 +28,34 @@ TEMPLATE = "<template>"
 """jinja's file name of a compiled template."""
 
 
+QUESTION = "placeholder question"
+ANSWER = "placeholder answer"
+
+
 class LimitReached(Exception):
     """The template computed for too long, or wrote too much. Its message says which."""
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: list[tuple[str, str]], answer: bool = True) -> str:
+    """The text of a conversation of (role, content); with ``answer`` it ends where the next answer begins.
+
+    Raises LimitReached, or whatever the template raises.
+    """
+    conversation = [{"role": role, "content": content} for role, content in messages]
+    with limited(tokenizer.chat_template):
+        return str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=answer))
+
+
+def behind_answers(
+    tokenizer: PreTrainedTokenizerBase, history: list[tuple[str, str]], rest: list[tuple[str, str]]
+) -> str | None:
+    """What the template adds for ``rest`` behind the last answer of ``history``, whose answers are `ANSWER`.
+
+    None if the template does not show them all. Raises as `render` does.
+    """
+    answers = sum(role == "assistant" for role, _ in history)
+    parts = render(tokenizer, history + rest).split(ANSWER, answers)
+    return parts[-1] if len(parts) > answers else None
 
 
 @contextmanager

@@ -7,22 +7,21 @@ template writes once per conversation (BOS, a default system prompt) therefore c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
 from trtstream.errors import TrtstreamError, one_line
-from trtstream.rendering import LimitReached, limited
+from trtstream.rendering import ANSWER, QUESTION, LimitReached, behind_answers, render
 from trtstream.runtime.messages import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SYSTEM = "placeholder system"
-QUESTION = "placeholder question"
-ANSWER = "placeholder answer"
 
 
 def first_turn(tokenizer: PreTrainedTokenizerBase, user: str, system: str | None = None) -> tuple[str, int]:
@@ -89,11 +88,11 @@ def _history(has_system: bool) -> list[tuple[str, str]]:
 
 def _suffix(tokenizer: PreTrainedTokenizerBase, history: list[tuple[str, str]], rest: list[tuple[str, str]]) -> str:
     """What the template adds for ``rest`` behind the last answer of ``history``."""
-    answers = sum(role == "assistant" for role, _ in history)
-    parts = _render(tokenizer, history + rest).split(ANSWER, answers)
-    if len(parts) <= answers:
+    with _refusals():
+        suffix = behind_answers(tokenizer, history, rest)
+    if suffix is None:
         raise TrtstreamError("the engine's chat template does not show earlier answers: use chat in first turns only")
-    return parts[-1]
+    return suffix
 
 
 def _system_length(tokenizer: PreTrainedTokenizerBase, text: str, system: str, user: str) -> int:
@@ -110,11 +109,14 @@ def _system_length(tokenizer: PreTrainedTokenizerBase, text: str, system: str, u
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[tuple[str, str]], answer: bool = True) -> str:
-    conversation = [{"role": role, "content": content} for role, content in messages]
+    with _refusals():
+        return render(tokenizer, messages, answer)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
     try:
-        with limited(tokenizer.chat_template):
-            text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=answer)
-        return cast(str, text)  # ids only with tokenize=True
+        yield
     except LimitReached as error:
         raise TrtstreamError(f"the engine's chat template is stopped: {error}; fix it and rebuild") from None
     except Exception as error:  # a template may raise anything: what it asks for, or TypeErrors of its own
