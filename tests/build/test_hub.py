@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import write_checkpoint
+from tests.command_line import run_in_process
 from tests.hub_server import Hub, Repository, serve
 from tests.runtime.clients import BOS, EOS, byte_tokenizer
 
@@ -39,23 +40,59 @@ for argument in sys.argv[1:]:
 """
 
 
+# Importing torch takes most of a process's time; huggingface_hub reads its environment when it is imported.
+FORK = (
+    """
+import json, os, sys
+import trtstream.build.huggingface_folder
+assert "torch" in sys.modules and "huggingface_hub" not in sys.modules
+for line in sys.stdin:
+    process = os.fork()
+    if process == 0:
+        sys.argv[1:], environment, folder, stdout, stderr = json.loads(line)
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(folder)
+        for number, path in ((1, stdout), (2, stderr)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+else:
+    sys.exit()
+"""
+    + FETCH
+)
+
+
+@pytest.fixture(scope="module")
+def with_torch() -> Iterator[subprocess.Popen[str]]:
+    """A process that has imported torch, of which fetching ones are forked."""
+    command = [sys.executable, "-c", FORK]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+
+
 @dataclass(frozen=True)
 class Fetcher:
-    """Fetches ``NAME`` or ``NAME@REVISION``, several in one process, as importing torch takes most of its time.
+    """Fetches ``NAME`` or ``NAME@REVISION``, several in one new process.
 
-    The process is a new one, as huggingface_hub reads its environment when it is imported. ``HF_TOKEN=TOKEN`` among the
-    names is for those behind it; ``variables`` are for all.
+    ``HF_TOKEN=TOKEN`` among the names is for those behind it; ``variables`` are for all.
     """
 
+    with_torch: subprocess.Popen[str]
     environment: dict[str, str]
     folder: Path
 
     def run(self, *names: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", FETCH, *names]
-        environment = {**self.environment, **variables}
-        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        return done
+        outputs = [self.folder / "stdout", self.folder / "stderr"]
+        request = [names, {**self.environment, **variables}, self.folder, *outputs]
+        assert self.with_torch.stdin
+        assert self.with_torch.stdout
+        print(json.dumps(request, default=str), file=self.with_torch.stdin, flush=True)
+        status = int(self.with_torch.stdout.readline())
+        stdout, stderr = (path.read_text() for path in outputs)
+        assert status == 0, stderr
+        return subprocess.CompletedProcess(names, status, stdout, stderr)
 
     def paths(self, *names: str, **variables: str) -> list[Path]:
         """The paths of what is fetched."""
@@ -111,8 +148,8 @@ def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def fetch(environment: dict[str, str], tmp_path: Path) -> Fetcher:
-    return Fetcher(environment, tmp_path)
+def fetch(with_torch: subprocess.Popen[str], environment: dict[str, str], tmp_path: Path) -> Fetcher:
+    return Fetcher(with_torch, environment, tmp_path)
 
 
 def trtstream(environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -123,9 +160,11 @@ def trtstream(environment: dict[str, str], *arguments: object) -> subprocess.Com
 def test_an_engine_of_a_repository(hub: Hub, environment: dict[str, str], checkpoints: Path, tmp_path: Path) -> None:
     """Is that of the same files in a folder, and is built again without the hub."""
     engines = [tmp_path / name for name in ("online", "offline", "folder")]
-    sources = ("owner/tiny", "owner/tiny", checkpoints / "tiny")
-    for engine, source, offline in zip(engines, sources, "010", strict=True):
-        done = trtstream({**environment, "HF_HUB_OFFLINE": offline}, "build", source, "--output", engine)
+    built = [
+        trtstream({**environment, "HF_HUB_OFFLINE": offline}, "build", "owner/tiny", "--output", engine)
+        for engine, offline in zip(engines, "01", strict=False)
+    ]
+    for done in (*built, run_in_process("build", checkpoints / "tiny", "--output", engines[2])):
         assert done.returncode == 0, done.stderr
         assert "no tokenizer" not in done.stderr
     files = [json.loads((engine / "config.json").read_text())["files"] for engine in engines]
