@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trtstream.runtime.llm import LLM
+    from trtstream.runtime.metrics import Measure
     from trtstream.runtime.scheduler_limits import SchedulerLimits
 
 try:
@@ -22,12 +23,15 @@ def load(
     limits: SchedulerLimits | None = None,
     session_store: str | None = None,
     snapshot_dir: str | Path | None = None,
+    measure: Measure | None = None,
 ) -> LLM:
     """Load an engine directory for use in this process. Raises TrtstreamError if it cannot run here.
 
     With a ``session_store``, sqlite:///PATH or postgresql+psycopg://USER@HOST/DATABASE, sessions outlive the process.
     Caches of sessions that leave its memory are then kept in files in ``snapshot_dir``, if one is given.
+    ``measure`` gets what there is to measure, as `trtstream.runtime.metrics` has it.
     """
     from trtstream.runtime.llm import LLM
+    from trtstream.runtime.metrics import measure_nothing
 
-    return LLM(engine, limits, session_store, snapshot_dir)
+    return LLM(engine, limits, session_store, snapshot_dir, measure or measure_nothing)

@@ -24,6 +24,9 @@ SESSION_STORE = "TRTSTREAM_SESSION_STORE"
 SNAPSHOT_DIR = "TRTSTREAM_SNAPSHOT_DIR"
 """The folder for snapshots of sessions. Without one there are none."""
 
+RESTARTS = "TRTSTREAM_RESTARTS"
+"""How often serve has started Triton again."""
+
 SERVICE_LIMITS = SchedulerLimits(max_tokens_limit=1 << 20, turn_timeout=3600.0)
 """A service's limits. No turn of it is without a bound."""
 

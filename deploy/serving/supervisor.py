@@ -87,6 +87,7 @@ class Supervisor:
         self._service, self._policy = service, policy
         self._events, self._readiness, self._on_ready = events, readiness, on_ready
         self._restarts: deque[float] = deque()  # when each of the last ones was
+        self._all_restarts = 0
         self._ready_at: float | None = None
         self._was_ready = False
         self._delay = FIRST_DELAY
@@ -118,7 +119,11 @@ class Supervisor:
             on_hang=lambda seconds: self._events.put(Event("hang", f"a model has done nothing for {seconds:.0f} s")),
         ) as models:
             self._models = models
-            variables = {**service.variables, environment.CONTROL_SOCKET: str(models.path)}
+            variables = {
+                **service.variables,
+                environment.CONTROL_SOCKET: str(models.path),
+                environment.RESTARTS: str(self._all_restarts),
+            }
             with TritonProcess(
                 service.installation,
                 service.arguments,
@@ -202,6 +207,7 @@ class Supervisor:
         if self._ready_at is not None and now - self._ready_at > STABLE_SECONDS:
             self._delay = FIRST_DELAY
         self._restarts.append(now)
+        self._all_restarts += 1
         self._readiness.state = State.RESTARTING
         click.echo(
             f"{reason}; starting Triton again in {self._delay:g} s "

@@ -186,7 +186,7 @@ def test_a_template_that_changes_what_it_has_written(
     """The conversation is fed whole, as without a store."""
     scheduler, whole = start(), schedule()
     for one in (scheduler, whole):
-        one._reader._tokenizer = byte_tokenizer(template)
+        one._intake._reader._tokenizer = byte_tokenizer(template)
     first = complete(scheduler, said("Hello", system=system)).text
     messages = said("Hello", first, "More", system=system)
     again, expected = complete(scheduler, messages), complete(whole, messages)

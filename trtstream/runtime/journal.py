@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from trtstream import failpoint
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.continuation import Continuation, find_continuation
+from trtstream.runtime.metrics import Measure, measure_nothing
 from trtstream.runtime.requests import TurnRequest
 from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.snapshots import Snapshots
@@ -44,11 +45,17 @@ class Journal:
     """A `TurnLog` behind threads of its own, for engines of the checkpoint with this ``fingerprint`` (32 bytes)."""
 
     def __init__(
-        self, log: TurnLog, fingerprint: bytes, commit_timeout: float, snapshots: Snapshots | None = None
+        self,
+        log: TurnLog,
+        fingerprint: bytes,
+        commit_timeout: float,
+        snapshots: Snapshots | None = None,
+        measure: Measure = measure_nothing,
     ) -> None:
         self.fingerprint = fingerprint
         self.commit_timeout = commit_timeout
         self.snapshots = snapshots
+        self._measure = measure
         self.costs = TierCosts() if snapshots is None else snapshots.costs
         self._log = log
         self._readers = ThreadPoolExecutor(READERS, "trtstream-session-reader")
@@ -86,11 +93,17 @@ class Journal:
         with _for_clients():
             if has_twin:
                 return from_log_alone(turn, receptive_field, self._log)
-            return restore(turn, receptive_field, self._log, self.snapshots, self.costs)
+            restored = restore(turn, receptive_field, self._log, self.snapshots, self.costs)
+            self._measure("restored_total", label="log" if restored.state.kv_cache is None else "snapshot")
+            return restored
 
     def commit(self, commit: Commit, done: OnCommit) -> None:
         """Have the writer commit; ``done`` gets None or the error, on the writer's thread."""
         self._jobs.put(_Job(commit, done))
+
+    def num_snapshots(self) -> int:
+        """How many there are; reads their folder."""
+        return 0 if self.snapshots is None else len(self.snapshots.sizes())
 
     def write_snapshots(self, last: Iterable[tuple[bytes, SessionState]], seconds: float) -> None:
         """Write these turns' states too, as far as ``seconds`` suffice; no snapshot is written after that."""
@@ -143,6 +156,7 @@ class Journal:
             outcomes = [unknown_outcome(job.commit.key) for job in jobs]
         failpoint.reach("after-commit")
         for job, outcome in zip(jobs, outcomes, strict=True):
+            self._measure("commit_seconds", time.monotonic() - job.queued_at)
             job.done(None if outcome is None else _for_client(outcome))
         if any(job.commit.turn is None for job in jobs):
             self.read(self._sweep_snapshots)

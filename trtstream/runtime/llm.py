@@ -14,6 +14,7 @@ from trtstream.engine_dir import TOKENIZER, read_engine
 from trtstream.errors import TrtstreamError
 from trtstream.fast_tokenizer import load_fast_tokenizer
 from trtstream.runtime.loading import load_engine
+from trtstream.runtime.metrics import Measure, measure_nothing
 from trtstream.runtime.requests import SessionKey, TurnOutput, TurnRequest
 from trtstream.runtime.scheduler import Scheduler
 from trtstream.runtime.scheduler_limits import SchedulerLimits
@@ -36,27 +37,28 @@ class LLM:
         limits: SchedulerLimits | None = None,
         session_store: str | None = None,
         snapshot_dir: str | Path | None = None,
+        measure: Measure = measure_nothing,
     ) -> None:
         folder = Path(engine)
         limits = limits or SchedulerLimits()
         if session_store is None and snapshot_dir is not None:
             raise TrtstreamError("snapshots need a session store: without one, sessions end with the process")
-        journal = None if session_store is None else open_journal(folder, session_store, limits, snapshot_dir)
+        journal = None if session_store is None else open_journal(folder, session_store, limits, snapshot_dir, measure)
         try:
-            self._load(folder, limits, journal)
+            self._load(folder, limits, journal, measure)
         except BaseException:
             if journal is not None:
                 journal.write_snapshots((), 0.0)
                 journal.close()
             raise
 
-    def _load(self, folder: Path, limits: SchedulerLimits, journal: Journal | None) -> None:
+    def _load(self, folder: Path, limits: SchedulerLimits, journal: Journal | None, measure: Measure) -> None:
         # In a thread that ends: OpenMP keeps a pool of threads for each thread that computes, and once there are more
         # threads than cores, it makes the scheduler's sleep where they should spin (1.5 times the latency).
         with ThreadPoolExecutor(1) as loading:
             self.engine = loading.submit(load_engine, folder).result()
         self.tokenizer = load_tokenizer(folder / TOKENIZER)
-        self.scheduler = Scheduler(self.engine, self.tokenizer, limits, journal)
+        self.scheduler = Scheduler(self.engine, self.tokenizer, limits, journal, measure)
 
     def session(self, key: SessionKey | None = None) -> ChatSession:
         """A new conversation, which each turn continues; with a ``key``, the one of this name if there is one."""
@@ -122,7 +124,11 @@ class ChatSession:
 
 
 def open_journal(
-    engine: Path, session_store: str, limits: SchedulerLimits, snapshot_dir: str | Path | None = None
+    engine: Path,
+    session_store: str,
+    limits: SchedulerLimits,
+    snapshot_dir: str | Path | None = None,
+    measure: Measure = measure_nothing,
 ) -> Journal:
     """The session store at this URL, for the checkpoint that ``engine`` was built from, and that engine's snapshots."""
     from trtstream.runtime.journal import Journal  # here, as only those who ask for it need a database
@@ -133,9 +139,9 @@ def open_journal(
     if snapshot_dir is None:
         snapshots = None
     else:
-        snapshots = Snapshots(Path(snapshot_dir), limits.snapshot_bytes, config.to_dict()["checksum"])
+        snapshots = Snapshots(Path(snapshot_dir), limits.snapshot_bytes, config.to_dict()["checksum"], measure)
     log = TurnLog(session_store, limits.session_ttl)
-    return Journal(log, bytes.fromhex(config.fingerprint), limits.commit_timeout, snapshots)
+    return Journal(log, bytes.fromhex(config.fingerprint), limits.commit_timeout, snapshots, measure)
 
 
 def _outputs(

@@ -8,14 +8,14 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.committing import Committing, Ending
-from trtstream.runtime.continuation import same_answer
+from trtstream.runtime.intake import Intake
+from trtstream.runtime.metrics import Measure, code_of, measure_nothing
 from trtstream.runtime.prefill_pacing import PrefillPacing
 from trtstream.runtime.requests import TurnOutput, TurnRequest
 from trtstream.runtime.sampling import sample
@@ -57,23 +57,24 @@ class Scheduler:
         tokenizer: PreTrainedTokenizerBase | None,
         limits: SchedulerLimits | None = None,
         journal: Journal | None = None,
+        measure: Measure = measure_nothing,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._limits = limits = limits or SchedulerLimits()
-        self._sessions = SessionStore(engine, limits, journal)
+        self._measure = measure
+        self._sessions = SessionStore(engine, limits, journal, measure)
         self._pacing = PrefillPacing(limits.max_itl_ms, engine.build.max_num_tokens)
         self._steps = 0
         self._step_started: float | None = None
-        self._reading: set[Turn] = set()  # accepted, but not tokenized yet
         self._queue: deque[Turn] = deque()
         self._running: list[Turn] = []  # those whose prompt was fed least recently first
         self._changed = threading.Condition()  # guards all of the above except the engine
         self._journal = journal
         self._committing = None if journal is None else Committing(journal, self._sessions, self._changed)
         self._fingerprint = bytes(32) if journal is None else journal.fingerprint
-        self._reader = TurnReader(engine, tokenizer, self._sessions, journal, self._changed)
-        self._refusal = ""  # why new turns are refused
+        reader = TurnReader(engine, tokenizer, self._sessions, journal, self._changed)
+        self._intake = Intake(limits, reader, self._sessions, self._queue, self._changed, measure)
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="trtstream-scheduler", daemon=True)
         self._thread.start()
@@ -90,19 +91,29 @@ class Scheduler:
         its first token; one cancelled later keeps what it has generated. A request whose id is that of a turn that has
         ended gets that turn's answer again, as one output.
         """
-        validate(request, self._engine.model.vocab_size, self._limits.max_tokens_limit)
-        turn = Turn(request, self._limits, self._tokenizer, on_output)
-        with self._changed:
-            self._check_open()
-            self._sessions.claim(turn.key)
-            self._reading.add(turn)
-        if not self._reader.run_elsewhere(request, partial(self._read_elsewhere, turn)):
-            self._read(turn)
+        try:
+            validate(request, self._engine.model.vocab_size, self._limits.max_tokens_limit)
+            turn = Turn(request, self._limits, self._tokenizer, on_output)
+            self._intake.take(turn)
+        except TrtstreamError as error:
+            self._measure("refusals_total", label=code_of(error))
+            raise
         return turn
 
     def stats(self) -> SchedulerStats:
         with self._changed:
             return SchedulerStats(len(self._running), len(self._queue), len(self._sessions))
+
+    def gauges(self) -> dict[tuple[str, str], float]:
+        """What the gauges among `METRICS` are now, by metric and label. Reads the folder of snapshots."""
+        stats = self.stats()
+        return {
+            ("turns_running", ""): stats.running,
+            ("turns_queued", ""): stats.queued,
+            ("sessions", "engine"): len(self._sessions.lanes),
+            ("sessions", "host"): self._sessions.num_in_host_memory(),
+            ("sessions", "snapshot"): 0 if self._journal is None else self._journal.num_snapshots(),
+        }
 
     def step_seconds(self) -> float:
         """How long the current step has lasted; 0.0 between steps. Never waits."""
@@ -112,55 +123,18 @@ class Scheduler:
     def drain(self, timeout: float | None = None) -> bool:
         """Refuse new turns and wait for those submitted to end; False if ``timeout`` (seconds) passed."""
         with self._changed:
-            self._refusal = self._refusal or "the server is shutting down; no new turns are taken"
-            return self._changed.wait_for(lambda: not (self._reading or self._turns() or self._committing), timeout)
+            self._intake.refuse("the server is shutting down; no new turns are taken")
+            return self._changed.wait_for(lambda: not (self._intake or self._turns() or self._committing), timeout)
 
     def close(self, snapshot_seconds: float = SNAPSHOT_SECONDS) -> None:
         """Fail the turns that have not ended, write snapshots for up to ``snapshot_seconds``, and stop the thread."""
         self._snapshot_seconds = snapshot_seconds
         with self._changed:
-            self._refusal = "the engine is closed"
+            self._intake.close("the engine is closed")
             self._closed = True
             self._changed.notify_all()
-        self._reader.close()
         if threading.current_thread() is not self._thread:
             self._thread.join()
-
-    def _check_open(self) -> None:
-        if self._refusal:
-            raise TrtstreamError(self._refusal, code="draining")
-        waiting = len(self._reading) + len(self._queue)
-        if waiting >= self._limits.max_queue_size:
-            raise TrtstreamError(f"the server is busy: {waiting} turns are waiting; try again later", code="busy")
-
-    def _read(self, turn: Turn) -> None:
-        """Tokenize the turn and queue it. Raises TrtstreamError for a turn that this engine cannot take."""
-        try:
-            if not self._closed:
-                self._reader.read(turn)
-                if answered := turn.continuation.answered:
-                    with self._changed:
-                        self._sessions.release(turn.key)
-                    turn.emit(same_answer(answered))
-                    return
-            with self._changed:
-                if self._closed:
-                    raise TrtstreamError(self._refusal, code="draining")
-                self._queue.append(turn)
-        except BaseException:
-            with self._changed:
-                self._sessions.release(turn.key)
-            raise
-        finally:
-            with self._changed:
-                self._reading.remove(turn)
-                self._changed.notify_all()
-
-    def _read_elsewhere(self, turn: Turn) -> None:
-        try:
-            self._read(turn)
-        except Exception as error:
-            turn.emit(error)
 
     # Everything below runs on the scheduler's thread.
 
@@ -268,6 +242,9 @@ class Scheduler:
                 if self._yield_lane(turn):
                     continue
                 return
+            if rebuilt:
+                self._measure("rebuilt_total")
+                self._measure("rebuilt_tokens_total", len(rebuilt))
             turn.prompt = rebuilt + turn.prompt
             turn.entered_at, turn.entered_in = time.monotonic(), self._steps
             with self._changed:
@@ -366,7 +343,7 @@ class Scheduler:
                 self._sessions.release(turn.session.key)
             else:
                 self._sessions.commit(turn.session, ending.record, turn.request.session_end, ending.is_told)
-        self._remove(turn, None if ending.is_told else ending.output)
+        self._remove(turn, ending.output, ending.is_told)
 
     def _lose(self, turn: Turn, error: TrtstreamError) -> None:
         """End a turn that may be committed or not: its next turn looks the session up again."""
@@ -391,8 +368,9 @@ class Scheduler:
                 logger.error("a session is lost: its turn could not be undone", exc_info=error)
         self._remove(turn, output)
 
-    def _remove(self, turn: Turn, output: TurnOutput | Exception | None) -> None:
-        if output is not None:
+    def _remove(self, turn: Turn, output: TurnOutput | Exception, is_told: bool = False) -> None:
+        turn.measure(self._measure, output)
+        if not is_told:
             turn.emit(output)
         with self._changed:
             if self._committing is None or not self._committing.remove(turn):

@@ -11,6 +11,7 @@ from trtstream.errors import TrtstreamError
 from trtstream.machine import physical_memory
 from trtstream.runtime.conversation import CacheKey, Session
 from trtstream.runtime.lane import ParkedSession
+from trtstream.runtime.metrics import Measure, measure_nothing
 from trtstream.runtime.scheduler_limits import SchedulerLimits
 from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.snapshot_taking import SnapshotTaking
@@ -45,11 +46,18 @@ class SessionStore:
     scheduler's lock; the last four, and all others, belong to the scheduler's thread.
     """
 
-    def __init__(self, engine: StreamingEngine, limits: SchedulerLimits, journal: Journal | None = None) -> None:
+    def __init__(
+        self,
+        engine: StreamingEngine,
+        limits: SchedulerLimits,
+        journal: Journal | None = None,
+        measure: Measure = measure_nothing,
+    ) -> None:
         self.lanes: dict[Session, int] = {}
         self.saved: dict[Session, SessionState] = {}
         self.parked: dict[Session, ParkedSession] = {}
         self.snapshots = SnapshotTaking(engine, None if journal is None else journal.snapshots)
+        self._measure = measure
         self._has_log = journal is not None
         self._engine = engine
         self._max_idle_bytes = default_max_idle_bytes() if limits.max_idle_bytes is None else limits.max_idle_bytes
@@ -61,6 +69,10 @@ class SessionStore:
 
     def __len__(self) -> int:
         return len(self._sessions)
+
+    def num_in_host_memory(self) -> int:
+        """How many sessions have their caches there."""
+        return len(self.parked) + sum(state.kv_cache is not None for state in [*self.saved.values()])
 
     def claim(self, key: CacheKey | None) -> None:
         """Reserve a session for one turn. Raises TrtstreamError if another turn has it."""
@@ -268,6 +280,7 @@ class SessionStore:
         if idle is None:
             return None
         self.saved[idle] = self._engine.export_state(self.lanes[idle])
+        self._measure("evictions_total", label="engine")
         if self.snapshots.is_due(idle):
             self.snapshots.drop(idle)
             self.snapshots.take(idle, self.saved[idle])
@@ -320,4 +333,5 @@ class SessionStore:
                 break
             excess -= nbytes
             self.snapshots.take(session, state)
+            self._measure("evictions_total", label="host")
             self.saved[session] = replace(state, kv_cache=None)

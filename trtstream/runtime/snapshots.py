@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trtstream.errors import TrtstreamError
+from trtstream.runtime.metrics import Measure, measure_nothing
 from trtstream.runtime.session_state import PART, SessionState
 from trtstream.runtime.tier_costs import TierCosts
 from trtstream.sessions.records import ID_BYTES
@@ -43,7 +44,8 @@ class Snapshots:
     Several processes may share a folder. Nothing here but `put` may be called on the scheduler's thread.
     """
 
-    def __init__(self, folder: Path, max_bytes: int, engine: str) -> None:
+    def __init__(self, folder: Path, max_bytes: int, engine: str, measure: Measure = measure_nothing) -> None:
+        self._measure = measure
         self.costs = TierCosts()
         self._folder = folder
         self._max_bytes = max_bytes
@@ -88,8 +90,11 @@ class Snapshots:
                 logger.warning("a snapshot is removed and the next tier is used: %s", error)
                 self._remove(path)
             return None
-        if state.kv_cache is not None:
-            self.costs.was_read(state.kv_cache.nbytes, time.perf_counter() - started)
+        assert state.kv_cache is not None
+        seconds = time.perf_counter() - started
+        self.costs.was_read(state.kv_cache.nbytes, seconds)
+        self._measure("snapshot_seconds", seconds, "read")
+        self._measure("snapshot_bytes_total", state.kv_cache.nbytes, "read")
         with contextlib.suppress(OSError):
             os.utime(path)  # used just now
         return state
@@ -125,7 +130,10 @@ class Snapshots:
         path = self._path(turn)
         assert state.kv_cache is not None
         self._make_room(state.kv_cache.nbytes + 4 * len(state.token_ids) + (1 << 12))
+        started = time.perf_counter()
         state.save(path, self._identity(turn))
+        self._measure("snapshot_seconds", time.perf_counter() - started, "written")
+        self._measure("snapshot_bytes_total", path.stat().st_size, "written")
 
     def _make_room(self, nbytes: int) -> None:
         """Remove the least recently used snapshots until there is room for one of ``nbytes``."""
@@ -139,6 +147,7 @@ class Snapshots:
             if excess <= 0:
                 return
             self._remove(file.path)
+            self._measure("evictions_total", label="snapshot")
             excess -= file.nbytes
 
     def _files(self) -> list[_File]:

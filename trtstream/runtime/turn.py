@@ -11,6 +11,7 @@ from trtstream.runtime.continuation import Continuation
 from trtstream.runtime.conversation import CacheKey, Session
 from trtstream.runtime.detokenizer import Detokenizer
 from trtstream.runtime.messages import Message
+from trtstream.runtime.metrics import Measure, code_of
 from trtstream.runtime.requests import TurnOutput, TurnRequest
 from trtstream.runtime.sampling import Sample, Sampler
 from trtstream.runtime.scheduler_limits import SchedulerLimits
@@ -50,6 +51,7 @@ class Turn:
         self.cancelled = False
         self.submitted_at = time.monotonic()
         self.entered_at = 0.0  # when it last got a lane, in seconds of `time.monotonic`
+        self.first_token_at = self.last_token_at = 0.0
         self.entered_in = 0  # the scheduler's step of that moment
         self.timeout_source, timeout = _timeout(request, limits)
         self.deadline = None if timeout is None else time.monotonic() + timeout
@@ -89,6 +91,8 @@ class Turn:
         self.token = token = sample.token
         self._fed.append(token)
         self.num_output_tokens += 1
+        self.last_token_at = time.monotonic()
+        self.first_token_at = self.first_token_at or self.last_token_at
         log_probs = () if sample.log_probability is None else (sample.log_probability,)
         ended = token in self._end_ids
         new_text = "" if ended or self._detokenizer is None else self._detokenizer.push(token)
@@ -130,6 +134,20 @@ class Turn:
             tenant=request.tenant,
             transcript=self.transcript and transcript_after(self.transcript, [Message("assistant", text)]),
         )
+
+    def measure(self, measure: Measure, output: TurnOutput | Exception) -> None:
+        """Pass on what there is to say of the turn, which has ended with ``output``."""
+        if isinstance(output, Exception):
+            measure("turns_total", label="failed")
+            measure("refusals_total", label=code_of(output))
+        else:
+            measure("turns_total", label=output.finish_reason)
+        measure("input_tokens_total", self.num_input_tokens)
+        measure("output_tokens_total", self.num_output_tokens)
+        if self.num_output_tokens:
+            measure("time_to_first_token_seconds", self.first_token_at - self.submitted_at)
+        if self.num_output_tokens > 1:
+            measure("inter_token_seconds", (self.last_token_at - self.first_token_at) / (self.num_output_tokens - 1))
 
     def emit(self, output: TurnOutput | Exception) -> None:
         """Pass ``output`` to the client. If that raises, the client is gone: the turn is cancelled silently."""

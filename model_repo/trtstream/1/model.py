@@ -21,12 +21,14 @@ import trtstream
 from trtstream import failpoint
 from trtstream.deploy.contract import REQUEST_NAME
 from trtstream.deploy.serving.control import ControlLine
-from trtstream.deploy.serving.environment import CONTROL_SOCKET, ModelOptions
+from trtstream.deploy.serving.environment import CONTROL_SOCKET, RESTARTS, ModelOptions
 from trtstream.deploy.serving.orphan import exit_with_parent
+from trtstream.deploy.serving.triton_metrics import TritonMetrics
 from trtstream.deploy.serving.triton_request import parse_turn
 from trtstream.deploy.serving.triton_response import error_message, response_tensors
 from trtstream.errors import TrtstreamError
-from trtstream.runtime.requests import TurnOutput
+from trtstream.runtime.metrics import code_of
+from trtstream.runtime.requests import TurnOutput, TurnRequest
 
 if TYPE_CHECKING:
     from trtstream.runtime.turn import Turn
@@ -51,8 +53,11 @@ class TritonPythonModel:
         exit_with_parent()
         logging.basicConfig(format="%(message)s")
         logging.getLogger("trtstream").setLevel(logging.INFO)
-        llm = trtstream.load(engine, options.limits, options.session_store, options.snapshot_dir)
+        self._metrics = TritonMetrics(pb_utils.MetricFamily, args["model_name"])
+        self._metrics("restarts_total", float(os.environ.get(RESTARTS, "0")))
+        llm = trtstream.load(engine, options.limits, options.session_store, options.snapshot_dir, measure=self._metrics)
         self._scheduler = llm.scheduler
+        self._metrics.start(self._scheduler.gauges)
         self._open: dict[Answer, Turn] = {}
         self._left: deque[str] = deque(maxlen=MAX_LEFT)
         threading.Thread(target=self._watch_cancellation, name="trtstream-cancellation", daemon=True).start()
@@ -71,25 +76,36 @@ class TritonPythonModel:
         for request in requests:
             answer = Answer(request.get_response_sender())
             try:
-                answer.request_id = request.request_id()
-                parameters = json.loads(request.parameters() or "{}")
-                answer.name = parameters.get(REQUEST_NAME)
-                turn_request, answer.stream = parse_turn(
-                    {tensor.name(): tensor.as_numpy() for tensor in request.inputs()},
-                    parameters=parameters,
-                    correlation_id=request.correlation_id(),
-                    flags=request.flags(),
-                    timeout_us=request.timeout(),
-                    request_id=answer.request_id,
-                    public=self._public,
-                )
+                turn_request = self._parse(request, answer)
+            except Exception as error:
+                self._metrics("refusals_total", label=code_of(error))
+                answer(error)
+                continue
+            try:
                 self._open[answer] = turn = self._scheduler.submit(turn_request, answer)
                 if answer.name in self._left:
                     turn.cancel()
-            except UnicodeDecodeError:  # Triton passes on an id and parameters as HTTP brought them
-                answer(TrtstreamError("the request's id or a parameter is not UTF-8; encode it as UTF-8"))
             except Exception as error:
                 answer(error)
+
+    def _parse(self, request: Any, answer: Answer) -> TurnRequest:
+        """The turn that a request asks for. Raises TrtstreamError for one that cannot be read."""
+        try:
+            answer.request_id = request.request_id()
+            parameters = json.loads(request.parameters() or "{}")
+        except UnicodeDecodeError:  # Triton passes on an id and parameters as HTTP brought them
+            raise TrtstreamError("the request's id or a parameter is not UTF-8; encode it as UTF-8") from None
+        answer.name = parameters.get(REQUEST_NAME)
+        turn, answer.stream = parse_turn(
+            {tensor.name(): tensor.as_numpy() for tensor in request.inputs()},
+            parameters=parameters,
+            correlation_id=request.correlation_id(),
+            flags=request.flags(),
+            timeout_us=request.timeout(),
+            request_id=answer.request_id,
+            public=self._public,
+        )
+        return turn
 
     def finalize(self) -> None:
         self._scheduler.close()

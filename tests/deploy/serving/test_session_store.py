@@ -11,7 +11,9 @@ import pytest
 
 from tests.deploy.server import Server, serve_process
 from tests.deploy.serving.processes import family, of_kind, wait_for_death
+from tests.deploy.serving.test_metrics import samples
 from tests.deploy.serving.test_supervisor import STUB, answers, wait_for_log
+from tests.runtime.clients import wait_until
 from trtstream.deploy.client.client import Client
 from trtstream.deploy.client.triton import Response
 from trtstream.errors import TrtstreamError
@@ -75,6 +77,8 @@ def test_a_model_that_dies_has_its_sessions_again(start: Start, tmp_path: Path) 
     with Client(server.grpc_url) as client:
         second = client.answer(text_input=TEXTS[1], session_id="s", session_tokens=first.session_tokens, **OPTIONS)
     assert same(second, expected[1])
+    wait_until(lambda: samples(server)["restored_total", "log"] == 1)
+    assert samples(server)["restarts_total", ""] == 1
 
 
 @pytest.mark.parametrize(
