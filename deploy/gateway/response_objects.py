@@ -35,7 +35,7 @@ def finished(
     values = {
         **begun,
         "status": status,
-        "completed_at": completed,
+        "completed_at": int(completed),
         "error": None if error is None else {"code": "server_error", "message": str(error)},
         "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
         "output": [] if status == "failed" else [message(begun["id"], text, status)],

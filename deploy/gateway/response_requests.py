@@ -115,7 +115,7 @@ def begin(request: ResponseRequest, response_id: str) -> dict[str, Any]:
     return {
         "id": response_id,
         "object": "response",
-        "created_at": request.created,
+        "created_at": int(request.created),
         "completed_at": None,
         "status": "in_progress",
         "error": None,
