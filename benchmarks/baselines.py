@@ -33,7 +33,7 @@ class WholeCacheRotation:
         """Raises TrtstreamError for a model with ALiBi."""
         self._model, self._weights = model, weights
         self._sinks, self._ring, self._fed = sinks, ring, 0
-        like = weights.embedding
+        like = weights.float_embedding
         rotation = PositionEncoding.of(model).rotation(torch.arange(sinks + ring))
         if rotation is None:
             raise TrtstreamError("the model has no rotary embedding: there is nothing to rotate")
@@ -60,7 +60,7 @@ class WholeCacheRotation:
         def attention(layer: int, qkv: torch.Tensor) -> torch.Tensor:
             return self._attention(self._cache[layer][:, :, :length], qkv, new, cos, sin)
 
-        hidden = decode_layers(self._weights.embedding[token], self._weights, self._model, attention)
+        hidden = decode_layers(self._weights.float_embedding[token], self._weights, self._model, attention)
         self._fed += 1
         return logits(hidden, self._weights, self._model)[0]
 
@@ -108,7 +108,7 @@ def torch_recompute(model: ModelConfig, weights: DecoderWeights) -> Recompute:
     Raises TrtstreamError for a model with ALiBi.
     """
     heads, kv_heads, head_dim = model.num_attention_heads, model.num_key_value_heads, model.head_dim
-    positions = PositionEncoding.of(model).to(weights.embedding.device)
+    positions = PositionEncoding.of(model).to(weights.float_embedding.device)
 
     @torch.inference_mode()
     def run(tokens: torch.Tensor) -> torch.Tensor:
@@ -125,7 +125,7 @@ def torch_recompute(model: ModelConfig, weights: DecoderWeights) -> Recompute:
             )
             return attended[0].transpose(0, 1).flatten(1)
 
-        hidden = decode_layers(weights.embedding[tokens], weights, model, attention)
+        hidden = decode_layers(weights.float_embedding[tokens], weights, model, attention)
         return logits(hidden[-1:], weights, model)[0]
 
     return run
@@ -142,7 +142,7 @@ def transformers_recompute(model: ModelConfig, weights: DecoderWeights) -> Recom
     config = LlamaConfig(
         **sizes | {"rms_norm_eps": model.norm_eps, "rope_parameters": rope, "attn_implementation": "sdpa"}
     )
-    fused: dict[str, Any] = {"embedding": weights.embedding, "norm": weights.norm.weight}
+    fused: dict[str, Any] = {"embedding": weights.float_embedding, "norm": weights.norm.weight}
     fused["lm_head"] = weights.lm_head.weight
     for i, layer in enumerate(weights.layers):
         for field in fields(layer):
@@ -155,7 +155,7 @@ def transformers_recompute(model: ModelConfig, weights: DecoderWeights) -> Recom
     with torch.device("meta"):
         llama = LlamaForCausalLM(config)
     llama.load_state_dict(state, assign=True)
-    llama.model.rotary_emb = LlamaRotaryEmbedding(config).to(weights.embedding.device)  # no part of the state
+    llama.model.rotary_emb = LlamaRotaryEmbedding(config).to(weights.float_embedding.device)  # no part of the state
     llama.eval()
 
     @torch.inference_mode()

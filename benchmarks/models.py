@@ -13,6 +13,7 @@ import torch
 from trtstream.build.families import ARCHITECTURES
 from trtstream.build.families.raw_config import RawConfig
 from trtstream.build.recipes import Recipes
+from trtstream.plugins.block_weight import BlockWeight
 from trtstream.plugins.kv_cache import kv_bytes_per_session
 from trtstream.plugins.quantized_weight import quantize
 from trtstream.runtime.decoder import DecoderWeights, collect_weights
@@ -114,10 +115,10 @@ def step_bytes(model: ModelConfig, build: BuildConfig, weights: DecoderWeights, 
     Every weight once, but of the embedding only the tokens' rows; and the C keys and values that each session sees in
     each layer.
     """
-    embedded = batch * model.hidden_size * weights.embedding.element_size()
+    rows = weights.embedding.blocks if isinstance(weights.embedding, BlockWeight) else weights.embedding
     visible = build.sink_token_length + build.ring
     cache = batch * kv_bytes_per_session(model, build, "cuda") * visible // build.max_attention_window
-    return _bytes_of((weights.layers, weights.norm, weights.lm_head)) + embedded + cache
+    return _bytes_of((weights.layers, weights.norm, weights.lm_head)) + batch * rows[0].nbytes + cache
 
 
 def _bytes_of(value: Any) -> int:

@@ -41,6 +41,12 @@ class Store(Protocol):
     def read(self, name: str) -> torch.Tensor:
         """One tensor, in floating point."""
 
+    def block_format(self, name: str) -> str | None:
+        """A tensor's name in `BLOCK_FORMATS`, if it is stored in one of them."""
+
+    def read_blocks(self, name: str) -> torch.Tensor:
+        """Such a tensor's rows as they are stored: uint8 [rows, bytes of a row]."""
+
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The checkpoint's tokenizer, loaded once; None if it has none."""
@@ -69,6 +75,19 @@ class Checkpoint:
         """A tensor of that shape without contents, on torch's meta device: nothing is read."""
         recipe = self.recipes[name]
         return recipe.make([torch.empty(shape, device="meta") for shape in recipe.sources.values()])
+
+    def block_format(self, name: str) -> str | None:
+        """The one of `BLOCK_FORMATS` in which all that makes up a tensor is stored, if there is one."""
+        formats = {self.store.block_format(source) for source in self.recipes[name].sources}
+        return formats.pop() if len(formats) == 1 else None
+
+    def blocks(self, name: str) -> torch.Tensor:
+        """Read one tensor that has a `block_format`, in the stored bits: uint8 [rows, bytes of a row].
+
+        Recipes move whole rows only.
+        """
+        recipe = self.recipes[name]
+        return recipe.make([self.store.read_blocks(source) for source in recipe.sources])
 
     def fingerprint(self) -> str:
         """The SHA-256 of the checkpoint's weights, config and tokenizer, in hexadecimal digits; reads all files."""

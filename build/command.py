@@ -15,7 +15,7 @@ from trtstream.settings import (
     check_against_model,
     default_window,
 )
-from trtstream.targets import QUANTIZATIONS, TARGETS, best_target
+from trtstream.targets import KEPT, QUANTIZATIONS, TARGETS, best_target
 
 if TYPE_CHECKING:
     from trtstream.build.memory import MemoryEstimate
@@ -57,7 +57,12 @@ DEFAULTS = BuildConfig()
     type=click.Choice(list(DTYPE_BYTES)),
     help=f"[default: {', '.join(f'{formats.dtypes[0]} for {name}' for name, formats in TARGETS.items())}]",
 )
-@click.option("--quantization", type=click.Choice(QUANTIZATIONS), default="none", show_default=True)
+@click.option(
+    "--quantization",
+    type=click.Choice([*QUANTIZATIONS, KEPT]),
+    help="On cpu, kept leaves a .gguf file's blocks as they are, and int8 and int4 convert all other weights.  "
+    "[default: none; on cpu, without --dtype, kept]",
+)
 @click.option(
     "--max-batch-size", default=DEFAULTS.max_batch_size, show_default=True, help="Sessions that decode together."
 )
@@ -88,7 +93,7 @@ def build(
     max_sink_token_length: int | None,
     max_attention_window: int | None,
     dtype: str | None,
-    quantization: str,
+    quantization: str | None,
     max_batch_size: int,
     max_num_tokens: int,
     sink_token: int | None,
@@ -107,6 +112,7 @@ def build(
     HF_HUB_OFFLINE.
     """
     from trtstream.build.checkpoint import open_checkpoint
+    from trtstream.build.cpu import default_quantization
     from trtstream.build.hub import local_checkpoint
     from trtstream.build.memory import estimate_memory
     from trtstream.engine_dir import TOKENIZER, directory_bytes
@@ -123,6 +129,8 @@ def build(
         TARGETS[target].check_builder()
     source = open_checkpoint(local_checkpoint(checkpoint, revision))
     model = source.model
+    if quantization is None:
+        quantization = default_quantization(source, target) if dtype is None else "none"
     tensorrt_llm = TensorrtLlmOptions(tp_size, pp_size, tensorrt_llm_version, max_seq_len)
     asked = TARGETS[target].tensorrt_llm_options or tensorrt_llm != TensorrtLlmOptions()
     settings = BuildConfig(

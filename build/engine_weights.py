@@ -47,7 +47,7 @@ class EngineWeights:
         with SafetensorsWriter(path, list(self.blank())) as file:
             for done, name in enumerate(names):
                 progress(done, len(names))
-                for stored, tensor in self._stored(name, self.checkpoint.tensor(name)).items():
+                for stored, tensor in self._stored(name, blank=False).items():
                     file.write(stored, tensor)
         progress(len(names), len(names))
 
@@ -55,7 +55,7 @@ class EngineWeights:
         """The tensors that `write` writes, by name, without contents: on torch's meta device."""
         blank: dict[str, torch.Tensor] = {}
         for name in self.checkpoint.tensor_names():
-            blank |= self._stored(name, self.checkpoint.blank_tensor(name))
+            blank |= self._stored(name, blank=True)
         return blank
 
     @property
@@ -63,7 +63,9 @@ class EngineWeights:
         """Bytes of the tensors that `write` writes."""
         return sum(tensor.nbytes for tensor in self.blank().values())
 
-    def _stored(self, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _stored(self, name: str, *, blank: bool) -> dict[str, torch.Tensor]:
+        """What becomes of a tensor of the checkpoint, by name; ``blank``: nothing is read."""
+        tensor = self.checkpoint.blank_tensor(name) if blank else self.checkpoint.tensor(name)
         module, _, kind = name.rpartition(".")
         is_projection = kind == "weight" and module.rpartition(".")[2] in projection_columns(self.checkpoint.model)
         if self.quantize is None or not is_projection:

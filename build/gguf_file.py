@@ -16,6 +16,7 @@ from trtstream.build.families.raw_config import RawConfig
 from trtstream.build.gguf_rope import ROPE_TENSORS, rope_parameters
 from trtstream.errors import TrtstreamError, named_errors
 from trtstream.extras import require_extra
+from trtstream.plugins.block_weight import BLOCK_FORMATS
 from trtstream.typed_json import shown
 
 if TYPE_CHECKING:
@@ -56,6 +57,14 @@ class GgufFile:
         values = dequantize(stored.data, stored.tensor_type)
         # Values that need no dequantizing are a view of the file's read-only memory: copied.
         return torch.from_numpy(values if values.flags.writeable else np.array(values))
+
+    def block_format(self, name: str) -> str | None:
+        kind: str = self._tensors[name].tensor_type.name
+        return kind if kind in BLOCK_FORMATS else None
+
+    def read_blocks(self, name: str) -> torch.Tensor:
+        rows, _ = self.shapes[name]
+        return torch.from_numpy(np.array(self._tensors[name].data).view(np.uint8).reshape(rows, -1))
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:

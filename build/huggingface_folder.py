@@ -43,6 +43,12 @@ class HuggingFaceFolder:
         others = (path / name for name in ("config.json", *tokenizer.SAVED))
         self.files = {file.name: file for file in (*weights, *others) if file.is_file()}
 
+    def block_format(self, name: str) -> None:
+        """No format of safetensors is one."""
+
+    def read_blocks(self, name: str) -> torch.Tensor:
+        raise NotImplementedError(name)
+
     def read(self, name: str) -> torch.Tensor:
         # Opened each time: every page that was read stays resident while its file is open.
         with safe_open(self._files[name], framework="pt") as file:

@@ -46,12 +46,13 @@ def compile_library(source: Path, defines: Mapping[str, int], output: Path, *cpu
 
 
 def geometry(model: ModelConfig, build: BuildConfig) -> dict[str, int]:
-    """The library's compile-time constants, by their names in plugins/cpu/attention.h and in its order."""
+    """The library's compile-time constants, by their names in plugins/cpu/ and in the order of its `library_geometry`."""
     return {
         "HEAD_DIM": model.head_dim,
         "NUM_HEADS": model.num_attention_heads,
         "NUM_KV_HEADS": model.num_key_value_heads,
         "BFLOAT16": int(build.dtype == "bfloat16"),
+        "BLOCKS": int(build.quantization != "none"),
     }
 
 

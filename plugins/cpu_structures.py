@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 
-FORMATS = {"float32": 0, "bfloat16": 1}
-"""Numbers of the weights' formats in plugins/cpu/formats.h, by names of dtypes."""
+FORMATS = {"float32": 0, "bfloat16": 1, "Q8_0": 2, "Q4_0": 3, "Q4_1": 4}
+"""Numbers of the weights' formats in plugins/cpu/formats.h, by names of dtypes and of blocks."""
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
 """The activations of plugins/cpu/mlp.h, in its order."""
 COLUMNS = 32

@@ -12,7 +12,7 @@ from trtstream.errors import TrtstreamError
 from trtstream.targets import TARGETS
 from trtstream.typed_json import Choice, Range
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 Size = Annotated[int, Range(1)]
 TokenId = Annotated[int, Range(0)]
 Positive = Annotated[float, Range(1e-30, 1e30)]

@@ -13,6 +13,8 @@ from functools import partial
 from typing import Any
 
 QUANTIZATIONS = ("none", "int8", "int4")
+KEPT = "kept"
+"""The quantization that leaves weights in the checkpoint's own blocks."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ TARGETS = {
     "cpu": Target(
         dtypes=("float32", "bfloat16"),
         files=("rank0.safetensors", "rank0.so"),
+        quantizations=(*QUANTIZATIONS, KEPT),
         device="cpu",
         automatic=True,
         check_builder=lazy("trtstream.plugins.cpu_kernel:compiler"),

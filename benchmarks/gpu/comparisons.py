@@ -108,7 +108,7 @@ def _decode_step(
     model: ModelConfig, build: BuildConfig, weights: DecoderWeights
 ) -> tuple[DecodeStep, tuple[torch.Tensor, ...]]:
     """The decode step of one full session at t = 2 W, and its inputs on the device."""
-    device = weights.embedding.device
+    device = weights.float_embedding.device
     cache = new_cache(model, build, "cuda", device).normal_(generator=torch.Generator(device).manual_seed(0))
     window = Window(build.sink_token_length, build.max_sink_token_length, build.ring)
     t = 2 * build.max_attention_window

@@ -1,12 +1,11 @@
-// The formats of weights: how a row is stored, what activations it is multiplied with, and the product of a few lanes.
+// The formats of weights: how rows are stored, what activations they are multiplied with, and the product of a step.
 //
-// A format has kStep columns in a step; rows have a multiple of kColumns of them, the last ones zeros. `pack` lays one
-// token's activations out for the product. `Chunk` is a step's weights, loaded once for all tokens.
+// A format has kRows rows in a tile, and in a step kStep columns of them, which take kBytes; `pack` lays one token's
+// activations out for the product, in kPackedBytes a step. Rows have a multiple of kColumns columns, the last ones zeros.
+// Here are the floats, whose tiles are single rows; blocks.h has the others.
 #pragma once
 
-#include "simd.h"
-
-constexpr int64_t kColumns = 32;
+#include "blocks.h"
 
 inline float widen(float value) { return value; }
 
@@ -26,69 +25,86 @@ inline void narrow(float value, uint16_t* to) {  // round to nearest, ties to ev
   *to = is_nan ? uint16_t(bits >> 16 | 0x40) : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-struct Float32 {
-  using Weight = float;
-  using Activation = float;
-  using Chunk = Floats;
-  static constexpr int64_t kStep = kLanes;
+// What floats have in common: a sum for each lane, which are added up at the end of a row.
+template <class Weight>
+struct FloatRows {
+  static constexpr int64_t kRows = 1;
 
-  static void pack(const float* x, int64_t columns, Activation* packed) {
-    std::memcpy(packed, x, sizeof(float) * columns);
+  static void finish(Floats sums, float* to) { *to = sum(sums); }
+
+  static void read(const char* row, int64_t, int64_t columns, float* out) {
+    const auto* weights = reinterpret_cast<const Weight*>(row);
+    for (int64_t i = 0; i < columns; ++i) out[i] = widen(weights[i]);
   }
-  static Chunk chunk(const Weight* weights) { return load<Floats>(weights); }
-  static void add(Floats& sums, Chunk weights, const Activation* packed) { sums += weights * load<Floats>(packed); }
+};
+
+struct Float32 : FloatRows<float> {
+  static constexpr int64_t kStep = kLanes, kBytes = sizeof(Floats), kPackedBytes = sizeof(Floats);
+
+  static void pack(const float* x, int64_t columns, char* packed) { std::memcpy(packed, x, sizeof(float) * columns); }
+
+  template <int B>
+  static void add(Floats* sums, const char* weights, const char* x, int64_t stride) {
+    const Floats w = load<Floats>(weights);
+    for (int b = 0; b < B; ++b) sums[b] += w * load<Floats>(x + b * stride);
+  }
 };
 
 #if BFLOAT16_PAIRS
 
-struct Bfloat16 {
-  using Weight = uint16_t;
-  using Activation = uint16_t;
-  using Chunk = Words;
-  static constexpr int64_t kStep = 2 * kLanes;
+struct Bfloat16 : FloatRows<uint16_t> {
+  static constexpr int64_t kStep = 2 * kLanes, kBytes = sizeof(Words), kPackedBytes = sizeof(Words);
 
-  static void pack(const float* x, int64_t columns, Activation* packed) {
-    for (int64_t i = 0; i < columns; ++i) narrow(x[i], packed + i);
+  static void pack(const float* x, int64_t columns, char* packed) {
+    for (int64_t i = 0; i < columns; ++i) narrow(x[i], reinterpret_cast<uint16_t*>(packed) + i);
   }
-  static Chunk chunk(const Weight* weights) { return load<Words>(weights); }
-  static void add(Floats& sums, Chunk weights, const Activation* packed) {
-    sums = add_pair_products(sums, weights, load<Words>(packed));
+
+  template <int B>
+  static void add(Floats* sums, const char* weights, const char* x, int64_t stride) {
+    const Words w = load<Words>(weights);
+    for (int b = 0; b < B; ++b) sums[b] = add_pair_products(sums[b], w, load<Words>(x + b * stride));
   }
 };
 
 #else
 
 // Activations stay float32, in each step the even columns first, so that widening a pair is a shift and a mask.
-struct Bfloat16 {
-  using Weight = uint16_t;
-  using Activation = float;
-  struct Chunk {
-    Floats even, odd;
-  };
-  static constexpr int64_t kStep = 2 * kLanes;
+struct Bfloat16 : FloatRows<uint16_t> {
+  static constexpr int64_t kStep = 2 * kLanes, kBytes = sizeof(Words), kPackedBytes = 2 * sizeof(Floats);
 
-  static void pack(const float* x, int64_t columns, Activation* packed) {
+  static void pack(const float* x, int64_t columns, char* packed) {
+    auto* to = reinterpret_cast<float*>(packed);
     for (int64_t step = 0; step < columns; step += kStep)
       for (int64_t i = 0; i < kLanes; ++i) {
-        packed[step + i] = x[step + 2 * i];
-        packed[step + kLanes + i] = x[step + 2 * i + 1];
+        to[step + i] = x[step + 2 * i];
+        to[step + kLanes + i] = x[step + 2 * i + 1];
       }
   }
-  static Chunk chunk(const Weight* weights) {
+
+  template <int B>
+  static void add(Floats* sums, const char* weights, const char* x, int64_t stride) {
     const Words pairs = load<Words>(weights);
-    return {low_halves(pairs), high_halves(pairs)};
-  }
-  static void add(Floats& sums, Chunk weights, const Activation* packed) {
-    sums += weights.even * load<Floats>(packed);
-    sums += weights.odd * load<Floats>(packed + kLanes);
+    const Floats even = low_halves(pairs), odd = high_halves(pairs);
+    for (int b = 0; b < B; ++b) {
+      sums[b] += even * load<Floats>(x + b * stride);
+      sums[b] += odd * load<Floats>(x + b * stride + sizeof(Floats));
+    }
   }
 };
 
 #endif
 
-// Calls `use` with the format that a matrix names; Python has the same numbers.
+// Calls `use` with the format that a matrix names; Python has the same numbers. A library for weights in floats alone
+// compiles in half the time.
 template <class Use>
 inline void with_format(int64_t format, Use use) {
-  if (format == 0) return use(Float32());
-  if (format == 1) return use(Bfloat16());
+  switch (format) {
+    case 0: return use(Float32());
+    case 1: return use(Bfloat16());
+#if BLOCKS
+    case 2: return use(Q8_0());
+    case 3: return use(Q4_0());
+    case 4: return use(Q4_1());
+#endif
+  }
 }

@@ -51,7 +51,7 @@ struct Workspace {
     for (int64_t i = 0; i <= thread; ++i) {
       input = take<float>(batch * std::max(hidden, heads));
       sums = take<float>(kStreams * batch * kTile);
-      packed = take<char>(sizeof(float) * batch * std::max(std::max(hidden, heads), intermediate));
+      packed = take<char>(batch * most_packed_bytes(std::max(std::max(hidden, heads), intermediate)));
     }
   }
 

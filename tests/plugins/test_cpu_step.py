@@ -42,7 +42,7 @@ PATHS = {
 }
 PATHS = {name: flags for name, (flags, needed) in PATHS.items() if needed <= cpu_flags()}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-GEOMETRY = {"HEAD_DIM": 4, "NUM_HEADS": 2, "NUM_KV_HEADS": 1, "BFLOAT16": 0}
+GEOMETRY = {"HEAD_DIM": 4, "NUM_HEADS": 2, "NUM_KV_HEADS": 1, "BFLOAT16": 0, "BLOCKS": 0}
 STEPS = 3 * (MAX_SINKS + RING)
 
 

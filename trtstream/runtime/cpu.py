@@ -14,7 +14,7 @@ from trtstream.plugins.cpu_kernel import open_library
 from trtstream.plugins.decode_plan import Step, plan_step
 from trtstream.plugins.kv_cache import new_cache
 from trtstream.plugins.positions import PositionEncoding
-from trtstream.runtime.cpu_step import DecodeAttention, DecodeStep, with_few_rows
+from trtstream.runtime.cpu_step import DecodeAttention, DecodeStep, with_products
 from trtstream.runtime.cpu_threads import CpuThreads
 from trtstream.runtime.cpu_weights import read_cpu_weights
 from trtstream.runtime.decoder import Attention, DecoderWeights, decode_layers, logits
@@ -33,7 +33,7 @@ class CpuBackend:
         self, model: ModelConfig, build: BuildConfig, weights: DecoderWeights, library: ctypes.CDLL | None = None
     ) -> None:
         self._model = model
-        self.weights = weights if library is None else with_few_rows(library, weights)
+        self.weights = weights if library is None else with_products(library, weights)
         self._step = None if library is None else DecodeStep(library, model, build, weights)
         self._attention = None if library is None else DecodeAttention(library, model, build)
         self._threads = CpuThreads()
@@ -88,8 +88,12 @@ class CpuBackend:
 
     def _hidden(self, tokens: Sequence[int], attention: Attention) -> torch.Tensor:
         self._threads.follow()
-        embedded = self.weights.embedding[torch.tensor(tokens)]
-        return decode_layers(embedded, self.weights, self._model, attention)
+        return decode_layers(self._embed(tokens), self.weights, self._model, attention)
+
+    def _embed(self, tokens: Sequence[int]) -> torch.Tensor:
+        if self._step is not None:
+            return self._step.embed(tokens).to(self._cache.dtype)
+        return self.weights.float_embedding[torch.tensor(tokens)]
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return logits(hidden, self.weights, self._model).float()
@@ -99,5 +103,5 @@ def load(folder: Path, config: EngineConfig) -> CpuBackend:
     """See `trtstream.targets.Target`."""
     model, build = config.pretrained_config, config.build_config
     library = open_library(folder / KERNEL, model, build)
-    weights = read_cpu_weights(folder / WEIGHTS, model, build.dtype)
+    weights = read_cpu_weights(folder / WEIGHTS, model, build.dtype, library)
     return CpuBackend(model, build, weights, library)

@@ -51,7 +51,7 @@ class DecodeStep(nn.Module):
         def attention(layer: int, qkv: torch.Tensor) -> torch.Tensor:
             return cuda_ops.decode_attention(qkv, self.cache[:, layer], rows, rotation, slopes, self._max_sinks)
 
-        hidden = decode_layers(self._weights.embedding[tokens], self._weights, self._model, attention)
+        hidden = decode_layers(self._weights.float_embedding[tokens], self._weights, self._model, attention)
         return logits(hidden, self._weights, self._model).float()
 
 
@@ -70,7 +70,7 @@ class CudaBackend:
         """``weights`` are on the device in the engine's dtype; ``progress(done, total)`` is called for each graph."""
         self.weights = weights
         self._model = model
-        self._device = device = weights.embedding.device
+        self._device = device = weights.float_embedding.device
         self._positions = PositionEncoding.of(model).to(device)
         self._max_sinks = build.max_sink_token_length
         self._cache = new_cache(model, build, "cuda", device)
@@ -100,7 +100,7 @@ class CudaBackend:
             )
 
         token_ids = host_tensor(tokens, self._device).to(self._device, non_blocking=True)
-        embedded = self.weights.embedding[token_ids]
+        embedded = self.weights.float_embedding[token_ids]
         hidden = decode_layers(embedded, self.weights, self._model, attention)
         return logits(hidden[len(tokens) - num_logits :], self.weights, self._model).float()
 

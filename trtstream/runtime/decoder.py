@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from trtstream.plugins.block_weight import BLOCK_FORMATS, BlockWeight
 from trtstream.plugins.quantized_linear import quantized_linear
 from trtstream.plugins.quantized_weight import QuantizedWeight
 from trtstream.runtime.weight_shapes import Stored, check_tensors
@@ -32,8 +33,6 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 # oneDNN packs for a number of rows; 16 measured best or equal from 1 to 256 (a packing for 1 is 2x slower at 8).
 PACKED_ROWS = 16
-# Of 16 tokens the cpu target's own product takes a third less than torch's over plain rows, of 64 as long.
-FEW_ROWS = 32
 # Widened at a time: 4 MB, which a third-level cache holds.
 WIDENED_ELEMENTS = 1 << 20
 
@@ -50,12 +49,13 @@ class Norm:
 class Projection:
     """Weight [out, in], and bias [out] where the checkpoint has one.
 
-    ``few_rows`` computes the product with up to `FEW_ROWS` tokens, where there is something faster than torch.
+    ``product`` computes with up to ``product_rows`` tokens, where something is faster than torch or torch cannot.
     """
 
-    weight: torch.Tensor | QuantizedWeight
+    weight: torch.Tensor | QuantizedWeight | BlockWeight
     bias: torch.Tensor | None
-    few_rows: Callable[[torch.Tensor], torch.Tensor] | None = None
+    product: Callable[[torch.Tensor], torch.Tensor] | None = None
+    product_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,16 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    embedding: torch.Tensor
+    embedding: torch.Tensor | BlockWeight
     layers: list[LayerWeights]
     norm: Norm
     lm_head: Projection
+
+    @property
+    def float_embedding(self) -> torch.Tensor:
+        """The embedding [vocab, hidden] where it is not in blocks."""
+        assert isinstance(self.embedding, torch.Tensor)
+        return self.embedding
 
 
 def collect_weights(
@@ -85,7 +91,8 @@ def collect_weights(
 ) -> DecoderWeights:
     """The decoder's weights from the tensors ``names`` of an engine's weights file; ``read`` returns one by its name.
 
-    A projection ``x`` that has ``x.scales`` is quantized. ``pack`` lays the projections out for oneDNN, the only one
+    A projection ``x`` that has ``x.scales`` is quantized, and one with ``x.Q4_1`` or another of `BLOCK_FORMATS` instead
+    of ``x.weight`` is in blocks. ``pack`` lays the projections out for oneDNN, the only one
     that can then compute with them.
     """
 
@@ -95,7 +102,14 @@ def collect_weights(
     def norm(name: str) -> Norm:
         return Norm(read(f"{name}.weight"), optional(f"{name}.bias"))
 
+    def blocks(name: str) -> BlockWeight | None:
+        kind = next((kind for kind in BLOCK_FORMATS if f"{name}.{kind}" in names), None)
+        return None if kind is None else BlockWeight(read(f"{name}.{kind}"), kind)
+
     def projection(name: str) -> Projection:
+        in_blocks = blocks(name)
+        if in_blocks is not None:
+            return Projection(in_blocks, optional(f"{name}.bias"))
         weight, scales = read(f"{name}.weight"), optional(f"{name}.scales")
         if scales is not None:
             return Projection(QuantizedWeight(weight, scales, optional(f"{name}.zeros")), optional(f"{name}.bias"))
@@ -115,7 +129,8 @@ def collect_weights(
 
     layers = [layer(f"layers.{i}") for i in range(model.num_hidden_layers)]
     lm_head = "embedding" if model.tie_word_embeddings else "lm_head"
-    return DecoderWeights(read("embedding.weight"), layers, norm("norm"), projection(lm_head))
+    embedding = blocks("embedding") or read("embedding.weight")
+    return DecoderWeights(embedding, layers, norm("norm"), projection(lm_head))
 
 
 @contextmanager
@@ -146,9 +161,10 @@ def pack_weight(weight: torch.Tensor) -> torch.Tensor:
 
 def linear(x: torch.Tensor, projection: Projection) -> torch.Tensor:
     """x [N, in] -> [N, out]."""
-    if projection.few_rows is not None and len(x) <= FEW_ROWS:
-        return projection.few_rows(x)
+    if projection.product is not None and len(x) <= projection.product_rows:
+        return projection.product(x)
     weight, bias = projection.weight, projection.bias
+    assert not isinstance(weight, BlockWeight), "torch has no product with blocks"
     if isinstance(weight, QuantizedWeight):
         out = quantized_linear(x, *weight)
         return out if bias is None else out + bias

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trtstream.errors import TrtstreamError
+from trtstream.plugins.block_weight import BLOCK_FORMATS
 from trtstream.settings import ModelConfig
 from trtstream.typed_json import shown
 
@@ -33,13 +34,17 @@ def check_tensors(path: Path, model: ModelConfig, tensors: Mapping[str, Stored])
 
     projections = _projections(model)
     layers = {f"layers.{i}" for i in range(model.num_hidden_layers)}
-    dtype = tensors["embedding.weight"].dtype if "embedding.weight" in tensors else None
+    dtype = tensors["norm.weight"].dtype if "norm.weight" in tensors else None
     for name, stored in tensors.items():
         module, _, kind = name.rpartition(".")
         layer, _, part = module.rpartition(".")
         if part not in projections or (layer and layer not in layers):
             raise error(f"config.json's model has no tensor {shown(name)}")
         rows, columns = projections[part]
+        if kind in BLOCK_FORMATS and columns is not None:
+            if stored != Stored("U8", (rows, BLOCK_FORMATS[kind].row_bytes(columns))):
+                raise error(f"{name} is {stored.dtype} {stored.shape}; config.json gives it {rows} rows of {columns}")
+            continue
         if kind not in ("weight", "bias"):
             continue
         wanted = (rows,) if columns is None or kind == "bias" else (rows, columns)
