@@ -46,7 +46,7 @@ def compile_library(source: Path, defines: Mapping[str, int], output: Path, *cpu
 
 
 def geometry(model: ModelConfig, build: BuildConfig) -> dict[str, int]:
-    """The library's compile-time constants, by their names in plugins/cpu/ and in the order of its `library_geometry`."""
+    """The compile-time constants, by their names in plugins/cpu/, in the order of its `library_geometry`."""
     return {
         "HEAD_DIM": model.head_dim,
         "NUM_HEADS": model.num_attention_heads,

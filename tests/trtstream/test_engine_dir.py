@@ -54,7 +54,7 @@ def test_it_loads_as_built(engine: Path) -> None:
     ("changes", "message"),
     [
         ({"version": 1}, "engine format 1, and this trtstream reads 5; rebuild"),
-        ({"version": 99}, "engine format 99, and this trtstream reads 4; rebuild"),
+        ({"version": 99}, "engine format 99, and this trtstream reads 5; rebuild"),
         ({"target": "abacus"}, "target is 'abacus'; this trtstream knows cpu, "),
         ({"toolchain__instruction_sets": ["avx2", "sse9"]}, "needs a CPU with sse9; build it again on this machine"),
         ({"pretrained_config__num_attention_heads": 8}, "compiled for other sizes than config.json gives; rebuild"),
