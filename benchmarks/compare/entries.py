@@ -36,20 +36,23 @@ MEMORY = Entry("memory", TORCH, {"kind": "memory"}, every=STEPS)  # the lower bo
 
 
 def our_entries(path: Path, checkpoint: Checkpoint, window: int, sinks: int) -> list[Entry]:
-    """This engine in each format of the cpu target; float32 unquantized, which all are compared with, is the first.
+    """This engine in floats, of which float32 is the first, which all are compared with; and with weights in blocks.
 
+    Those are the checkpoint's own where it has some, else of 8 and 4 bits; with a bfloat16 cache, as peers have 16 bits.
     Raises TrtstreamError for an impossible window, or one that the checkpoint ``path`` was not trained for.
     """
-    formats = TARGETS["cpu"]
+    from trtstream.build.cpu import default_quantization
+
+    kept = default_quantization(checkpoint, "cpu")
+    in_blocks = ("int8", "int4") if kept == "none" else (kept,)
+    formats = [(dtype, "none") for dtype in TARGETS["cpu"].dtypes] + [("bfloat16", each) for each in in_blocks]
     entries = []
-    for quantization in formats.quantizations:
-        for dtype in formats.dtypes:
-            name = f"trtstream {dtype}" + ("" if quantization == "none" else f" {quantization}")
-            build = replace(_build(window, sinks), dtype=dtype, quantization=quantization)
-            build.validate("cpu")
-            check_against_model(build, checkpoint.model, force=False)
-            settings = {"kind": "engine", "checkpoint": str(path), "build": build}
-            entries.append(Entry(name, TORCH, settings))
+    for dtype, quantization in formats:
+        build = replace(_build(window, sinks), dtype=dtype, quantization=quantization)
+        build.validate("cpu")
+        check_against_model(build, checkpoint.model, force=False)
+        name = f"trtstream {dtype if quantization == 'none' else quantization}"
+        entries.append(Entry(name, TORCH, {"kind": "engine", "checkpoint": str(path), "build": build}))
     return entries
 
 

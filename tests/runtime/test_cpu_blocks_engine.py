@@ -182,7 +182,7 @@ def test_blocks_of_another_size_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_smollm2s_own_blocks_predict_as_well_as_floats(smollm2_gguf: Path, tmp_path: Path) -> None:
-    """In float32 the first 700 tokens of the GPL have a perplexity of 21.1092. Over 4,000 (W = 512) it is 0.03 % more."""
+    """In float32 the first 700 tokens of the GPL have a perplexity of 21.1092. Of 4,000 it is 0.03 % more."""
     build = BuildConfig(max_batch_size=2, max_attention_window=128, quantization="kept")
     build_cpu_engine(open_checkpoint(smollm2_gguf), build, tmp_path / "engine", lambda *_: None)
     engine = load_engine(tmp_path / "engine")

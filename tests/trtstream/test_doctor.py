@@ -26,7 +26,7 @@ def test_it_says_of_every_target_what_the_commands_would() -> None:
     found = checks()
     for name, target in TARGETS.items():
         assert found[f"run {name}"]["ok"] == (target.why_not() is None)
-    assert found["build cpu"] == {"ok": True, "detail": "float32, bfloat16"}
+    assert found["build cpu"] == {"ok": True, "detail": "float32, bfloat16, int8, int4, kept"}
     assert found["build tensorrt-rtx"] == {"ok": True, "detail": "bfloat16, float16, float32, int8, int4"}
     assert os.access(found["serve"]["detail"], os.X_OK)
 

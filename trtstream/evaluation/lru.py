@@ -33,7 +33,7 @@ class LruBackend:
 
     def __init__(self, model: ModelConfig, build: BuildConfig, weights: DecoderWeights) -> None:
         self._model, self._weights = model, weights
-        device = weights.embedding.device
+        device = weights.float_embedding.device
         self._positions = PositionEncoding.of(model).to(device)
         self._cache = new_cache(model, build, "cpu", device)
         slots = self._cache.shape[-2]
@@ -57,7 +57,7 @@ class LruBackend:
         def attention(layer: int, qkv: torch.Tensor) -> torch.Tensor:
             return self._attend(layer, t, qkv)
 
-        embedded = self._weights.embedding[torch.tensor([token], device=self._cache.device)]
+        embedded = self._weights.float_embedding[torch.tensor([token], device=self._cache.device)]
         return decode_layers(embedded, self._weights, self._model, attention)
 
     def _attend(self, layer: int, t: int, qkv: torch.Tensor) -> torch.Tensor:
