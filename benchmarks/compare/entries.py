@@ -38,7 +38,7 @@ MEMORY = Entry("memory", TORCH, {"kind": "memory"}, every=STEPS)  # the lower bo
 def our_entries(path: Path, checkpoint: Checkpoint, window: int, sinks: int) -> list[Entry]:
     """This engine in floats, of which float32 is the first, which all are compared with; and with weights in blocks.
 
-    Those are the checkpoint's own where it has some, else of 8 and 4 bits; with a bfloat16 cache, as peers have 16 bits.
+    Those are the checkpoint's own where it has some, else of 8 and 4 bits; the cache is in bfloat16 then.
     Raises TrtstreamError for an impossible window, or one that the checkpoint ``path`` was not trained for.
     """
     from trtstream.build.cpu import default_quantization
