@@ -81,7 +81,7 @@ async def complete(request: ChatRequest, outputs: Outputs) -> JSONResponse | Eve
         usage = partial(_event, request, []) if request.include_usage else None
         return EventStream(chunks(first, outputs, partial(_chunk, request), usage))
     async with contextlib.aclosing(outputs):
-        message = {"role": "assistant", "content": first.text, "refusal": None, "annotations": []}
+        message: dict[str, Any] = {"role": "assistant", "content": first.text, "refusal": None, "annotations": []}
         choice = {"index": 0, "message": message, "finish_reason": first.finish_reason, "logprobs": None}
         values = {"object": "chat.completion", "choices": [choice], "usage": usage_of(first)}
         completion = ChatCompletion.model_validate({**_common(request), **values})
