@@ -55,7 +55,7 @@ class Model(ctypes.Structure):
         ("activation", ctypes.c_int64),
         ("eps", ctypes.c_double),
         ("clip_qkv", ctypes.c_double),
-        ("max_batch", ctypes.c_int64),
+        ("max_rows", ctypes.c_int64),
         ("max_threads", ctypes.c_int64),
     )
 

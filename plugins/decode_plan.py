@@ -1,9 +1,9 @@
-"""The inputs of the attention kernels for one decode step, the same for every target that uses our kernels."""
+"""The inputs of the attention kernels for one step, the same for every target that uses our kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from trtstream.plugins.window import Window
 
 
 class Row(NamedTuple):
-    """One session at a decode step. The kernels read its fields by their order."""
+    """One token of a session at a step. The kernels read its fields by their order."""
 
     lane: int  # the session's place in the batch
     write: int  # slot of the new token
@@ -45,9 +45,14 @@ class Step:
         )
 
 
+def chunk_steps(first: Step, length: int) -> list[Step]:
+    """The steps of ``length`` tokens of one session, the first where ``first`` says."""
+    return [replace(first, t=first.t + i) for i in range(length)]
+
+
 @dataclass(frozen=True)
 class StepPlan:
-    """The inputs that all layers share for one decode step of several sessions."""
+    """The inputs that all layers share for one step of several tokens."""
 
     rows: torch.Tensor  # [batch, 6] int64
     rotation: torch.Tensor | None  # [batch, 4, head_dim / 2] float32: cos and sin at t, then at p(t); None with ALiBi
@@ -55,7 +60,7 @@ class StepPlan:
 
 
 def plan_step(positions: PositionEncoding, steps: Sequence[Step]) -> StepPlan:
-    """Plan one token for each of several sessions."""
+    """Plan a token of each step: of several sessions, or several of a session, in their order."""
     at = torch.tensor([[step.t, step.window.cache_position(step.t)] for step in steps])
     rows = torch.tensor([step.row() for step in steps])
     return StepPlan(rows, step_rotation(positions, at), positions.slopes)

@@ -1,9 +1,12 @@
-// Streaming attention of one decode step (plugins/reference.py defines it).
+// Streaming attention of one step (plugins/reference.py defines it): of a token or a chunk of tokens of each session.
 //
 // The query is rotated twice, to t for the ring and to p(t) for the sinks, so that no stored key is ever rotated again.
 // The keys that all sessions and key-value heads see lie on one line, which is cut into as many pieces as there are
 // threads: so one session can use every core. A thread's part of one head is a *segment*; its softmax sums are merged
 // with those of the head's other segments, as flash-decoding does.
+//
+// A chunk's tokens follow each other into the ring, where each replaces a token that those before it still see. So one
+// thread attends to all keys of a head for all of a chunk's tokens, in their order.
 //
 // Compiled for one model with -DHEAD_DIM, -DNUM_HEADS, -DNUM_KV_HEADS and -DBFLOAT16 (0 or 1: the cache's format).
 #pragma once
@@ -22,7 +25,7 @@ constexpr int64_t kBlock = 64;  // slots between two looks at the softmax's maxi
 
 using Scalar = std::conditional_t<BFLOAT16, uint16_t, float>;
 
-// One session at this step. Mirrors Row in plugins/decode_plan.py.
+// One token at this step. Those of a chunk are next to each other. Mirrors Row in plugins/decode_plan.py.
 struct Row {
   int64_t lane;            // the session's place in the batch
   int64_t write;           // cache slot of the new token
@@ -200,8 +203,8 @@ inline void attend_block(const Sessions& sessions, const Row& row, const float* 
   add_values(scores, keys + sessions.to_values(), run, partial.value);
 }
 
-// One segment: keys [from, to) of those that session b sees in a key-value head. It also writes the new token, if that
-// is among them. qkv [kQkv] is the session's, as projected.
+// One segment: keys [from, to) of those that token b sees in a key-value head. It also writes the token, if that is among
+// them. qkv [kQkv] is the token's, as projected.
 inline void attend_segment(const Sessions& sessions, int64_t b, int64_t kv_head, int64_t from, int64_t to,
                            const float* qkv, Scalar* keys, Partial* partials) {
   const Row& row = sessions.rows[b];
@@ -229,15 +232,31 @@ inline void attend_segment(const Sessions& sessions, int64_t b, int64_t kv_head,
   });
 }
 
-// Calls `use(b, kv_head, begin, end)` for each key-value head of each session: where its keys lie on the line of all.
+// A token's keys in a key-value head: [begin, end) of the line of all keys.
+struct Head {
+  int64_t number;  // on the line
+  int64_t b, kv_head;
+  int64_t begin, end;
+  bool in_chunk;
+  int64_t chunk_begin;  // where the keys of its chunk's first token in this head begin
+};
+
+// Calls `use` with the heads of all tokens. Those of a chunk's tokens in one key-value head are next to each other.
 template <class Use>
 inline void each_head(const Sessions& sessions, Use use) {
-  int64_t begin = 0;
-  for (int64_t b = 0; b < sessions.batch; ++b)
+  const Row* rows = sessions.rows;
+  int64_t number = 0, end = 0;
+  for (int64_t first = 0, last; first < sessions.batch; first = last) {
+    for (last = first + 1; last < sessions.batch && rows[last].lane == rows[first].lane;) ++last;
     for (int64_t kv_head = 0; kv_head < kKvHeads; ++kv_head) {
-      use(b, kv_head, begin, begin + sessions.visible(b));
-      begin += sessions.visible(b);
+      const int64_t chunk_begin = end;
+      for (int64_t b = first; b < last; ++b) {
+        const int64_t begin = end;
+        end += sessions.visible(b);
+        use(Head{number++, b, kv_head, begin, end, last - first > 1, chunk_begin});
+      }
     }
+  }
 }
 
 inline int64_t line_length(const Sessions& sessions) {
@@ -246,20 +265,29 @@ inline int64_t line_length(const Sessions& sessions) {
   return length;
 }
 
-// The most segments of a step. Those of key-value head number h and thread i are at index h + i: along the line each
-// next segment has another head, another thread, or both.
+// Which of a head's keys a thread attends to, given its share of the line: none if it is empty.
+inline Range segment(const Head& head, Range share) {
+  if (head.in_chunk) {
+    const bool is_mine = share.begin <= head.chunk_begin && head.chunk_begin < share.end;
+    return {0, is_mine ? head.end - head.begin : 0};
+  }
+  return {std::max(head.begin, share.begin) - head.begin, std::min(head.end, share.end) - head.begin};
+}
+
+// The most segments of a step. That of a head and thread i is at index number + i: along the line each next segment has
+// another head, another thread, or both.
 inline int64_t max_segments(int64_t batch, int64_t threads) { return batch * kKvHeads + threads; }
 
 // This thread's segments. `cache` is one layer's, of session 0; qkv [batch, stride]; partials [segments, kGroup].
 inline void attend(const Thread& thread, const Sessions& sessions, const float* qkv, int64_t stride, Scalar* cache,
                    Partial* partials) {
-  const Range mine = thread.share(line_length(sessions));
-  each_head(sessions, [&](int64_t b, int64_t kv_head, int64_t begin, int64_t end) {
-    const int64_t from = std::max(begin, mine.begin), to = std::min(end, mine.end);
-    if (from >= to) return;
-    Scalar* keys = cache + sessions.rows[b].lane * sessions.session_stride + kv_head * sessions.head_size();
-    Partial* segment = partials + (b * kKvHeads + kv_head + thread.index) * kGroup;
-    attend_segment(sessions, b, kv_head, from - begin, to - begin, qkv + b * stride, keys, segment);
+  const Range share = thread.share(line_length(sessions));
+  each_head(sessions, [&](const Head& head) {
+    const Range seen = segment(head, share);
+    if (seen.begin >= seen.end) return;
+    Scalar* keys = cache + sessions.rows[head.b].lane * sessions.session_stride + head.kv_head * sessions.head_size();
+    Partial* results = partials + (head.number + thread.index) * kGroup;
+    attend_segment(sessions, head.b, head.kv_head, seen.begin, seen.end, qkv + head.b * stride, keys, results);
   });
 }
 
@@ -267,21 +295,21 @@ inline void attend(const Thread& thread, const Sessions& sessions, const float* 
 inline void merge(const Thread& thread, const Sessions& sessions, const Partial* partials, float* out,
                   int64_t stride) {
   const int64_t length = line_length(sessions);
-  each_head(sessions, [&](int64_t b, int64_t kv_head, int64_t begin, int64_t end) {
+  each_head(sessions, [&](const Head& head) {
     for (int64_t g = 0; g < kGroup; ++g) {
       float max = std::numeric_limits<float>::lowest(), sum = 0, value[kHeadDim] = {};
       for (int64_t i = 0; i < thread.count; ++i) {
-        const Range theirs = Thread{i, thread.count, nullptr}.share(length);
-        if (std::max(begin, theirs.begin) >= std::min(end, theirs.end)) continue;
-        const Partial& partial = partials[(b * kKvHeads + kv_head + i) * kGroup + g];
+        const Range theirs = segment(head, Thread{i, thread.count, nullptr}.share(length));
+        if (theirs.begin >= theirs.end) continue;
+        const Partial& partial = partials[(head.number + i) * kGroup + g];
         const float new_max = std::max(max, partial.max);
         const float old_weight = std::exp(max - new_max), weight = std::exp(partial.max - new_max);
         sum = sum * old_weight + weight * partial.sum;
         for (int64_t d = 0; d < kHeadDim; ++d) value[d] = value[d] * old_weight + weight * partial.value[d];
         max = new_max;
       }
-      float* head = out + b * stride + (kv_head * kGroup + g) * kHeadDim;
-      for (int64_t d = 0; d < kHeadDim; ++d) head[d] = value[d] / sum;
+      float* to = out + head.b * stride + (head.kv_head * kGroup + g) * kHeadDim;
+      for (int64_t d = 0; d < kHeadDim; ++d) to[d] = value[d] / sum;
     }
   });
 }

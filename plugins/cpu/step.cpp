@@ -1,4 +1,5 @@
-// A decode step of the cpu target as one call: tokens in, logits out, in one parallel region.
+// A step of the cpu target as one call, in one parallel region: tokens in, logits out. It decodes a token of each of
+// several sessions, and feeds short chunks of prompts next to them.
 //
 // Plain C++ with a C interface: no PyTorch, and no memory is allocated in a step. Norms, activations and softmaxes are
 // computed in float32. What is small (norms, packing activations, merging heads) every thread computes for itself, as
@@ -27,7 +28,7 @@ struct Model {
   int64_t num_layers, hidden, intermediate;
   int64_t is_layer_norm, is_parallel, is_shared_norm, activation;
   double eps, clip_qkv;  // of queries, keys and values the largest absolute value; 0 for any
-  int64_t max_batch, max_threads;
+  int64_t max_rows, max_threads;
 };
 
 // Working memory in one piece. Its layout is the same in every step, so that padding which nobody writes stays zero.
@@ -40,7 +41,7 @@ struct Workspace {
   char* packed;
 
   Workspace(const Model& model, int64_t thread, char* base) : next_(base) {
-    const int64_t batch = model.max_batch;
+    const int64_t batch = model.max_rows;
     hidden = padded(model.hidden);
     heads = padded(kHeads * kHeadDim);
     intermediate = padded(model.intermediate);
@@ -75,10 +76,11 @@ class Step {
   Step(const Thread& thread, const Model& model, const Sessions& sessions, const Workspace& work)
       : thread_(thread), model_(model), sessions_(sessions), work_(work), batch_(sessions.batch) {}
 
-  void run(const int64_t* tokens, Scalar* cache, float* logits) {
+  void run(const int64_t* tokens, Scalar* cache, const int64_t* wanted, int64_t num_wanted, float* logits) {
     embed(tokens);
     for (int64_t i = 0; i < model_.num_layers; ++i) layer(model_.layers[i], cache + i * sessions_.layer_size());
-    normalize(model_.norm);
+    for (int64_t i = 0; i < num_wanted; ++i) normalize(model_.norm, wanted[i], i);
+    batch_ = num_wanted;
     const int64_t vocabulary = model_.head.rows;
     multiply<1>(model_.head, vocabulary, work_.input, work_.hidden, [&](int64_t row, int64_t count, float* sums) {
       put(sums, batch_, count, logits + row, vocabulary);
@@ -122,16 +124,18 @@ class Step {
 
   // input = norm(x)
   void normalize(const Norm& norm) {
-    for (int64_t b = 0; b < batch_; ++b) {
-      const float* x = work_.x + b * work_.hidden;
-      float* out = work_.input + b * work_.hidden;
-      if (model_.is_layer_norm) {
-        layer_norm(norm, model_.eps, x, model_.hidden, out);
-      } else {
-        rms_norm(norm, model_.eps, x, model_.hidden, out);
-      }
-      clear_padding(out, model_.hidden, work_.hidden);
+    for (int64_t b = 0; b < batch_; ++b) normalize(norm, b, b);
+  }
+
+  void normalize(const Norm& norm, int64_t from, int64_t to) {
+    const float* x = work_.x + from * work_.hidden;
+    float* out = work_.input + to * work_.hidden;
+    if (model_.is_layer_norm) {
+      layer_norm(norm, model_.eps, x, model_.hidden, out);
+    } else {
+      rms_norm(norm, model_.eps, x, model_.hidden, out);
     }
+    clear_padding(out, model_.hidden, work_.hidden);
   }
 
   // Each head's query and key by itself.
@@ -185,7 +189,7 @@ class Step {
   const Model& model_;
   const Sessions& sessions_;
   const Workspace& work_;
-  const int64_t batch_;
+  int64_t batch_;
 };
 
 }  // namespace
@@ -198,15 +202,16 @@ extern "C" int64_t workspace_bytes(const Model* model) {
   return Workspace(*model, model->max_threads - 1, nullptr).bytes();
 }
 
-// Feeds one token to each of several sessions. `cache` [sessions, layers, 2, NUM_KV_HEADS, width, HEAD_DIM] is changed in
-// place; logits [batch, vocabulary].
+// Feeds a token, or the tokens of a chunk, to each of several sessions. `cache` [sessions, layers, 2, NUM_KV_HEADS, width,
+// HEAD_DIM] is changed in place; logits [num_wanted, vocabulary] are those after the tokens number `wanted`.
 extern "C" void decode_step(const Model* model, const Sessions* sessions, const int64_t* tokens, Scalar* cache,
-                            char* workspace, int64_t threads, float* logits) {
+                            char* workspace, int64_t threads, const int64_t* wanted, int64_t num_wanted,
+                            float* logits) {
   Barrier barrier;
 #pragma omp parallel num_threads(threads)
   {
     const Thread thread = {omp_get_thread_num(), omp_get_num_threads(), &barrier};
     const Workspace work(*model, thread.index, workspace);
-    Step(thread, *model, *sessions, work).run(tokens, cache, logits);
+    Step(thread, *model, *sessions, work).run(tokens, cache, wanted, num_wanted, logits);
   }
 }

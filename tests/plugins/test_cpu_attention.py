@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,13 +10,16 @@ import pytest
 import torch
 
 from trtstream.plugins.chunk_attention import chunk_attention, plan_chunk
-from trtstream.plugins.cpu_kernel import PARTS, compile_library, geometry, open_library
-from trtstream.plugins.decode_plan import Step, plan_step
+from trtstream.plugins.cpu_kernel import FOLDER, THIS_CPU, compile_library, geometry
+from trtstream.plugins.decode_plan import Step, StepPlan, chunk_steps, plan_step
+from trtstream.plugins.huge_pages import new_memory
 from trtstream.plugins.positions import PositionEncoding, inverse_frequencies
 from trtstream.plugins.reference import streaming_attention
 from trtstream.plugins.window import Window
-from trtstream.runtime.cpu_step import DecodeAttention
+from trtstream.runtime.cpu_step import address, sessions
 from trtstream.settings import BuildConfig, ModelConfig, RopeConfig
+
+SOURCE = Path(__file__).with_name("cpu_attention.cpp")
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,8 @@ class Attention:
         )  # fmt: skip
         library = folder / f"{hash((layout, self.build))}.so"
         if not library.exists():
-            compile_library(PARTS, geometry(model(layout), self.build), library)
-        opened = open_library(library, model(layout), self.build)
-        self.kernel = DecodeAttention(opened, model(layout), self.build)
+            compile_library(SOURCE, geometry(model(layout), self.build), library, THIS_CPU, f"-I{FOLDER}")
+        self.library = ctypes.CDLL(str(library))
         self.cache = torch.zeros(3, 2, layout.kv_heads, max_sinks + ring, layout.head_dim, dtype=self.dtype)
 
     def qkv(self, tokens: int, seed: int = 0) -> torch.Tensor:
@@ -70,9 +73,29 @@ class Attention:
     def steps(self, qkv: torch.Tensor, lane: int = 1, first: int = 0) -> torch.Tensor:
         return torch.cat([self.step([(lane, first + i, x)]) for i, x in enumerate(qkv)])
 
-    def step(self, sessions: list[tuple[int, int, torch.Tensor]]) -> torch.Tensor:
-        plan = plan_step(self.positions, [Step(lane, self.window, t, self.window.sinks) for lane, t, _ in sessions])
-        return self.kernel(torch.stack([x for _, _, x in sessions]), self.cache, plan)
+    def step(self, each: list[tuple[int, int, torch.Tensor]]) -> torch.Tensor:
+        plan = plan_step(self.positions, [Step(lane, self.window, t, self.window.sinks) for lane, t, _ in each])
+        return self.attend(torch.stack([x for _, _, x in each]), plan)
+
+    def attend(self, qkv: torch.Tensor, plan: StepPlan) -> torch.Tensor:
+        """Rotate, write and attend for the tokens of ``plan``, in the library."""
+        threads = torch.get_num_threads()
+        self.library.attention_bytes.restype = ctypes.c_int64
+        workspace = new_memory(self.library.attention_bytes(ctypes.c_int64(len(qkv)), ctypes.c_int64(threads)))
+        projected, out = qkv.float(), torch.empty(len(qkv), self.layout.heads * self.layout.head_dim)
+        self.library.decode_attention(
+            sessions(self.cache, plan, self.window.max_sinks), address(projected), address(self.cache),
+            address(workspace), ctypes.c_int64(threads), address(out),
+        )  # fmt: skip
+        return out.to(qkv.dtype)
+
+    def step_chunks(self, qkv: torch.Tensor, size: int, lane: int = 1) -> torch.Tensor:
+        """Chunks in the library, which computes them token by token."""
+        outputs = []
+        for first in range(0, len(qkv), size):
+            steps = chunk_steps(Step(lane, self.window, first, self.window.sinks), len(qkv[first : first + size]))
+            outputs.append(self.attend(qkv[first : first + size], plan_step(self.positions, steps)))
+        return torch.cat(outputs)
 
     def chunks(self, qkv: torch.Tensor, size: int, lane: int = 1) -> torch.Tensor:
         outputs = []
@@ -112,6 +135,9 @@ def test_steps_and_chunks_equal_the_reference(layout: str, sinks: int, max_sinks
         attention.cache.fill_(torch.nan)  # slots that were never written must never be read
         attention.cache.nan_to_num_(1e3)
         assert (attention.chunks(qkv, size) - expected).abs().max() < 2e-5, size
+    for size in (5, 31):
+        attention.cache.fill_(1e3)
+        assert (attention.step_chunks(qkv, size) - expected).abs().max() < 2e-5, size
 
 
 def test_the_comparison_sees_a_sink_off_by_one(libraries: Path) -> None:
@@ -121,6 +147,7 @@ def test_the_comparison_sees_a_sink_off_by_one(libraries: Path) -> None:
     attention.window = replace(attention.window, sinks=3)
     assert (attention.steps(qkv) - right).abs().max() > 1e-3
     assert (attention.chunks(qkv, 7) - right).abs().max() > 1e-3
+    assert (attention.step_chunks(qkv, 7) - right).abs().max() > 1e-3
 
 
 def test_the_cache_is_larger_than_one_block_of_the_library(libraries: Path) -> None:
@@ -151,9 +178,34 @@ def test_threads_share_a_step(threads: int, libraries: Path) -> None:
         attention.chunks(qkv[:1200], 100, lane=0)
         attention.chunks(qkv[:1200], 100, lane=2)
         found = torch.stack([attention.step([(2, t, qkv[t]), (0, t, qkv[t])]) for t in range(1200, 1300)])
+        chunks = attention.step_chunks(qkv, 31)
     finally:
         torch.set_num_threads(before)
-    assert (found - attention.reference(qkv)[1200:, None]).abs().max() < 2e-5
+    expected = attention.reference(qkv)
+    assert (found - expected[1200:, None]).abs().max() < 2e-5
+    assert (chunks - expected).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_chunks_next_to_tokens(threads: int, libraries: Path) -> None:
+    """A step with a chunk of one session, a token of another, and a chunk that wraps the third one's ring."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        attention = Attention(LAYOUTS["gqa"], 4, 4, 20, libraries)
+        qkv = [attention.qkv(100, seed=lane) for lane in range(3)]
+        fed, lengths = [0, 37, 60], [9, 1, 17]
+        for lane in (1, 2):
+            attention.chunks(qkv[lane][: fed[lane]], 20, lane=lane)
+        firsts = [Step(lane, attention.window, fed[lane], 4) for lane in range(3)]
+        steps = [step for first, n in zip(firsts, lengths, strict=True) for step in chunk_steps(first, n)]
+        parts = [qkv[lane][fed[lane] : fed[lane] + lengths[lane]] for lane in range(3)]
+        found = attention.attend(torch.cat(parts), plan_step(attention.positions, steps)).split(lengths)
+    finally:
+        torch.set_num_threads(before)
+    for lane in range(3):
+        expected = attention.reference(qkv[lane])[fed[lane] : fed[lane] + lengths[lane]]
+        assert (found[lane] - expected).abs().max() < 2e-5
 
 
 def test_bfloat16_within_its_own_error(libraries: Path) -> None:
@@ -175,9 +227,7 @@ def test_at_position_four_million(layout: Layout, libraries: Path) -> None:
     plan = plan_chunk(window, positions, first, 30, ring_first=first)
     chunk = chunk_attention(qkv[:30], attention.cache[1], plan, layout.heads)
     steps = [
-        attention.kernel(
-            qkv[i : i + 1], attention.cache, plan_step(positions, [Step(1, window, first + i, ring_first=first)])
-        )
+        attention.attend(qkv[i : i + 1], plan_step(positions, [Step(1, window, first + i, ring_first=first)]))
         for i in range(30, 60)
     ]
     expected = attention.reference(qkv)  # computed at 0 .. 59: attention depends on distances alone

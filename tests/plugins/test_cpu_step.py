@@ -169,7 +169,8 @@ class Comparison:
     def worst_error(self, library: Path, threads: int = 1, steps: int = STEPS) -> float:
         """The largest difference of a logit, in standard deviations, between ``library`` and float32 in torch.
 
-        Three sessions of different ages, of which the youngest begins with its first token.
+        Three sessions of different ages, of which the youngest begins with its first token; and a fourth whose prompt
+        is fed in chunks next to some of their steps.
         """
         expected = self.steps_of(self.engine(None, "float32"), steps)
         before = torch.get_num_threads()
@@ -185,8 +186,12 @@ class Comparison:
     def steps_of(engine: StreamingEngine, steps: int) -> list[torch.Tensor]:
         for lane, length in ((1, 3), (4, 30)):
             engine.prefill(lane, random_tokens(length, seed=lane))
-        batches = [[4, 0, 1] if t % 2 else [0] for t in range(steps)]
-        return [engine.decode(lanes, random_tokens(len(lanes), seed=100 + t)) for t, lanes in enumerate(batches)]
+        logits = []
+        for t in range(steps):
+            lanes = [4, 0, 1] if t % 2 else [0]
+            chunks = {2: random_tokens(9, seed=t)} if t % 5 == 3 else {}
+            logits.append(engine.decode_and_prefill(lanes, random_tokens(len(lanes), seed=100 + t), chunks))
+        return logits
 
 
 @pytest.mark.parametrize("path", [path for path in PATHS if "pairs" not in path and "bf16" not in path])
@@ -213,7 +218,7 @@ def test_a_step_in_bfloat16(path: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_step_is_one_call(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of every variant: nothing of the decoder in torch computes in a step."""
+    """Of every variant, with chunks of prompts and without: nothing of the decoder in torch computes in a step."""
     comparison = Comparison(variant, tmp_path)
     engine = comparison.engine(comparison.compile(tmp_path / "step.so"), "float32")
     monkeypatch.setattr(cpu_backend, "decode_layers", None)
@@ -229,7 +234,9 @@ def test_a_step_is_one_call(variant: str, tmp_path: Path, monkeypatch: pytest.Mo
     step._library = Counting()
     for t in range(3):
         engine.decode([0, 2], random_tokens(2, seed=t))
-    assert calls == ["decode_step"] * 3
+    engine.prefill(1, random_tokens(9))
+    engine.decode_and_prefill([0, 2], [1, 2], {1: random_tokens(7), 3: random_tokens(20)})
+    assert calls == ["decode_step"] * 5
 
 
 MERGES_THREADS = "value[d] * old_weight + weight"
@@ -248,13 +255,14 @@ MUTATIONS = [
     ("llama-bias", "matvec.h", "m.bias[first_rows[s] + i]", "m.bias[first_rows[0] + i]"),
     ("llama-gqa", "matvec.h", "s % Parts * rows", "0 * rows"),
     ("llama-gqa", "matvec.h", "b += 2;", "b += 1;"),
-    ("falcon-7b", "formats.h", "sums += weights * load<Floats>(packed)", "sums = weights * load<Floats>(packed)"),
+    ("falcon-7b", "formats.h", "sums[b] += w * load<Floats>(x", "sums[b] = w * load<Floats>(x"),
     ("falcon-40b", "step.cpp", "if (!model_.is_shared_norm) normalize", "if (model_.is_shared_norm) normalize"),
     ("falcon-7b", "step.cpp", "if (!model_.is_parallel) {", "{"),
     ("qwen3", "step.cpp", "if (layer.q_norm.weight) normalize_heads(layer);", ""),
     ("qwen3", "step.cpp", "head < kHeads ? layer.q_norm : layer.k_norm", "layer.q_norm"),
     ("mpt-7b", "step.cpp", "if (model_.clip_qkv > 0)", "if (model_.clip_qkv < 0)"),
     ("llama-gqa", "step.cpp", "cache + i * sessions_.layer_size()", "cache"),
+    ("llama-gqa", "step.cpp", "normalize(model_.norm, wanted[i], i)", "normalize(model_.norm, i, i)"),
 ]
 
 

@@ -26,7 +26,6 @@ from trtstream.engine_dir import WEIGHTS
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.block_weight import BLOCK_FORMATS, BlockWeight
 from trtstream.runtime.cpu import CpuBackend
-from trtstream.runtime.cpu_step import ANY_ROWS
 from trtstream.runtime.decoder import Projection, collect_weights, open_weights
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.streaming_engine import StreamingEngine
@@ -63,7 +62,7 @@ def in_torch(engine: StreamingEngine, folder: Path) -> StreamingEngine:
         assert isinstance(weight, torch.Tensor)
         padded = F.pad(weight, (0, -weight.shape[1] % 32))
         product = lambda x: F.linear(rounded(x), padded, projection.bias)  # noqa: E731
-        return replace(projection, product=product, product_rows=ANY_ROWS)
+        return replace(projection, product=product)
 
     names = ("qkv", "attention_output", "up", "down")
     layers = [replace(layer, **{name: changed(getattr(layer, name)) for name in names}) for layer in weights.layers]

@@ -1,10 +1,9 @@
-"""A decode step on the CPU: one call of the library that was compiled for the engine."""
+"""A step on the CPU, with short chunks of prompts too: one call of the library that was compiled for the engine."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -20,17 +19,17 @@ from trtstream.runtime import decoder
 from trtstream.runtime.cpu_weights import padded_rows
 from trtstream.settings import BuildConfig, ModelConfig
 
-# Of 16 tokens the library's product with floats takes a third less than torch's over plain rows, of 64 as long.
-FEW_ROWS = 32
-ANY_ROWS = sys.maxsize
+# Torch reads a chunk's keys once for all of its tokens, and the library anew for each, but without torch's overheads.
+CHUNK_TOKENS = 32
 
 
-class DecodeStep:
-    """The library with a model's weights, which stay where they are, and its working memory."""
+class LibraryStep:
+    """The library with a model's weights, which stay where they are, and its memory for ``max_tokens`` tokens."""
 
     def __init__(
         self, library: ctypes.CDLL, model: ModelConfig, build: BuildConfig, weights: decoder.DecoderWeights
     ) -> None:
+        self.max_tokens = max(build.max_batch_size, CHUNK_TOKENS)
         self._vocab_size = model.vocab_size
         self._max_sinks = build.max_sink_token_length
         self._kept: list[torch.Tensor] = []  # what the structures below point to
@@ -40,20 +39,26 @@ class DecodeStep:
         self._workspace = new_memory(library.workspace_bytes(ctypes.byref(self._structure)))
         self._library = library
 
-    def __call__(self, tokens: Sequence[int], cache: torch.Tensor, plan: StepPlan) -> torch.Tensor:
-        """Feed one token to each session of the plan; float32 logits [batch, vocab].
+    def __call__(
+        self, tokens: Sequence[int], cache: torch.Tensor, plan: StepPlan, wanted: Sequence[int]
+    ) -> torch.Tensor:
+        """Feed the tokens of the plan; float32 logits [len(wanted), vocab] after those at the indices ``wanted``.
 
-        ``cache`` [sessions, layers, 2, kv_heads, W, head_dim], contiguous, is changed in place.
+        A session's tokens are next to each other. ``cache`` [sessions, layers, 2, kv_heads, W, head_dim], contiguous,
+        is changed in place.
         """
-        ids, logits = torch.tensor(tokens), torch.empty(len(tokens), self._vocab_size)
+        assert len(tokens) <= self.max_tokens
+        ids, rows, logits = torch.tensor(tokens), torch.tensor(wanted), torch.empty(len(wanted), self._vocab_size)
         self._library.decode_step(
             ctypes.byref(self._structure),
-            _sessions(cache, plan, self._max_sinks),
-            _address(ids),
-            _address(cache),
-            _address(self._workspace),
+            sessions(cache, plan, self._max_sinks),
+            address(ids),
+            address(cache),
+            address(self._workspace),
             ctypes.c_int64(min(torch.get_num_threads(), self._threads)),
-            _address(logits),
+            address(rows),
+            ctypes.c_int64(len(rows)),
+            address(logits),
         )
         return logits
 
@@ -62,10 +67,10 @@ class DecodeStep:
         ids, out = torch.tensor(tokens), torch.empty(len(tokens), self._structure.hidden)
         self._library.read_rows(
             ctypes.byref(self._structure.embedding),
-            _address(ids),
+            address(ids),
             ctypes.c_int64(len(tokens)),
             ctypes.c_int64(self._structure.hidden),
-            _address(out),
+            address(out),
         )
         return out
 
@@ -87,7 +92,7 @@ class DecodeStep:
             activation=c.ACTIVATIONS.index(model.hidden_act),
             eps=model.norm_eps,
             clip_qkv=model.clip_qkv or 0.0,
-            max_batch=build.max_batch_size,
+            max_rows=self.max_tokens,
             max_threads=self._threads,
         )
 
@@ -107,47 +112,14 @@ class DecodeStep:
         return c.Norm(_float32(norm.weight, self._kept), _float32(bias, self._kept))
 
 
-class DecodeAttention:
-    """The attention of a decode step alone, for passes that compute everything else in torch."""
-
-    def __init__(self, library: ctypes.CDLL, model: ModelConfig, build: BuildConfig) -> None:
-        self._width = model.num_attention_heads * model.head_dim
-        self._max_sinks = build.max_sink_token_length
-        self._threads = _most_threads()
-        library.attention_bytes.restype = ctypes.c_int64
-        sizes = ctypes.c_int64(build.max_batch_size), ctypes.c_int64(self._threads)
-        self._workspace = new_memory(library.attention_bytes(*sizes))
-        self._library = library
-
-    def __call__(self, qkv: torch.Tensor, cache: torch.Tensor, plan: StepPlan) -> torch.Tensor:
-        """Rotate, write and attend for one token of each session of the plan.
-
-        qkv [batch, (heads + 2 * kv_heads) * head_dim] as projected; ``cache`` [sessions, 2, kv_heads, W, head_dim] is
-        one layer's, may be a view strided in its first dimension, and is changed in place.
-        Returns [batch, heads * head_dim] in qkv's dtype.
-        """
-        projected, out = qkv.float().contiguous(), torch.empty(len(qkv), self._width)
-        self._library.decode_attention(
-            _sessions(cache, plan, self._max_sinks),
-            _address(projected),
-            _address(cache),
-            _address(self._workspace),
-            ctypes.c_int64(min(torch.get_num_threads(), self._threads)),
-            _address(out),
-        )
-        return out.to(qkv.dtype)
-
-
 def with_products(library: ctypes.CDLL, weights: decoder.DecoderWeights) -> decoder.DecoderWeights:
-    """The weights with the library's products: all of those with blocks, and with floats those of few tokens.
-
-    Of few tokens torch copies floats into another layout first.
-    """
+    """The weights with the library's products where they are in blocks, for chunks in torch, which has none."""
     memory = ProductMemory()
 
     def changed(projection: decoder.Projection) -> decoder.Projection:
-        rows = ANY_ROWS if isinstance(projection.weight, BlockWeight) else FEW_ROWS
-        return replace(projection, product=Product(library, projection, memory), product_rows=rows)
+        if not isinstance(projection.weight, BlockWeight):
+            return projection
+        return replace(projection, product=Product(library, projection, memory))
 
     layers = [
         replace(
@@ -191,7 +163,7 @@ class Product:
         workspace = self._memory.take(self._library.product_bytes(ctypes.c_int64(columns), batch, threads))
         out = torch.empty(len(x), self._matrix.rows)
         self._library.multiply(
-            ctypes.byref(self._matrix), _address(padded), batch, _address(workspace), threads, _address(out)
+            ctypes.byref(self._matrix), address(padded), batch, address(workspace), threads, address(out)
         )
         return out.to(x.dtype)
 
@@ -229,12 +201,12 @@ def _most_threads() -> int:
     return max(len(os.sched_getaffinity(0)), torch.get_num_threads())
 
 
-def _sessions(cache: torch.Tensor, plan: StepPlan, max_sinks: int) -> object:
+def sessions(cache: torch.Tensor, plan: StepPlan, max_sinks: int) -> object:
     """A reference to the structure of a step's sessions, which lie in the first dimension of ``cache``."""
-    rotation, slopes = _address(plan.rotation), _address(plan.slopes)
+    rotation, slopes = address(plan.rotation), address(plan.slopes)
     sizes = (len(plan.rows), cache.stride(0), cache.shape[-2], max_sinks)
-    return ctypes.byref(c.Sessions(_address(plan.rows), rotation, slopes, *sizes))
+    return ctypes.byref(c.Sessions(address(plan.rows), rotation, slopes, *sizes))
 
 
-def _address(tensor: torch.Tensor | None) -> ctypes.c_void_p | None:
+def address(tensor: torch.Tensor | None) -> ctypes.c_void_p | None:
     return None if tensor is None else ctypes.c_void_p(tensor.data_ptr())

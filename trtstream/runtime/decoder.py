@@ -49,13 +49,12 @@ class Norm:
 class Projection:
     """Weight [out, in], and bias [out] where the checkpoint has one.
 
-    ``product`` computes with up to ``product_rows`` tokens, where something is faster than torch or torch cannot.
+    ``product`` computes x [N, in] -> [N, out] where torch cannot.
     """
 
     weight: torch.Tensor | QuantizedWeight | BlockWeight
     bias: torch.Tensor | None
     product: Callable[[torch.Tensor], torch.Tensor] | None = None
-    product_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ def pack_weight(weight: torch.Tensor) -> torch.Tensor:
 
 def linear(x: torch.Tensor, projection: Projection) -> torch.Tensor:
     """x [N, in] -> [N, out]."""
-    if projection.product is not None and len(x) <= projection.product_rows:
+    if projection.product is not None:
         return projection.product(x)
     weight, bias = projection.weight, projection.bias
     assert not isinstance(weight, BlockWeight), "torch has no product with blocks"
