@@ -146,6 +146,8 @@ def transformers_recompute(model: ModelConfig, weights: DecoderWeights) -> Recom
     fused["lm_head"] = weights.lm_head.weight
     for i, layer in enumerate(weights.layers):
         for field in fields(layer):
+            if field.name == "head_norms":  # a Llama has none
+                continue
             name = "gate_up" if field.name == "up" else field.name
             fused[f"layers.{i}.{name}"] = getattr(layer, field.name).weight
     state = {"lm_head.weight": fused["lm_head"]}
