@@ -30,6 +30,7 @@ from trtstream.runtime.requests import TurnOutput, TurnRequest
 WARM_UP_SECONDS, SECONDS, MIN_TOKENS = 2.0, 6.0, 10
 QUOTA = Path("/sys/fs/cgroup/cpu/trtstream-benchmark")  # version 1 of control groups
 SURROUNDINGS = {"quiet": 0, "next to one busy process": 1, "next to two": 2, "quota of one CPU": 0}
+NEIGHBOUR = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"
 THREADS = {"as set": None, "all cores": str(len(os.sched_getaffinity(0)))}
 
 
@@ -66,8 +67,8 @@ def stream_in_a_process(engine: Path, threads: str | None, quota: bool) -> list[
 
 @contextlib.contextmanager
 def neighbours(count: int) -> Iterator[None]:
-    """Processes that keep a core busy each."""
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    """Processes that keep a core busy each, and end with this one."""
+    busy = [subprocess.Popen([sys.executable, "-c", NEIGHBOUR, str(os.getpid())]) for _ in range(count)]
     try:
         yield
     finally:

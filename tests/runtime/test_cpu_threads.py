@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from benchmarks.busy_neighbours import neighbours
 from trtstream.runtime.cpu_threads import threads_for
 
 WATCH = """
@@ -45,14 +46,9 @@ def test_threads_take_the_cores_that_are_left(cores: int, others: float, limit: 
 def test_busy_processes_are_noticed() -> None:
     cores = len(os.sched_getaffinity(0))
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    neighbours = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
-    try:
+    with neighbours(cores):
         command = [sys.executable, "-c", WATCH.replace("WANTED", "1")]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
-    finally:
-        for neighbour in neighbours:
-            neighbour.kill()
-            neighbour.wait()
     assert done.stdout == "True\n"
 
 

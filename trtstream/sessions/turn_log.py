@@ -99,7 +99,7 @@ class TurnLog:
         return self._ids(turn, first, 0)
 
     def _ids(self, turn: TurnRecord, first: int, sinks: int) -> list[int]:
-        """The ids of a session's ``sinks`` first tokens, and of those from position ``first`` on, up to ``turn``."""
+        """The ids of a session's ``sinks`` first tokens, and of those from position ``first`` (>= sinks) on."""
         branch = _branch(turn.id)
         query = (
             select(turns.c.start, turns.c.tokens)
@@ -110,11 +110,8 @@ class TurnLog:
         ids: list[int] = []
         with self._database.reading() as connection:
             for start, tokens in connection.execute(query):
-                ids += [
-                    token
-                    for position, token in enumerate(_from_bytes(tokens), start)
-                    if position < sinks or position >= first
-                ]
+                fed = _from_bytes(tokens)
+                ids += fed[: max(sinks - start, 0)] + fed[max(first - start, 0) :]
         return ids
 
     def nearest(self, turn_id: bytes, among: Collection[bytes]) -> tuple[bytes, int] | None:
