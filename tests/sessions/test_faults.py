@@ -22,6 +22,7 @@ from tests.sessions.proxy import Proxy
 from tests.sessions.records import commit_after, turn_after
 from trtstream.errors import TrtstreamError
 from trtstream.sessions.database import session_store_url
+from trtstream.sessions.schema import VERSION
 from trtstream.sessions.turn_log import TurnLog
 
 
@@ -52,11 +53,12 @@ def test_a_schema_one_version_ahead_is_served_and_a_later_one_refused(
 ) -> None:
     open_log(url)
     engine = create_engine(url)
-    for version, is_refused in ((2, False), (3, True)):
+    for version, is_refused in ((VERSION + 1, False), (VERSION + 2, True)):
         with engine.begin() as connection:
             connection.exec_driver_sql(f"UPDATE trtstream_schema SET version = {version}")
         if is_refused:
-            with pytest.raises(TrtstreamError, match="has session schema 3, and this trtstream knows 1; use a newer"):
+            known = f"has session schema {version}, and this trtstream knows {VERSION}; use a newer"
+            with pytest.raises(TrtstreamError, match=known):
                 open_log(url)
         else:
             open_log(url)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from trtstream import failpoint
@@ -111,6 +110,8 @@ def _copied(tensor: torch.Tensor) -> torch.Tensor:
 
     Numpy makes it: torch would start a pool of threads in this thread, which slows the scheduler's down.
     """
+    import numpy as np  # not above: benchmarks run where torch is the only package
+
     copy = torch.empty_like(tensor)
     np.copyto(copy.flatten().view(torch.uint8).numpy(), tensor.flatten().view(torch.uint8).numpy())
     return copy
