@@ -81,7 +81,7 @@ def neighbours(count: int) -> Iterator[None]:
 def one_cpu() -> Iterator[bool]:
     """A control group with a quota of one CPU, where one can be made."""
     try:
-        QUOTA.mkdir()
+        QUOTA.mkdir(exist_ok=True)  # an interrupted run may have left it
         (QUOTA / "cpu.cfs_quota_us").write_text("100000")
     except OSError as error:
         print(f"no quota: {error}", file=sys.stderr)
