@@ -19,11 +19,11 @@ from starlette.routing import Route
 from trtstream.deploy.gateway import chat_completions, completions, conversations, responses
 from trtstream.deploy.gateway.access import Access
 from trtstream.deploy.gateway.admission import Admission, Shares
-from trtstream.deploy.gateway.chat_completions import ChatRequest
-from trtstream.deploy.gateway.completions import CompletionRequest
+from trtstream.deploy.gateway.completion_stream import CompletionRequest
 from trtstream.deploy.gateway.errors import ApiError, model_error
+from trtstream.deploy.gateway.event_stream import EventStream
 from trtstream.deploy.gateway.keys import KeyFile
-from trtstream.deploy.gateway.parameters import unknown_model
+from trtstream.deploy.gateway.parameters import Body, unknown_model
 from trtstream.deploy.gateway.state import (
     Gateway,
     Upstream,
@@ -33,6 +33,7 @@ from trtstream.deploy.gateway.state import (
     tenant_of,
 )
 from trtstream.deploy.gateway.store import Store
+from trtstream.deploy.gateway.turns import Outputs
 from trtstream.deploy.http_front.answers import RefusedResponse
 from trtstream.deploy.http_front.body import Refusal
 from trtstream.deploy.http_front.connected import while_connected
@@ -88,8 +89,8 @@ def create_app(upstream: Upstream, access: Access, shares: Shares) -> Starlette:
             _route("POST", "/v1/conversations/{id}/items", conversations.unsupported_items),
             _route("GET", "/v1/conversations/{id}/items/{item}", conversations.item),
             _route("DELETE", "/v1/conversations/{id}/items/{item}", conversations.unsupported_items),
-            _route("POST", "/v1/chat/completions", _chat_completions),
-            _route("POST", "/v1/completions", _completions),
+            _route("POST", "/v1/chat/completions", _completing(chat_completions.read, chat_completions.complete)),
+            _route("POST", "/v1/completions", _completing(completions.read, completions.complete)),
         ],
         middleware=middleware,
         exception_handlers={HTTPException: _no_route},
@@ -148,17 +149,17 @@ def _as_object(request: Request, name: str) -> dict[str, Any]:
     return Model(id=name, created=created, object="model", owned_by="trtstream").model_dump(exclude_unset=True)
 
 
-async def _chat_completions(request: Request) -> Response:
-    gateway = gateway_of(request)
-    require_ready(gateway)
-    asked = ChatRequest.read(await read_parameters(request), gateway.upstream.models)
-    outputs = gateway.run(tenant_of(request), asked.model, asked.inputs)
-    return await while_connected(request, lambda: chat_completions.complete(asked, outputs))
+def _completing(
+    read: Callable[[Body, list[str]], CompletionRequest],
+    complete: Callable[[CompletionRequest, Outputs], Awaitable[JSONResponse | EventStream]],
+) -> Handler:
+    """A route that completes a chat or a text."""
 
+    async def handle(request: Request) -> Response:
+        gateway = gateway_of(request)
+        require_ready(gateway)
+        asked = read(await read_parameters(request), gateway.upstream.models)
+        outputs = gateway.run(tenant_of(request), asked.model, asked.inputs)
+        return await while_connected(request, lambda: complete(asked, outputs))
 
-async def _completions(request: Request) -> Response:
-    gateway = gateway_of(request)
-    require_ready(gateway)
-    asked = CompletionRequest.read(await read_parameters(request), gateway.upstream.models)
-    outputs = gateway.run(tenant_of(request), asked.model, asked.inputs)
-    return await while_connected(request, lambda: completions.complete(asked, outputs))
+    return handle

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import secrets
-import time
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from starlette.responses import JSONResponse
 
-from trtstream.deploy.gateway.completion_stream import chunks, take_include_usage, usage_of
+from trtstream.deploy.gateway.completion_stream import CompletionRequest, chunks, usage_of
 from trtstream.deploy.gateway.errors import bad_request
 from trtstream.deploy.gateway.event_stream import EventStream, event
 from trtstream.deploy.gateway.parameters import (
@@ -45,36 +42,23 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class ChatRequest:
-    """``inputs`` are the model's. ``id`` and ``created`` are in the answer and in each of its chunks."""
-
-    model: str
-    inputs: dict[str, Any]
-    stream: bool
-    include_usage: bool
-    id: str
-    created: int
-
-    @classmethod
-    def read(cls, body: Body, models: list[str]) -> ChatRequest:
-        """Raises ApiError for what is wrong, or not supported."""
-        model = take_model(body, models)
-        refuse_others(body, KNOWN, WITHOUT_EFFECT)
-        if "max_tokens" in body and "max_completion_tokens" in body:
-            raise bad_request("max_tokens is the old name of max_completion_tokens; send one of them", "max_tokens")
-        stream = take(body, "stream", bool, False)
-        inputs = {
-            "messages": json.dumps(_messages(body), ensure_ascii=False),
-            "stream": stream,
-            "session_end": not take(body, "store", bool, True),
-            **model_inputs(body, PARAMETERS),
-        }
-        created = int(time.time())
-        return cls(model, inputs, stream, take_include_usage(body), "chatcmpl-" + secrets.token_hex(16), created)
+def read(body: Body, models: list[str]) -> CompletionRequest:
+    """Raises ApiError for what is wrong, or not supported."""
+    model = take_model(body, models)
+    refuse_others(body, KNOWN, WITHOUT_EFFECT)
+    if "max_tokens" in body and "max_completion_tokens" in body:
+        raise bad_request("max_tokens is the old name of max_completion_tokens; send one of them", "max_tokens")
+    stream = take(body, "stream", bool, False)
+    inputs = {
+        "messages": json.dumps(_messages(body), ensure_ascii=False),
+        "stream": stream,
+        "session_end": not take(body, "store", bool, True),
+        **model_inputs(body, PARAMETERS),
+    }
+    return CompletionRequest.new(model, inputs, body, "chatcmpl-")
 
 
-async def complete(request: ChatRequest, outputs: Outputs) -> JSONResponse | EventStream:
+async def complete(request: CompletionRequest, outputs: Outputs) -> JSONResponse | EventStream:
     """The response to send. Raises TrtstreamError for a turn that failed before its first token."""
     first = await anext(outputs)
     if request.stream:
@@ -88,7 +72,7 @@ async def complete(request: ChatRequest, outputs: Outputs) -> JSONResponse | Eve
         return JSONResponse(completion.model_dump(exclude_unset=True))
 
 
-def _chunk(request: ChatRequest, output: TurnOutput, is_first: bool) -> bytes:
+def _chunk(request: CompletionRequest, output: TurnOutput, is_first: bool) -> bytes:
     delta = (
         {"role": "assistant", "content": output.text} if is_first else {"content": output.text} if output.text else {}
     )
@@ -96,7 +80,7 @@ def _chunk(request: ChatRequest, output: TurnOutput, is_first: bool) -> bytes:
     return _event(request, [choice])
 
 
-def _event(request: ChatRequest, choices: list[dict[str, Any]], last: TurnOutput | None = None) -> bytes:
+def _event(request: CompletionRequest, choices: list[dict[str, Any]], last: TurnOutput | None = None) -> bytes:
     """A chunk; the one with the usage has the turn's last output."""
     values = {**_common(request), "object": "chat.completion.chunk", "choices": choices}
     if request.include_usage:
@@ -104,7 +88,7 @@ def _event(request: ChatRequest, choices: list[dict[str, Any]], last: TurnOutput
     return event(ChatCompletionChunk.model_validate(values))
 
 
-def _common(request: ChatRequest) -> dict[str, Any]:
+def _common(request: CompletionRequest) -> dict[str, Any]:
     return {"id": request.id, "created": request.created, "model": request.model}
 
 

@@ -1,10 +1,14 @@
-"""What chat completions and completions have in common: usage, and the events of a stream."""
+"""What chat completions and completions have in common: their requests, usage, and the events of a stream."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import secrets
+import time
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Any
 
 from openai.types import CompletionUsage
 from openai.types.completion_usage import PromptTokensDetails
@@ -15,6 +19,24 @@ from trtstream.deploy.gateway.parameters import Body, refuse_others, take
 from trtstream.deploy.gateway.turns import Outputs, fed_before
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.requests import TurnOutput
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    """``inputs`` are the model's. ``id`` and ``created`` are in the answer and in each of its chunks."""
+
+    model: str
+    inputs: dict[str, Any]
+    stream: bool
+    include_usage: bool
+    id: str
+    created: int
+
+    @classmethod
+    def new(cls, model: str, inputs: dict[str, Any], body: Body, prefix: str) -> CompletionRequest:
+        """``prefix`` begins the id. Raises ApiError for what is wrong in ``stream_options``."""
+        include_usage = take_include_usage(body)
+        return cls(model, inputs, inputs["stream"], include_usage, prefix + secrets.token_hex(16), int(time.time()))
 
 
 def usage_of(last: TurnOutput) -> CompletionUsage:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
-import time
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from openai.types import Completion, CompletionChoice
 from starlette.responses import JSONResponse
 
-from trtstream.deploy.gateway.completion_stream import chunks, take_include_usage, usage_of
+from trtstream.deploy.gateway.completion_stream import CompletionRequest, chunks, usage_of
 from trtstream.deploy.gateway.errors import bad_request
 from trtstream.deploy.gateway.event_stream import EventStream, event
 from trtstream.deploy.gateway.parameters import (
@@ -41,26 +38,13 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class CompletionRequest:
-    """``inputs`` are the model's. ``id`` and ``created`` are in the answer and in each of its chunks."""
-
-    model: str
-    inputs: dict[str, Any]
-    stream: bool
-    include_usage: bool
-    id: str
-    created: int
-
-    @classmethod
-    def read(cls, body: Body, models: list[str]) -> CompletionRequest:
-        """Raises ApiError for what is wrong, or not supported."""
-        model = take_model(body, models)
-        refuse_others(body, KNOWN, WITHOUT_EFFECT)
-        stream = take(body, "stream", bool, False)
-        inputs = {**_prompt(body), "stream": stream, **model_inputs(body, PARAMETERS)}
-        created = int(time.time())
-        return cls(model, inputs, stream, take_include_usage(body), "cmpl-" + secrets.token_hex(16), created)
+def read(body: Body, models: list[str]) -> CompletionRequest:
+    """Raises ApiError for what is wrong, or not supported."""
+    model = take_model(body, models)
+    refuse_others(body, KNOWN, WITHOUT_EFFECT)
+    stream = take(body, "stream", bool, False)
+    inputs = {**_prompt(body), "stream": stream, **model_inputs(body, PARAMETERS)}
+    return CompletionRequest.new(model, inputs, body, "cmpl-")
 
 
 async def complete(request: CompletionRequest, outputs: Outputs) -> JSONResponse | EventStream:

@@ -65,7 +65,7 @@ async def describe(request: Request) -> Response:
 
 
 async def delete(request: Request) -> Response:
-    """DELETE /v1/conversations/ID: all its turns too, but for those that a fork shares."""
+    """DELETE /v1/conversations/ID, and all its turns except those that a fork shares."""
     gateway, tenant, conversation_id = gateway_of(request), tenant_of(request), request.path_params["id"]
     if not await gateway.store.call(lambda log: log.delete_conversation(tenant, conversation_id)):
         raise _unknown(conversation_id)

@@ -22,7 +22,7 @@ WENT_AWAY = "the server went away in the middle of an answer; ask again"
 def fed_before(last: TurnOutput) -> int:
     """How many tokens of a turn's conversation had been fed before it, by its last output.
 
-    The turn feeds its input, behind the last token of the answer before it, and its answer but for that one's last.
+    A turn feeds the last token of the answer before it, then its input, then its answer except the last token.
     """
     return max(last.session_tokens - last.num_input_tokens - last.num_output_tokens, 0)
 
