@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,10 +14,11 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
 from tests.plugins import test_cpu_step
+from tests.plugins.mutated_sources import mutated_sources
 from tests.plugins.test_cpu_step import PATHS, random
 from trtstream.plugins import cpu_structures as c
 from trtstream.plugins.block_weight import BLOCK_FORMATS, BlockWeight, dequantize_blocks, quantize_blocks
-from trtstream.plugins.cpu_kernel import FOLDER, PARTS, compile_library
+from trtstream.plugins.cpu_kernel import PARTS, compile_library
 from trtstream.runtime.cpu_step import Product, ProductMemory, matrix
 from trtstream.runtime.decoder import Projection
 
@@ -179,9 +179,6 @@ MUTATIONS = [
 
 @pytest.mark.parametrize(("file", "right", "wrong", "name"), MUTATIONS)
 def test_products_see_a_mutated_format(file: str, right: str, wrong: str, name: str, tmp_path: Path) -> None:
-    shutil.copytree(FOLDER, tmp_path / "cpu")
-    text = (tmp_path / "cpu" / file).read_text()
-    assert right in text, f"{right!r} is not in {file} any more"
-    (tmp_path / "cpu" / file).write_text(text.replace(right, wrong))
-    compile_library(tmp_path / "cpu" / PARTS.name, GEOMETRY, tmp_path / "parts.so", "-march=native", "-O1")
+    sources = mutated_sources(tmp_path, file, right, wrong)
+    compile_library(sources / PARTS.name, GEOMETRY, tmp_path / "parts.so", "-march=native", "-O1")
     assert not worst_product(ctypes.CDLL(str(tmp_path / "parts.so")), name) < 100 * TOLERANCE

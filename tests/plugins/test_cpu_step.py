@@ -6,7 +6,6 @@ Each instruction set that this CPU has is compiled, the portable code, and the c
 from __future__ import annotations
 
 import ctypes
-import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 
 from tests.checkpoints import VARIANTS, write_checkpoint
 from tests.engines import MAX_SINKS, RING, SIZES, random_tokens
+from tests.plugins.mutated_sources import mutated_sources
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
 from trtstream.machine import cpu_flags
 from trtstream.plugins import cpu_structures as c
@@ -269,11 +269,8 @@ MUTATIONS = [
 @pytest.mark.parametrize(("variant", "file", "right", "wrong"), MUTATIONS)
 def test_the_comparison_sees_a_mutated_step(variant: str, file: str, right: str, wrong: str, tmp_path: Path) -> None:
     """Compiled quickly: what is wrong stays wrong."""
-    shutil.copytree(FOLDER, tmp_path / "cpu")
-    text = (tmp_path / "cpu" / file).read_text()
-    assert right in text, f"{right!r} is not in {file} any more"
-    (tmp_path / "cpu" / file).write_text(text.replace(right, wrong))
+    sources = mutated_sources(tmp_path, file, right, wrong)
     comparison = Comparison(variant, tmp_path)
-    library = comparison.compile(tmp_path / "step.so", "-march=native", "-O1", folder=tmp_path / "cpu")
+    library = comparison.compile(tmp_path / "step.so", "-march=native", "-O1", folder=sources)
     threads = 2 if right == MERGES_THREADS else 1
     assert not comparison.worst_error(library, threads) < 1e-3
