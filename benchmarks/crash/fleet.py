@@ -97,7 +97,7 @@ class Rivalry:
     codes: Counter[str] = field(default_factory=Counter)
 
     def converse(self, turns: int, over: threading.Event) -> None:
-        """Say at most so many turns, the last of them when it is ``over``."""
+        """Say up to ``turns`` turns; none begins once it is ``over``."""
         end = self.conversation.said + turns
         while self.conversation.said < end and not over.wait(self.random.expovariate(1 / PAUSE_SECONDS)):
             self._say(attempt=0)

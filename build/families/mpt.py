@@ -81,7 +81,7 @@ def _attention(raw: RawConfig) -> RawConfig:
 def alibi_slopes(heads: int, bias_max: int) -> tuple[float, ...]:
     """What a token of distance takes off a scaled score in each head: powers of two, to 2 ** -bias_max.
 
-    Of a number of heads that is no power of two, the next one's: every second slope, and then those between.
+    Where the number of heads is no power of two, they come from the next one: every second slope, then those between.
     """
     power_of_two = 2 ** math.ceil(math.log2(heads))
     slopes = [2.0 ** (-bias_max * i / power_of_two) for i in range(1, power_of_two + 1)]

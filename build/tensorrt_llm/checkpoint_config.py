@@ -90,8 +90,8 @@ and the release. Raises TrtstreamError for what upstream's model cannot compute.
 
 
 UPSTREAM = {"MistralForCausalLM": "LlamaForCausalLM"}
-"""Architectures that upstream computes as another one, which has its StreamingLLM. A Mistral's sliding window need not
-be said: the engine's own is no larger."""
+"""Architectures that upstream computes as another one, which has its StreamingLLM. A Mistral's sliding window is left
+out, as the engine's own window is no larger."""
 
 
 def _rotary_scaling(rope: RopeConfig, sink_token_length: int, release: Release) -> dict[str, Any] | None:
