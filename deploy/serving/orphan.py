@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 CHECK_SECONDS = 0.5
 EXIT_SECONDS = 3.0  # for the process to notice by itself
@@ -18,6 +21,19 @@ def exit_with_parent() -> None:
     """
     parent = os.getppid()
     threading.Thread(target=_watch, args=(parent,), name="trtstream-parent", daemon=True).start()
+
+
+@contextmanager
+def exit_unless_done_in(seconds: float) -> Iterator[None]:
+    """For calls that wait for Triton and keep Python's lock: if it dies meanwhile, no thread can end this process.
+
+    SIGALRM can, as nothing handles it. One block at a time.
+    """
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
 
 
 def _watch(parent: int) -> None:

@@ -29,12 +29,13 @@ from tritonclient.utils import InferenceServerException
 from tests.checkpoints import write_checkpoint
 from tests.command_line import run_trtstream
 from tests.deploy.server import Server, serve_process
-from tests.deploy.serving.processes import family, wait_for_death
+from tests.deploy.serving.processes import family, of_kind, wait_for_death
 from tests.deploy.serving.streams import Stream, ids, post, reason
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.cuda import build_cuda_engine
 from trtstream.cli import cli
 from trtstream.deploy.serving.package import package_engine
+from trtstream.deploy.serving.triton_metrics import ANSWER_SECONDS, PUBLISH_SECONDS
 from trtstream.deploy.serving.tritonserver import find_tritonserver
 from trtstream.errors import TrtstreamError
 from trtstream.settings import BuildConfig
@@ -152,6 +153,17 @@ def test_sigkill_leaves_no_orphans(start: Start) -> None:
     wait_for_death(children)
     stream.client.close()
     shutil.rmtree(work)  # this much is left
+
+
+@pytest.mark.slow
+def test_a_model_whose_triton_dies_in_the_middle_of_a_metric_ends(start: Start) -> None:
+    """The update keeps Python's lock, so that no thread of the model's can end it."""
+    server = start()
+    children = family(server.process.pid)
+    os.kill(of_kind(server.process.pid, "tritonserver"), signal.SIGSTOP)
+    time.sleep(2 * PUBLISH_SECONDS)  # an update waits now
+    server.stop(signal.SIGKILL)
+    wait_for_death(children, ANSWER_SECONDS + 15)
 
 
 def test_a_repository_can_be_moved(start: Start, engine: Path, tmp_path: Path) -> None:
