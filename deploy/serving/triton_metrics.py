@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any
 
-from trtstream.deploy.serving.orphan import exit_unless_done_in
 from trtstream.runtime.metrics import METRICS, PREFIX
 
 PUBLISH_SECONDS = 1.0
-ANSWER_SECONDS = 30.0  # for Triton to take all of them
 
 logger = logging.getLogger(__name__)
 
 
 class TritonMetrics:
     """A `Measure` that publishes what it takes every second, from a thread of its own, as an update takes some 20
-    microseconds. ``family`` is Triton's ``pb_utils.MetricFamily``, ``model`` the model's name.
-
-    An update keeps Python's lock until Triton has answered, so none is made once Triton is gone.
-    """
+    microseconds. ``family`` is Triton's ``pb_utils.MetricFamily``, ``model`` the model's name."""
 
     def __init__(self, family: Any, model: str) -> None:
         self._model = model
@@ -60,12 +54,9 @@ class TritonMetrics:
         threading.Thread(target=self._run, args=(gauges,), name="trtstream-metrics", daemon=True).start()
 
     def _run(self, gauges: Callable[[], dict[tuple[str, str], float]]) -> None:
-        triton = os.getppid()
-        while os.getppid() == triton:
+        while True:
             try:
-                now = gauges()
-                with exit_unless_done_in(ANSWER_SECONDS):
-                    self.publish(now)
+                self.publish(gauges())
             except Exception:
                 logger.exception("metrics are published no longer")
                 self._taken = deque(maxlen=0)

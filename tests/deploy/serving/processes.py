@@ -36,8 +36,8 @@ def alive(process_ids: set[int]) -> set[int]:
     return living
 
 
-def wait_for_death(process_ids: set[int], seconds: float = 15.0) -> None:
-    for _ in range(int(10 * seconds)):
+def wait_for_death(process_ids: set[int]) -> None:
+    for _ in range(150):
         if not alive(process_ids):
             return
         time.sleep(0.1)
