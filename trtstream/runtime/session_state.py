@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -14,7 +15,7 @@ import torch
 
 from trtstream import failpoint
 from trtstream.checksum import file_sha256
-from trtstream.errors import TrtstreamError
+from trtstream.errors import TrtstreamError, one_line
 
 FORMAT_VERSION = "1"
 VERSION = "trtstream_session"  # key of the format version in a file's metadata
@@ -65,7 +66,7 @@ class SessionState:
             os.close(descriptor)
             save_file(tensors, work, metadata=header)
             failpoint.reach("snapshot-write")
-            checksum = _checksum(Path(work))
+            checksum = bytes.fromhex(file_sha256(Path(work), os.path.getsize(work) - CHECKSUM_BYTES))
             with open(work, "r+b") as file:
                 file.seek(-CHECKSUM_BYTES, os.SEEK_END)
                 file.write(checksum)
@@ -84,19 +85,20 @@ class SessionState:
         Raises TrtstreamError, which names the file, if it cannot be read, is not a saved session or a damaged one, has
         another format version, or was saved with another ``identity``.
         """
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
+        from safetensors.torch import load
 
         try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                _check_version(path, header.get(VERSION))
-                tensors = {name: _copied(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-                if bytes(tensors["sha256"].tolist()) != _checksum(path):
-                    raise TrtstreamError(
-                        f"{path} is damaged (its SHA-256 does not match its contents); remove it to start over"
-                    )
-                session = json.loads(header["session"])
-                token_ids, cache = tensors["token_ids"].tolist(), tensors.get("kv_cache")
+            contents = path.read_bytes()  # once: its checksum takes longer than all else that resuming a session does
+            header = _metadata(contents)
+            _check_version(path, header.get(VERSION))
+            if contents[-CHECKSUM_BYTES:] != hashlib.sha256(memoryview(contents)[:-CHECKSUM_BYTES]).digest():
+                raise TrtstreamError(
+                    f"{path} is damaged (its SHA-256 does not match its contents); remove it to start over"
+                )
+            tensors = load(contents)
+            session = json.loads(header["session"])
+            token_ids, cache = tensors["token_ids"].tolist(), tensors.get("kv_cache")
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise TrtstreamError(
                 f"{path} cannot be read as a saved session ({error}); remove it to start over"
@@ -105,21 +107,14 @@ class SessionState:
         return cls(session["sink_token_length"], session["position"], token_ids, cache), session["metadata"]
 
 
-def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy, because safetensors' tensors are memory maps of the file.
-
-    Numpy makes it: torch would start a pool of threads in this thread, which slows the scheduler's down.
-    """
-    import numpy as np  # not above: benchmarks run where torch is the only package
-
-    copy = torch.empty_like(tensor)
-    np.copyto(copy.flatten().view(torch.uint8).numpy(), tensor.flatten().view(torch.uint8).numpy())
-    return copy
-
-
-def _checksum(path: Path) -> bytes:
-    """The SHA-256 of everything in the file before its checksum."""
-    return bytes.fromhex(file_sha256(path, path.stat().st_size - CHECKSUM_BYTES))
+def _metadata(contents: bytes) -> dict[str, str]:
+    """What safetensors' ``safe_open`` calls a file's metadata, without opening it once more: its first 8 bytes are the
+    length of a JSON header. Raises ValueError."""
+    try:
+        header = json.loads(contents[8 : 8 + int.from_bytes(contents[:8], "little")])
+        return dict(header.get("__metadata__", {}))
+    except (AttributeError, RecursionError) as error:
+        raise ValueError(one_line(error)) from None
 
 
 def _check_version(path: Path, version: str | None) -> None:
