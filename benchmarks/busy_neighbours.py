@@ -22,6 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import trtstream
+from benchmarks import write_json
 from benchmarks.markdown import table
 from trtstream.engine_dir import read_engine
 from trtstream.machine import machine
@@ -132,7 +133,7 @@ def main() -> None:
         build = read_engine(arguments.engine).build_config
         facts = {"dtype": build.dtype, "max_attention_window": build.max_attention_window, "rounds": arguments.rounds}
         result = {"machine": machine(), "load_before": load_before, **facts, "rows": rows}
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(arguments.json, result)
 
 
 if __name__ == "__main__":

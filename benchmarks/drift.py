@@ -9,13 +9,13 @@ places of the same text, and compares the losses of both on the same tokens:
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks import write_json
 from trtstream.evaluation.engines import open_subject
 from trtstream.evaluation.tokens import tokenize
 from trtstream.machine import machine
@@ -62,8 +62,7 @@ def main() -> None:
     }
     difference = np.mean([row["long_session"] - row["fresh_session"] for row in rows])
     print(f"the long session's mean loss is {difference:+.4f} nats from fresh ones' on the same tokens")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(arguments.json, result)
 
 
 if __name__ == "__main__":

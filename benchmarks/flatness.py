@@ -9,7 +9,6 @@ compares the medians. Writes JSON and prints a summary:
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import write_json
 from benchmarks.timing import in_turn
 from trtstream.machine import machine, resident_memory
 from trtstream.runtime.loading import load_engine
@@ -76,8 +76,7 @@ def main() -> None:
         f"{engine.position(0):,} tokens: resident memory grew by {growth:.2%}; decode {decode['old_ms']:.1f} ms old, "
         f"{decode['young_ms']:.1f} ms young, ratio {decode['old_to_young']:.3f}"
     )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(arguments.json, result)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ a table. Spilled registers go to the stack, so it should be empty. Needs torch a
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks import write_json
 from benchmarks.markdown import table
 from benchmarks.models import FALCON_7B, FALCON_RW_1B, LLAMA_2_7B, LLAMA_3_8B, SMOLLM2
 from trtstream.plugins import cuda_decode, cuda_prefill
@@ -122,8 +122,7 @@ def main() -> None:
         rows.append(asdict(resources(kernel, model, dtype, capability)))
         print(*rows[-1].values(), file=sys.stderr)
     print(table(rows))
-    if options.json:
-        options.json.write_text(json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1) + "\n")
+    write_json(options.json, {"triton": triton.__version__, "kernels": rows})
     spilled = [row for row in rows if row["stack"] or row["shared_memory"] > SHARED_MEMORY_LIMIT[row["capability"]]]
     if spilled:
         sys.exit(f"{len(spilled)} of {len(rows)} kernels spill registers or take more shared memory than there is")

@@ -10,7 +10,6 @@ prints a summary:
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import signal
@@ -21,6 +20,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks import write_json
 from trtstream.deploy.client.client import Client
 from trtstream.errors import TrtstreamError
 from trtstream.machine import machine
@@ -160,8 +160,7 @@ def main() -> None:
             f"the service answered within {times['answered_s']:.2f} s"
         )
     result = {"machine": machine(), "slowest": slowest, "kills": [asdict(kill) for kill in kills]}
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(arguments.json, result)
 
 
 if __name__ == "__main__":

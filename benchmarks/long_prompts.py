@@ -9,7 +9,6 @@ they take (`SchedulerLimits.max_itl_ms`), then in whole chunks, and so on in tur
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import statistics
@@ -22,6 +21,7 @@ from pathlib import Path
 import torch
 
 import trtstream
+from benchmarks import write_json
 from benchmarks.markdown import table
 from trtstream.engine_dir import read_engine
 from trtstream.machine import machine
@@ -116,8 +116,7 @@ def main() -> None:
         "rounds": arguments.rounds,
         "rows": rows,
     }
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(arguments.json, result)
 
 
 if __name__ == "__main__":

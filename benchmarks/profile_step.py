@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import mmap
 import tempfile
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import write_json
 from benchmarks.markdown import table
 from benchmarks.models import step_bytes
 from benchmarks.timing import in_turn, summary
@@ -146,8 +146,7 @@ def main() -> None:
         f"({nbytes / floor / 1e6:.1f} GB/s), and the step {values['step_to_floor']:.2f} times that. "
         f"All that is not a product takes {values['rest_ms']:.2f} ms of it."
     )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(values, indent=2) + "\n")
+    write_json(arguments.json, values)
 
 
 if __name__ == "__main__":

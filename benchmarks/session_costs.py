@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import statistics
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 
 import trtstream
+from benchmarks import write_json
 from benchmarks.markdown import table
 from trtstream.engine_dir import read_engine
 from trtstream.machine import machine
@@ -285,8 +285,7 @@ def main() -> None:
         "starts": arguments.starts,
         "rows": rows,
     }
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(arguments.json, result)
 
 
 if __name__ == "__main__":

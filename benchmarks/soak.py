@@ -10,7 +10,6 @@ process is sampled all along: in the second half it may not change by more than 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import threading
@@ -25,6 +24,7 @@ from random import Random
 from statistics import median
 from typing import Any
 
+from benchmarks import write_json
 from benchmarks.conversations import Conversation, Undisturbed, build_tiny_engine, check_log
 from benchmarks.crash.kills import life
 from benchmarks.models import TINY_LLAMA
@@ -215,8 +215,7 @@ def main() -> None:
     print(f"memory: {run['resident_bytes'][-1] / 1e6:.0f} MB; it changes by {run['spread']:.2%} in the second half")
     for fault in run["faults"]:
         print(f"FAULT: {fault}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": machine(), **run}, indent=2) + "\n")
+    write_json(arguments.json, {"machine": machine(), **run})
     sys.exit(bool(run["faults"]))
 
 

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 Progress = Callable[[int, int], None]
 """``progress(done, total)`` is called with the number of steps that are done, and that there are."""
 
+SECONDS_BETWEEN_DRAWINGS = 0.1
+"""Of the bar."""
+
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Progress]:
@@ -18,10 +21,21 @@ def progress_bar(title: str) -> Iterator[Progress]:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+        # Without rich's own thread: an interrupt may come when this thread has just taken the bar's lock, and leaves it
+        # taken. At its end the bar would wait for its thread, and that for the lock.
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        with Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as bar:
             task = bar.add_task(title, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+            drawn = 0.0
+
+            def draw(done: int, total: int) -> None:
+                nonlocal drawn
+                now = time.monotonic()
+                is_due = done == total or now - drawn >= SECONDS_BETWEEN_DRAWINGS
+                bar.update(task, completed=done, total=total, refresh=is_due)
+                drawn = now if is_due else drawn
+
+            yield draw
         return
 
     tenths = 0

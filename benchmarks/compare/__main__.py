@@ -14,7 +14,6 @@ the time in which its weights and visible KV cache can be read, at the measured 
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks import RESULTS
+from benchmarks import RESULTS, write_json
 from benchmarks.compare.entries import MEMORY, PEERS, STEPS, our_entries, peer_entries
 from benchmarks.compare.findings import bandwidth, cells, chunked_evaluation, evaluation_line, rows, verdicts
 from benchmarks.compare.measure import measure, plan
@@ -100,7 +99,7 @@ def compare(
         "verdicts": verdicts(found, len(ours)),
         "machine": machine(),
     }
-    json_file.write_text(json.dumps(values, indent=2) + "\n")
+    write_json(json_file, values)
     plot(plot_file, f"A decode step of {checkpoint.name}, window {window}, {threads} threads", found)
     click.echo(table(map(cells, found)))
     for line in ([evaluation_line(evaluation)] if evaluation else []) + values["verdicts"]:

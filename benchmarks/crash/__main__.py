@@ -18,7 +18,6 @@ What a loss of power does is not tried: it rests on SQLite's and PostgreSQL's se
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from benchmarks import write_json
 from benchmarks.crash.fleet import run_rivals
 from benchmarks.crash.kills import RANDOM, Campaign
 from tests.sessions.postgres import Postgres
@@ -111,8 +111,7 @@ def main() -> None:
             print_kills(run)
     for fault in faults[:SHOWN]:
         print(f"FAULT: {fault}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": machine(), "runs": runs}, indent=2) + "\n")
+    write_json(arguments.json, {"machine": machine(), "runs": runs})
     sys.exit(bool(faults))
 
 
