@@ -30,7 +30,8 @@ def problems(objects: Sequence[Object], keys: Path) -> list[str]:
 def _problems(each: Object, objects: Sequence[Object], pods: Sequence[Object], keys: Path) -> Iterator[str]:
     kind, spec = each["kind"], each["spec"]
     if kind in ("StatefulSet", "Deployment", "Pod"):
-        yield from _pod_problems(pod_of(each), objects, keys, stays=kind != "Pod")
+        claims = [claim["metadata"]["name"] for claim in spec.get("volumeClaimTemplates", [])]
+        yield from _pod_problems(pod_of(each), claims, objects, keys, stays=kind != "Pod")
     if kind in ("StatefulSet", "Deployment"):
         if not _selects(spec["selector"]["matchLabels"], [pod_of(each)]):
             yield "its selector does not match its pods"
@@ -71,7 +72,9 @@ def _problems(each: Object, objects: Sequence[Object], pods: Sequence[Object], k
             yield f"it leads to {reference['name']}:{reference['port']}, where nothing is"
 
 
-def _pod_problems(pod: Object, objects: Sequence[Object], keys: Path, stays: bool) -> Iterator[str]:
+def _pod_problems(
+    pod: Object, claims: Sequence[str], objects: Sequence[Object], keys: Path, stays: bool
+) -> Iterator[str]:
     spec = pod["spec"]
     security = spec.get("securityContext", {})
     if not security.get("runAsNonRoot") or not security.get("runAsUser"):
@@ -96,8 +99,7 @@ def _pod_problems(pod: Object, objects: Sequence[Object], keys: Path, stays: boo
         if not {"cpu", "memory"} <= set(resources.get("requests", {})) or "memory" not in resources.get("limits", {}):
             yield f"{name} has no resources"
         mounts = {mount["mountPath"]: mount["name"] for mount in container.get("volumeMounts", [])}
-        known = {*volumes, "snapshots"} if "snapshots" in str(mounts) else set(volumes)
-        if unknown := set(mounts.values()) - known:
+        if unknown := set(mounts.values()) - {*volumes, *claims}:
             yield f"{name} mounts {unknown}, which are no volumes"
         if "emptyDir" not in volumes.get(mounts.get("/tmp", ""), {}):
             yield f"{name} has nowhere to write"

@@ -172,6 +172,7 @@ MUTATIONS = [
     ("_helpers.tpl", "readOnlyRootFilesystem: true", "", "server can write to its image"),
     ("_helpers.tpl", "runAsUser: 1000", "", "it may run as root"),
     ("servers.yaml", "mountPath: /tmp", "mountPath: /temp", "server has nowhere to write"),
+    ("servers.yaml", "name: snapshots\n      spec", "name: caches\n      spec", "server mounts {'snapshots'}"),
     ("disruption.yaml", '(list "server" "gateway")', '(list "server")', "it has no disruption budget"),
     ("autoscaling.yaml", "trtstream_turns_queued", "trtstream_queue", "there is no gauge trtstream_queue"),
     ("autoscaling.yaml", "tier: engine", "tier: gpu", "trtstream_sessions has no {'tier': 'gpu'}"),

@@ -1,7 +1,8 @@
-"""A server runs as the chart's pod has it: another user, a root that cannot be written to, and the pod's volumes."""
+"""Servers and gateways run as the chart's pods have them: another user, a read-only root, and the pods' volumes."""
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
@@ -47,22 +48,31 @@ def mount_script(spec: Object, readable: list[Path]) -> str:
 
 
 @contextmanager
-def pod(spec: Object, engine: Path, log: Path) -> Iterator[Server]:
+def running(spec: Object, arguments: list[str], engine: Path, log: Path) -> Iterator[subprocess.Popen[str]]:
+    """The pod's ``trtstream``, with these arguments."""
     script = mount_script(spec, [engine, ROOT, Path(sys.prefix)])
-    command = ["unshare", "-m", "sh", "-c", script, "sh", sys.executable, "-m", "trtstream"]
+    command = ["unshare", "-m", "sh", "-c", script, "sh", sys.executable, "-m", "trtstream", *arguments]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
     with (
         log.open("w") as stderr,
         subprocess.Popen(
-            [*command, *spec["containers"][0]["args"], *FREE_PORTS],
-            stdout=subprocess.PIPE, stderr=stderr, text=True, cwd="/",
-            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd="/", env=environment
         ) as process,
-    ):  # fmt: skip
+    ):
         try:
-            assert process.stdout is not None
-            yield Server(process, log, process.stdout.readline())
+            yield process
         finally:
             process.terminate()
+
+
+def ready_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def status_of(url: str) -> int:
+    with urllib.request.urlopen(url) as answer:
+        return int(answer.status)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,29 +82,39 @@ def namespaces() -> None:
         pytest.skip("needs a namespace of mounts and setpriv")
 
 
-def test_a_server_runs_as_its_pod_has_it(chart: Chart, engine: Path, tmp_path: Path) -> None:
-    objects = chart.render("cpu", f"model.path={engine}")
+def test_servers_and_gateways_run_as_their_pods_have_them(chart: Chart, engine: Path, tmp_path: Path) -> None:
+    objects = chart.render("cpu", f"model.path={engine}", "gateways.enabled=true")
     spec = pod_of(find(objects, "StatefulSet"))["spec"]
     container = spec["containers"][0]
-    with pod(spec, engine, tmp_path / "log") as server:
+    log = tmp_path / "server"
+    with running(spec, [*container["args"], *FREE_PORTS], engine, log) as process:
+        server = Server(process, log, ready_line(process))
         port = server.http_url.rpartition(":")[2]
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-            url = f"http://127.0.0.1:{port}{container[probe]['httpGet']['path']}"
-            with urllib.request.urlopen(url) as answer:
-                assert answer.status == 200
-        status = Path(f"/proc/{server.process.pid}/status").read_text()
-        assert "Uid:\t1000\t1000\t1000\t1000" in status
-        smoke = find(objects, "Pod")["spec"]["containers"][0]["args"]
-        done = run_in_process(*(each.replace("chat:8001", server.grpc_url) for each in smoke))
+            assert status_of(f"http://127.0.0.1:{port}{container[probe]['httpGet']['path']}") == 200
+        assert "Uid:\t1000\t1000\t1000\t1000" in Path(f"/proc/{process.pid}/status").read_text()
+
+        def with_url(arguments: list[str]) -> list[str]:
+            return [argument.replace("chat:8001", server.grpc_url) for argument in arguments]
+
+        done = run_in_process(*with_url(find(objects, "Pod")["spec"]["containers"][0]["args"]))
         assert done.returncode == 0, done.stdout + done.stderr
-        server.process.terminate()
-        assert server.process.wait(60) == 0, server.log.read_text()
+        spec = pod_of(find(objects, "Deployment"))["spec"]
+        container = spec["containers"][0]
+        log = tmp_path / "gateway"
+        with running(spec, [*with_url(container["args"]), "--port=0"], engine, log) as gateway:
+            found = re.match(r"ready: openai=\S+:(\d+) ", ready_line(gateway))
+            assert found, log.read_text()
+            assert status_of(f"http://127.0.0.1:{found[1]}{container['readinessProbe']['httpGet']['path']}") == 200
+        process.terminate()
+        assert process.wait(60) == 0, server.log.read_text()
 
 
 def test_a_pod_without_its_temporary_folder_is_seen(chart: Chart, engine: Path, tmp_path: Path) -> None:
     spec = pod_of(find(chart.render("cpu", f"model.path={engine}"), "StatefulSet"))["spec"]
     container = spec["containers"][0]
     container["volumeMounts"] = [each for each in container["volumeMounts"] if each["mountPath"] != "/tmp"]
-    with pytest.raises(AssertionError, match="not ready"), pod(spec, engine, tmp_path / "log"):
-        pass
+    with running(spec, [*container["args"], *FREE_PORTS], engine, tmp_path / "log") as process:
+        assert ready_line(process) == ""
+        assert process.wait(60) == 1
     assert "No usable temporary directory" in (tmp_path / "log").read_text()
