@@ -23,6 +23,7 @@ from trtstream.deploy.gateway.completion_stream import CompletionRequest
 from trtstream.deploy.gateway.errors import ApiError, model_error
 from trtstream.deploy.gateway.event_stream import EventStream
 from trtstream.deploy.gateway.keys import KeyFile
+from trtstream.deploy.gateway.page_files import page_routes
 from trtstream.deploy.gateway.parameters import Body, unknown_model
 from trtstream.deploy.gateway.state import (
     Gateway,
@@ -33,7 +34,7 @@ from trtstream.deploy.gateway.state import (
     tenant_of,
 )
 from trtstream.deploy.gateway.store import Store
-from trtstream.deploy.gateway.turns import Outputs
+from trtstream.deploy.gateway.turns import Outputs, window_sizes
 from trtstream.deploy.http_front.answers import RefusedResponse
 from trtstream.deploy.http_front.body import Refusal
 from trtstream.deploy.http_front.connected import while_connected
@@ -71,7 +72,9 @@ def create_app(upstream: Upstream, access: Access, shares: Shares) -> Starlette:
 
     return Starlette(
         routes=[
+            *page_routes(),
             Route("/health", _health, methods=["GET"]),
+            Route("/ready", _health, methods=["GET"]),
             _route("GET", "/v1/models", _models),
             _route("GET", "/v1/models/{name:path}", _model),
             _route("POST", "/v1/responses", responses.create),
@@ -133,7 +136,7 @@ async def _health(request: Request) -> Response:
 
 
 async def _models(request: Request) -> Response:
-    models = [_as_object(request, name) for name in gateway_of(request).upstream.models]
+    models = [await _as_object(request, name) for name in gateway_of(request).upstream.models]
     return JSONResponse({"object": "list", "data": models})
 
 
@@ -141,12 +144,14 @@ async def _model(request: Request) -> Response:
     name, models = request.path_params["name"], gateway_of(request).upstream.models
     if name not in models:
         raise unknown_model(name, models)
-    return JSONResponse(_as_object(request, name))
+    return JSONResponse(await _as_object(request, name))
 
 
-def _as_object(request: Request, name: str) -> dict[str, Any]:
-    created = gateway_of(request).started
-    return Model(id=name, created=created, object="model", owned_by="trtstream").model_dump(exclude_unset=True)
+async def _as_object(request: Request, name: str) -> dict[str, Any]:
+    """A model as OpenAI has it, with the sizes of its window where Triton tells them."""
+    gateway = gateway_of(request)
+    model = Model(id=name, created=gateway.started, object="model", owned_by="trtstream")
+    return model.model_dump(exclude_unset=True) | await window_sizes(gateway.triton, name)
 
 
 def _completing(

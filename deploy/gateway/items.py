@@ -16,8 +16,11 @@ LIMIT = 20
 MAX_LIMIT = 100
 
 
-def listed(request: Request, items: Sequence[BaseModel]) -> JSONResponse:
-    """The part of ``items``, the oldest first, that the query's ``order``, ``after`` and ``limit`` ask for."""
+def listed(request: Request, items: Sequence[BaseModel], **more: Any) -> JSONResponse:
+    """The part of ``items``, the oldest first, that the query's ``order``, ``after`` and ``limit`` ask for.
+
+    ``more`` is beside it.
+    """
     query = read_query(request, {"order": str, "after": str, "limit": int})
     order, limit = query.get("order", "desc"), query.get("limit", LIMIT)
     if order not in ("asc", "desc"):
@@ -34,5 +37,7 @@ def listed(request: Request, items: Sequence[BaseModel]) -> JSONResponse:
         values = values[ids.index(query["after"]) + 1 :]
     page = values[:limit]
     first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
-    more = len(values) > limit
-    return JSONResponse({"object": "list", "data": page, "first_id": first, "last_id": last, "has_more": more})
+    has_more = len(values) > limit
+    return JSONResponse(
+        {"object": "list", "data": page, "first_id": first, "last_id": last, "has_more": has_more, **more}
+    )

@@ -58,13 +58,17 @@ def message(response_id: str, text: str | None = None, status: str = "in_progres
 
 
 def question(turn: TurnRecord) -> ResponseInputMessageItem:
-    """What the client said in a turn; nothing where it sent token ids."""
+    """What the client said in a turn; nothing where it sent token ids.
+
+    ``token_range``, which OpenAI does not have, is where its tokens are in the conversation: [first, end).
+    """
     values = {
         "id": ITEM + turn.id.hex() + QUESTION,
         "type": "message",
         "role": "user",
         "status": "completed",
         "content": [{"type": "input_text", "text": turn.prompt or ""}],
+        "token_range": [turn.start + (turn.parent is not None), _answer_start(turn)],
     }
     return ResponseInputMessageItem.model_validate(values)
 
@@ -72,7 +76,13 @@ def question(turn: TurnRecord) -> ResponseInputMessageItem:
 def answer(turn: TurnRecord) -> ResponseOutputMessage:
     """What the model said in a turn."""
     status = "completed" if turn.finish_reason == "stop" else "incomplete"
-    return message(turn.id.hex(), turn.text, status)
+    item = message(turn.id.hex(), turn.text, status)
+    return item.model_copy(update={"token_range": [_answer_start(turn), turn.position + 1]})
+
+
+def _answer_start(turn: TurnRecord) -> int:
+    """Where a turn's answer begins in the conversation, whose last token is not fed yet."""
+    return turn.position + 1 - turn.num_output_tokens
 
 
 def _usage(last: TurnOutput) -> dict[str, Any]:

@@ -55,7 +55,8 @@ async def create(request: Request) -> Response:
             raise failure(asked, error) from None
         kept = asked.store and first.turn_id != ""  # messages are kept in a session store alone
         turn_id = first.turn_id if kept else secrets.token_hex(16)
-        progress = Progress({**begin(asked, PREFIX + turn_id), "store": kept})
+        before = first.session_tokens + 1 - first.num_output_tokens
+        progress = Progress({**begin(asked, PREFIX + turn_id), "store": kept, "input_tokens": before})
         if kept and session is not None and asked.conversation is None:
             gateway.sessions.put(tenant, turn_id, session)
         if asked.stream and not asked.background:
@@ -151,7 +152,8 @@ async def input_items(request: Request) -> Response:
     if await gateway.store.call(lambda log: log.response(tenant, turn_id)) is None:
         raise _unknown(request)
     turns = await gateway.store.call(lambda log: log.branch(turn_id))
-    return listed(request, [item for turn in turns for item in (question(turn), answer(turn))][:-1])
+    items = [item for turn in turns for item in (question(turn), answer(turn))][:-1]
+    return listed(request, items, sink_tokens=turns[0].sink_token_length)
 
 
 async def compact(request: Request) -> Response:

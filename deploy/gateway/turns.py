@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from tritonclient.grpc.aio import InferenceServerClient
 
 Outputs = AsyncGenerator[TurnOutput, None]
+WINDOW_SIZES = ("max_attention_window", "sink_token_length")
+CONFIG_SECONDS = 2.0
 WENT_AWAY = "the server went away in the middle of an answer; ask again"
 
 
@@ -25,6 +27,18 @@ def fed_before(last: TurnOutput) -> int:
     A turn feeds the last token of the answer before it, then its input, then its answer except the last token.
     """
     return max(last.session_tokens - last.num_input_tokens - last.num_output_tokens, 0)
+
+
+async def window_sizes(triton: InferenceServerClient, model: str) -> dict[str, int]:
+    """The sizes of a model's window in tokens, by the names of its config's parameters; {} while Triton is away."""
+    from tritonclient.utils import InferenceServerException
+
+    try:
+        answer = await triton.get_model_config(model, as_json=True, client_timeout=CONFIG_SECONDS)
+    except (InferenceServerException, grpc.RpcError):
+        return {}
+    parameters = answer["config"].get("parameters", {})
+    return {name: int(parameters[name]["string_value"]) for name in WINDOW_SIZES if name in parameters}
 
 
 async def run_turn(triton: InferenceServerClient, model: str, inputs: dict[str, Any]) -> Outputs:

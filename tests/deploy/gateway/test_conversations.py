@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import openai
@@ -35,7 +36,12 @@ def test_a_response_is_found_again(client: openai.OpenAI) -> None:
     texts = [item.content[0].text for item in items]
     assert texts == [TEXTS[0], plain.output_text, TEXTS[1]]
     assert [item.role for item in items] == ["user", "assistant", "user"]
+    first, second = plain.usage, last.usage
+    assert (events[0].response.input_tokens, last.input_tokens) == (second.input_tokens, second.input_tokens)
+    ends = [0, first.input_tokens, first.total_tokens, second.input_tokens]
+    assert [item.token_range for item in items] == [[*pair] for pair in pairwise(ends)]
     newest = client.responses.input_items.list(last.id, limit=2)
+    assert newest.sink_tokens >= 4
     assert ([item.id for item in newest.data], newest.has_more) == ([items[2].id, items[1].id], True)
     for missing in (NOWHERE, "x", "msg_1"):
         for ask in (client.responses.retrieve, client.responses.delete, client.responses.cancel):

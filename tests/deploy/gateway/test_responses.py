@@ -232,7 +232,8 @@ def test_what_is_wrong_or_not_done_is_refused_by_name(server: Server) -> None:
 
 def test_models_and_health(server: Server, client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["trtstream"]
-    assert client.models.retrieve("trtstream").id == "trtstream"
+    model = client.models.retrieve("trtstream")
+    assert (model.id, model.max_attention_window, model.sink_token_length) == ("trtstream", 64, 4)
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-4")
     assert server.openai_url is not None

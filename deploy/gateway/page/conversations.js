@@ -1,0 +1,64 @@
+// Which conversations there are: ids and titles in this browser. What was said in them is on the server.
+//
+// A conversation is a tree of responses, as an edited question or another answer continues an earlier response:
+// `parents` has each response's parent (null for a first one), the oldest first. `head` is the response that is shown as
+// the last. `pending` is the question whose answer is being made: {text, parent, id}, its id null before the first token.
+
+const CONVERSATIONS = "trtstream.conversations";
+const TITLE_LENGTH = 60;
+
+/** All of them, the one that was used last first. */
+export function list() {
+  return Object.values(read()).sort((a, b) => b.updated - a.updated);
+}
+
+export function find(id) {
+  return read()[id] ?? null;
+}
+
+export function create(question, instructions) {
+  const title = question.trim().replace(/\s+/g, " ").slice(0, TITLE_LENGTH);
+  return { id: newId(), title, instructions, parents: {}, head: null, pending: null, updated: 0 };
+}
+
+/** Keep a conversation, next to what other tabs have kept. */
+export function save(conversation) {
+  conversation.updated = Date.now();
+  write({ ...read(), [conversation.id]: conversation });
+}
+
+export function remove(id) {
+  const { [id]: _, ...others } = read();
+  write(others);
+}
+
+/** The responses that continue the same one as `id`, itself included. */
+export function versions(conversation, id) {
+  return children(conversation, conversation.parents[id] ?? null);
+}
+
+/** The response at the end of the branch that was continued last, from `id` on. */
+export function tip(conversation, id) {
+  for (let next; (next = children(conversation, id).at(-1)); ) id = next;
+  return id;
+}
+
+export function whenChangedElsewhere(tell) {
+  addEventListener("storage", (event) => event.key === CONVERSATIONS && tell());
+}
+
+function newId() { // crypto.randomUUID is for secure origins alone
+  return Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+function children(conversation, parent) {
+  return Object.keys(conversation.parents).filter((id) => conversation.parents[id] === parent);
+}
+
+function read() {
+  return JSON.parse(localStorage.getItem(CONVERSATIONS) ?? "{}");
+}
+
+function write(conversations) {
+  localStorage.setItem(CONVERSATIONS, JSON.stringify(conversations));
+}
