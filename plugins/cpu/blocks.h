@@ -1,11 +1,13 @@
-// Weights in blocks of 32 columns, with the bits that GGUF files have: in each row a block has a scale, perhaps a
+// Weights in blocks of 32 columns, as precise as GGUF files have them: in each row a block has a scale, perhaps a
 // minimum, and integers of 8 or 4 bits.
 //
 // In memory kLanes rows are a tile, which is the blocks of all of them one after the other: the scales of all rows, their
-// minima, and their integers, four columns at a time. So a vector holds one thing of all rows, nothing is summed across
-// lanes, and a tile is read from front to back.
+// minima, and their integers. So a vector holds one thing of all rows, nothing is summed across lanes, and a tile is read
+// from front to back. The integers of a row have no signs, and lie in words of 32 bits, whose halves hold one of two
+// adjacent columns each: a shift and a mask widen as many pairs to 16 bits as there are lanes.
 //
-// Activations become integers of 8 bits in the same blocks, and products are computed in integers.
+// Activations become integers of 16 bits in the same blocks, and products are computed in integers. Those of 8 bits would
+// take hardly less time, as a step waits for its weights, and cost precision that shows in the answers.
 #pragma once
 
 #include <algorithm>
@@ -15,30 +17,30 @@
 
 constexpr int64_t kColumns = 32;
 
-// 32 activations of a token: about values * scale. `sum` is that of all 32.
+// 32 activations of a token: about values * scale. `sum` is that of all values.
 struct ActivationBlock {
-  int8_t values[kColumns];
-  float scale, sum;
+  int16_t values[kColumns];
+  float scale;
+  int32_t sum;
 
   void quantize(const float* x) {
     float largest = 0;
     for (int i = 0; i < kColumns; ++i) largest = std::max(largest, std::fabs(x[i]));
-    const float steps = largest > 1e-30f ? 127 / largest : 0;
+    const float steps = largest > 1e-30f ? 32767 / largest : 0;
     int32_t total = 0;
     for (int i = 0; i < kColumns; ++i) {
       const float rounded = x[i] * steps + 12582912.0f;  // so large that the last bits are the nearest integer
       uint32_t bits;
       std::memcpy(&bits, &rounded, sizeof bits);
-      values[i] = int8_t(bits);
+      values[i] = int16_t(bits);
       total += values[i];
     }
-    scale = largest / 127;
-    sum = total * scale;
+    scale = largest / 32767;
+    sum = total;
   }
 };
 
-// A weight is scale * (integer - kZero) or, with a minimum, scale * integer + minimum. Of 8 bits the integers have signs.
-// Of 4, a byte holds column i in its low bits and column i + 16 in its high ones.
+// A weight is scale * (integer - kZero) or, with a minimum, scale * integer + minimum.
 template <int Bits, bool HasMinimum>
 struct Blocks {
   static constexpr int64_t kRows = kLanes;
@@ -47,39 +49,36 @@ struct Blocks {
   static constexpr int64_t kBlock = kHeader + kColumns * Bits / 8;  // bytes of a row's block
   static constexpr int64_t kBytes = kLanes * kBlock;
   static constexpr int64_t kPackedBytes = sizeof(ActivationBlock);
-  static constexpr int kZero = Bits == 4 && !HasMinimum ? 8 : 0;
+  static constexpr int kZero = Bits == 8 ? 128 : HasMinimum ? 0 : 8;
+  static constexpr int kPairs = 16 / Bits, kWord = 2 * kPairs;  // pairs of columns in a word, and columns
 
   static void pack(const float* x, int64_t columns, char* packed) {
     auto* blocks = reinterpret_cast<ActivationBlock*>(packed);
     for (int64_t i = 0; i < columns / kColumns; ++i) blocks[i].quantize(x + i * kColumns);
   }
 
-  // sums[b] += this step's weights times token b, whose activations lie at x + b * stride.
-  template <int B>
-  static void add(Floats* sums, const char* weights, const char* x, int64_t stride) {
-    const Floats scale = halves(weights);
-    const char* integers = weights + kLanes * kHeader;
-    if constexpr (Bits == 8) {
-      Ints products[B] = {};
-      for (int i = 0; i < kColumns; i += 4) {
-        const Words four = load<Words>(integers + i * kLanes);
-        for (int b = 0; b < B; ++b) products[b] = add_products(products[b], four, repeat(x + b * stride + i));
-      }
-      for (int b = 0; b < B; ++b) sums[b] += scale * at(x + b * stride).scale * floats(products[b]);
-    } else {
-      Products16 products[B] = {};
-      for (int i = 0; i < kColumns / 2; i += 4) {
-        const Words bytes = load<Words>(integers + i * kLanes);
-        const Words low = bytes & 0x0f0f0f0fu, high = bytes >> 4 & 0x0f0f0f0fu;
+  template <int R, int B>
+  static void add(Floats (&sums)[R][B], const char* const* weights, const char* x, int64_t stride) {
+    Ints products[R][B];
+    for (int r = 0; r < R; ++r)
+      for (int b = 0; b < B; ++b) products[r][b] = Ints{} + -kZero * at(x + b * stride).sum;
+#pragma GCC unroll 1  // else GCC sums all products up at the end, and keeps them in memory until then
+    for (int i = 0; i < kColumns / kWord; ++i) {
+      Pairs words[R];
+      for (int r = 0; r < R; ++r) words[r] = load<Pairs>(weights[r] + kLanes * (kHeader + 4 * i));
+      for (int pair = 0; pair < kPairs; ++pair)
         for (int b = 0; b < B; ++b) {
-          products[b].add(low, repeat(x + b * stride + i));
-          products[b].add(high, repeat(x + b * stride + kColumns / 2 + i));
+          const Words values = repeat(at(x + b * stride).values + i * kWord + 2 * pair);
+          for (int r = 0; r < R; ++r)
+            products[r][b] = add_integer_products(products[r][b], widened(words[r], pair), values);
         }
-      }
-      const Floats minimum = HasMinimum ? halves(weights + 2 * kLanes) : scale * float(-kZero);
+    }
+    for (int r = 0; r < R; ++r) {
+      const Floats scale = halves(weights[r]);
       for (int b = 0; b < B; ++b) {
         const ActivationBlock& block = at(x + b * stride);
-        sums[b] += scale * block.scale * floats(products[b].sums()) + minimum * block.sum;
+        sums[r][b] += scale * block.scale * floats(products[r][b]);
+        if constexpr (HasMinimum) sums[r][b] += halves(weights[r] + 2 * kLanes) * (block.scale * float(block.sum));
       }
     }
   }
@@ -90,26 +89,48 @@ struct Blocks {
   static void read(const char* tile, int64_t lane, int64_t columns, float* out) {
     for (int64_t c = 0; c < columns; ++c) {
       const char* block = tile + c / kColumns * kBytes;
-      const int64_t i = c % kColumns, byte = Bits == 8 ? i : i % 16;
-      const auto integer = block[kLanes * kHeader + byte / 4 * 4 * kLanes + 4 * lane + byte % 4];
-      const int value = Bits == 8 ? int8_t(integer) : (uint8_t(integer) >> (i < 16 ? 0 : 4) & 15) - kZero;
+      uint32_t word;
+      std::memcpy(&word, block + word_offset(c % kColumns / kWord, lane), sizeof word);
+      const int value = int(word >> shift(c % kWord) & kMask) - kZero;
       out[c] = halves(block)[lane] * value + (HasMinimum ? halves(block + 2 * kLanes)[lane] : 0);
     }
   }
 
-  // Lays up to kLanes rows out, which come as files have them. Other rows of the tile are never looked at.
+  // Lays up to kLanes rows out, which come as files have them: of 8 bits the integers have signs; of 4, a byte holds
+  // column i in its low bits and column i + 16 in its high ones. Other rows of the tile are never looked at.
   static void lay_out(const char* rows, int64_t count, int64_t row_bytes, char* tile) {
     for (int64_t lane = 0; lane < count; ++lane)
-      for (int64_t i = 0; i < row_bytes; ++i) {
-        const int64_t byte = i % kBlock, piece = byte < kHeader ? 2 : 4;  // bytes of a row that stay together
-        const int64_t offset = byte < kHeader ? byte : byte - kHeader;
-        char* to = tile + i / kBlock * kBytes + (byte < kHeader ? 0 : kLanes * kHeader);
-        to[offset / piece * piece * kLanes + piece * lane + offset % piece] = rows[lane * row_bytes + i];
+      for (int64_t i = 0; i < row_bytes / kBlock; ++i) {
+        const char* from = rows + lane * row_bytes + i * kBlock;
+        char* to = tile + i * kBytes;
+        for (int64_t byte = 0; byte < kHeader; byte += 2) std::memcpy(to + byte * kLanes + 2 * lane, from + byte, 2);
+        for (int w = 0; w < kColumns / kWord; ++w) {
+          uint32_t word = 0;
+          for (int c = 0; c < kWord; ++c) word |= in_file(from + kHeader, w * kWord + c) << shift(c);
+          std::memcpy(to + word_offset(w, lane), &word, sizeof word);
+        }
       }
   }
 
  private:
+  static constexpr uint32_t kMask = (1 << Bits) - 1;
+
   static const ActivationBlock& at(const char* x) { return *reinterpret_cast<const ActivationBlock*>(x); }
+
+  // One of the pairs of a word, in 16 bits each.
+  static Words widened(Pairs words, int pair) {
+    const Pairs shifted = words >> (pair * Bits);
+    return (Words)(pair + 1 < kPairs ? shifted & uint16_t(kMask) : shifted);
+  }
+
+  // Where a row's word of a block is, and a column in it.
+  static constexpr int64_t word_offset(int64_t word, int64_t lane) { return kLanes * (kHeader + 4 * word) + 4 * lane; }
+  static constexpr int shift(int column) { return 16 * (column % 2) + Bits * (column / 2); }
+
+  static uint32_t in_file(const char* integers, int column) {
+    if constexpr (Bits == 8) return uint8_t(integers[column] + kZero);
+    return uint8_t(integers[column % 16]) >> (column < 16 ? 0 : 4) & kMask;
+  }
 };
 
 using Q8_0 = Blocks<8, false>;

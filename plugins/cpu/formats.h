@@ -1,7 +1,8 @@
 // The formats of weights: how rows are stored, what activations they are multiplied with, and the product of a step.
 //
 // A format has kRows rows in a tile, and in a step kStep columns of them, which take kBytes; `pack` lays one token's
-// activations out for the product, in kPackedBytes a step. Rows have a multiple of kColumns columns, the last ones zeros.
+// activations out for the product, in kPackedBytes a step. `add` multiplies a step of R tiles, which begin at `weights`,
+// with B tokens, which begin at x + b * stride. Rows have a multiple of kColumns columns, the last ones zeros.
 // Here are the floats, whose tiles are single rows; blocks.h has the others.
 #pragma once
 
@@ -43,10 +44,12 @@ struct Float32 : FloatRows<float> {
 
   static void pack(const float* x, int64_t columns, char* packed) { std::memcpy(packed, x, sizeof(float) * columns); }
 
-  template <int B>
-  static void add(Floats* sums, const char* weights, const char* x, int64_t stride) {
-    const Floats w = load<Floats>(weights);
-    for (int b = 0; b < B; ++b) sums[b] += w * load<Floats>(x + b * stride);
+  template <int R, int B>
+  static void add(Floats (&sums)[R][B], const char* const* weights, const char* x, int64_t stride) {
+    for (int r = 0; r < R; ++r) {
+      const Floats w = load<Floats>(weights[r]);
+      for (int b = 0; b < B; ++b) sums[r][b] += w * load<Floats>(x + b * stride);
+    }
   }
 };
 
@@ -59,10 +62,12 @@ struct Bfloat16 : FloatRows<uint16_t> {
     for (int64_t i = 0; i < columns; ++i) narrow(x[i], reinterpret_cast<uint16_t*>(packed) + i);
   }
 
-  template <int B>
-  static void add(Floats* sums, const char* weights, const char* x, int64_t stride) {
-    const Words w = load<Words>(weights);
-    for (int b = 0; b < B; ++b) sums[b] = add_pair_products(sums[b], w, load<Words>(x + b * stride));
+  template <int R, int B>
+  static void add(Floats (&sums)[R][B], const char* const* weights, const char* x, int64_t stride) {
+    for (int r = 0; r < R; ++r) {
+      const Words w = load<Words>(weights[r]);
+      for (int b = 0; b < B; ++b) sums[r][b] = add_pair_products(sums[r][b], w, load<Words>(x + b * stride));
+    }
   }
 };
 
@@ -81,13 +86,15 @@ struct Bfloat16 : FloatRows<uint16_t> {
       }
   }
 
-  template <int B>
-  static void add(Floats* sums, const char* weights, const char* x, int64_t stride) {
-    const Words pairs = load<Words>(weights);
-    const Floats even = low_halves(pairs), odd = high_halves(pairs);
-    for (int b = 0; b < B; ++b) {
-      sums[b] += even * load<Floats>(x + b * stride);
-      sums[b] += odd * load<Floats>(x + b * stride + sizeof(Floats));
+  template <int R, int B>
+  static void add(Floats (&sums)[R][B], const char* const* weights, const char* x, int64_t stride) {
+    for (int r = 0; r < R; ++r) {
+      const Words pairs = load<Words>(weights[r]);
+      const Floats even = low_halves(pairs), odd = high_halves(pairs);
+      for (int b = 0; b < B; ++b) {
+        sums[r][b] += even * load<Floats>(x + b * stride);
+        sums[r][b] += odd * load<Floats>(x + b * stride + sizeof(Floats));
+      }
     }
   }
 };

@@ -47,12 +47,12 @@ inline void dots(const char* const* tiles, const char* x, int64_t columns, float
     const int64_t steps = columns / Format::kStep, token = packed_bytes<Format>(columns);
     Floats lanes[R][B] = {};
     for (int64_t step = 0; step < steps; ++step) {
-#pragma GCC unroll 4
+      const char* weights[R];
       for (int r = 0; r < R; ++r) {
-        const char* weights = tiles[r] + step * Format::kBytes;
-        for (int64_t line = 0; line < Format::kBytes; line += 64) __builtin_prefetch(weights + kAhead + line);
-        Format::template add<B>(lanes[r], weights, x + step * Format::kPackedBytes, token);
+        weights[r] = tiles[r] + step * Format::kBytes;
+        for (int64_t line = 0; line < Format::kBytes; line += 64) __builtin_prefetch(weights[r] + kAhead + line);
       }
+      Format::add(lanes, weights, x + step * Format::kPackedBytes, token);
     }
     for (int r = 0; r < R; ++r)
       for (int b = 0; b < B; ++b) Format::finish(lanes[r][b], sums + r * stride + b * kTile);

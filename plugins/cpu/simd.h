@@ -36,11 +36,13 @@ struct VectorOf {
   typedef uint32_t Words __attribute__((vector_size(4 * N)));
   typedef int32_t Ints __attribute__((vector_size(4 * N)));
   typedef uint16_t Halves __attribute__((vector_size(2 * N)));
+  typedef uint16_t Pairs __attribute__((vector_size(4 * N)));
 };
 
 using Floats = VectorOf<kLanes>::Floats;
 using Words = VectorOf<kLanes>::Words;
 using Ints = VectorOf<kLanes>::Ints;
+using Pairs = VectorOf<kLanes>::Pairs;
 
 template <class Vector, class Element>
 inline Vector load(const Element* from) {
@@ -81,22 +83,8 @@ inline Floats add_pair_products(Floats sums, Words a, Words b) {
 #endif
 }
 
-// Which instructions multiply bytes: those of AVX2 or AVX-512, or none.
-#if LANES == 8 && defined(__AVX2__)
-#define BYTE_INSTRUCTIONS 8
-#elif LANES == 16 && defined(__AVX512BW__)
-#define BYTE_INSTRUCTIONS 16
-#else
-#define BYTE_INSTRUCTIONS 0
-#endif
-#if (BYTE_INSTRUCTIONS == 8 && defined(__AVXVNNI__)) || (BYTE_INSTRUCTIONS == 16 && defined(__AVX512VNNI__))
-#define VNNI 1
-#else
-#define VNNI 0
-#endif
-
 // Four bytes of memory in every lane.
-inline Words repeat(const char* from) {
+inline Words repeat(const void* from) {
   uint32_t four;
   std::memcpy(&four, from, sizeof four);
   return Words{} + four;
@@ -117,76 +105,19 @@ inline Floats halves(const char* from) {
 #endif
 }
 
-#if BYTE_INSTRUCTIONS == 8
-
-using Shorts = __m256i;
-inline Shorts pair_products(Words a, Words b) { return _mm256_maddubs_epi16((__m256i)a, (__m256i)b); }
-inline Shorts add_shorts(Shorts a, Shorts b) { return _mm256_add_epi16(a, b); }
-inline Ints pair_sums(Shorts a) { return (Ints)_mm256_madd_epi16(a, _mm256_set1_epi16(1)); }
-inline Words absolute(Words bytes) { return (Words)_mm256_abs_epi8((__m256i)bytes); }
-inline Words with_signs(Words a, Words signs) { return (Words)_mm256_sign_epi8((__m256i)a, (__m256i)signs); }
-#if VNNI
-inline Ints add_quad_products(Ints sums, Words a, Words b) {
-  return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)a, (__m256i)b);
-}
-#endif
-
-#elif BYTE_INSTRUCTIONS == 16
-
-using Shorts = __m512i;
-inline Shorts pair_products(Words a, Words b) { return _mm512_maddubs_epi16((__m512i)a, (__m512i)b); }
-inline Shorts add_shorts(Shorts a, Shorts b) { return _mm512_add_epi16(a, b); }
-inline Ints pair_sums(Shorts a) { return (Ints)_mm512_madd_epi16(a, _mm512_set1_epi16(1)); }
-inline Words absolute(Words bytes) { return (Words)_mm512_abs_epi8((__m512i)bytes); }
-inline Words with_signs(Words a, Words signs) {
-  const __mmask64 negative = _mm512_movepi8_mask((__m512i)signs);
-  return (Words)_mm512_mask_sub_epi8((__m512i)a, negative, _mm512_setzero_si512(), (__m512i)a);
-}
-#if VNNI
-inline Ints add_quad_products(Ints sums, Words a, Words b) {
-  return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
-}
-#endif
-
-#endif
-
-// sums + a * b over the four signed bytes of each lane. No byte of b is -128.
-inline Ints add_products(Ints sums, Words a, Words b) {
-#if VNNI
-  return add_quad_products(sums, absolute(a), with_signs(b, a));
-#elif BYTE_INSTRUCTIONS
-  return sums + pair_sums(pair_products(absolute(a), with_signs(b, a)));  // a pair is at most 2 * 128 * 127: no overflow
+// sums + a * b over pairs of 16-bit integers with signs; lane by lane, both products are added.
+inline Ints add_integer_products(Ints sums, Words a, Words b) {
+#if LANES == 16 && defined(__AVX512VNNI__)
+  return (Ints)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
+#elif LANES == 16 && defined(__AVX512BW__)
+  return sums + (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif LANES == 8 && defined(__AVXVNNI__)
+  return (Ints)_mm256_dpwssd_avx_epi32((__m256i)sums, (__m256i)a, (__m256i)b);
+#elif LANES == 8 && defined(__AVX2__)
+  return sums + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif LANES == 4 && defined(__SSE2__)
+  return sums + (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
 #else
-  for (int shift = 0; shift < 32; shift += 8) sums += ((Ints)(a << shift) >> 24) * ((Ints)(b << shift) >> 24);
-  return sums;
+  return sums + ((Ints)(a << 16) >> 16) * ((Ints)(b << 16) >> 16) + ((Ints)a >> 16) * ((Ints)b >> 16);
 #endif
 }
-
-// The same for bytes a below 16, at most eight times: then sums of pairs fit into 16 bits, which saves an instruction.
-class Products16 {
- public:
-  void add(Words a, Words b) {
-#if VNNI
-    sums_ = add_quad_products(sums_, a, b);
-#elif BYTE_INSTRUCTIONS
-    sums_ = add_shorts(sums_, pair_products(a, b));
-#else
-    sums_ = add_products(sums_, a, b);
-#endif
-  }
-
-  Ints sums() const {
-#if BYTE_INSTRUCTIONS && !VNNI
-    return pair_sums(sums_);
-#else
-    return sums_;
-#endif
-  }
-
- private:
-#if BYTE_INSTRUCTIONS && !VNNI
-  Shorts sums_ = {};
-#else
-  Ints sums_ = {};
-#endif
-};

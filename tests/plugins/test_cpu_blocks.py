@@ -56,11 +56,11 @@ def in_tiles(library: ctypes.CDLL, weight: BlockWeight) -> BlockWeight:
 
 
 def whole_numbers(batch: int, columns: int) -> torch.Tensor:
-    """Activations that 8 bits hold exactly, with another scale in each block, some at their limits, one block zero."""
+    """Activations that 16 bits hold exactly, with another scale in each block, some at their limits, one block zero."""
     generator = torch.Generator().manual_seed(batch)
-    x = torch.randint(-127, 128, (batch, columns // 32, 32), generator=generator).float()
-    x[:, :, 0] = 127
-    x[0, -1] = 127 * torch.where(torch.arange(32) % 3 == 0, -1.0, 1.0)
+    x = torch.randint(-32767, 32768, (batch, columns // 32, 32), generator=generator).float()
+    x[:, :, 0] = 32767
+    x[0, -1] = 32767 * torch.where(torch.arange(32) % 3 == 0, -1.0, 1.0)
     x *= 2.0 ** torch.randint(-9, 3, (batch, columns // 32, 1), generator=generator)
     x[-1, 0] = 0
     return x.flatten(1)
@@ -138,7 +138,7 @@ def test_threads_share_a_product(library: Compile) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_activations_are_rounded_to_the_nearest_of_8_bits(path: str, library: Compile) -> None:
+def test_activations_are_rounded_to_the_nearest_of_16_bits(path: str, library: Compile) -> None:
     """Seen through a weight that is the identity: integers 1 in a block of a scale of 1."""
     x = torch.cat((5 * random(3, 32), 1e-3 * random(1, 32), torch.zeros(1, 32), torch.full((1, 32), 1e-38)))
     identity = torch.zeros(32, 34, dtype=torch.uint8)
@@ -147,8 +147,8 @@ def test_activations_are_rounded_to_the_nearest_of_8_bits(path: str, library: Co
     product = Product(library(path), Projection(in_tiles(library(path), BlockWeight(identity, "Q8_0")), None),
                       ProductMemory())  # fmt: skip
     found = product(x)
-    scales = x.abs().amax(dim=1, keepdim=True) / 127
-    assert ((found - x).abs() <= 0.5001 * scales + 1e-30).all()
+    scales = x.abs().amax(dim=1, keepdim=True) / 32767
+    assert ((found - x).abs() <= 0.501 * scales + 1e-30).all()
     assert torch.equal(found[4], torch.zeros(32))
 
 
@@ -167,12 +167,13 @@ def test_an_embedding_is_a_row(path: str, name: str, library: Compile) -> None:
 
 
 MUTATIONS = [
-    ("blocks.h", "stride + kColumns / 2 + i", "stride + i", "Q4_1"),
-    ("blocks.h", "minimum * block.sum", "minimum", "Q4_1"),
-    ("blocks.h", "float(-kZero)", "float(-kZero + 1)", "Q4_0"),
-    ("blocks.h", "sum = total * scale", "sum = total", "Q4_1"),
-    ("blocks.h", "scale * at(x + b * stride).scale", "scale * at(x).scale", "Q8_0"),
-    ("simd.h", "pair_products(absolute(a), with_signs(b, a))", "pair_products(absolute(a), b)", "Q8_0"),
+    ("blocks.h", "i * kWord + 2 * pair", "i * kWord", "Q4_1"),
+    ("blocks.h", "(block.scale * float(block.sum))", "block.scale", "Q4_1"),
+    ("blocks.h", "-kZero * at", "-(kZero + 1) * at", "Q4_0"),
+    ("blocks.h", "sum = total", "sum = values[0]", "Q8_0"),
+    ("blocks.h", "scale * block.scale * floats", "scale * at(x).scale * floats", "Q8_0"),
+    ("blocks.h", "uint8_t(integers[column] + kZero)", "uint8_t(integers[column])", "Q8_0"),
+    ("blocks.h", "words >> (pair * Bits)", "words >> Bits", "Q4_0"),
     ("matvec.h", "/ kPieces / tile * tile", "/ kPieces", "Q4_1"),
 ]
 

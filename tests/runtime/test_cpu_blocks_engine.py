@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 from safetensors.torch import load_file, save_file
@@ -26,7 +23,7 @@ from trtstream.engine_dir import WEIGHTS
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.block_weight import BLOCK_FORMATS, BlockWeight
 from trtstream.runtime.cpu import CpuBackend
-from trtstream.runtime.decoder import Projection, collect_weights, open_weights
+from trtstream.runtime.decoder import collect_weights, open_weights
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.samples.gpl import GPL
@@ -45,30 +42,21 @@ def stored_values(engine: Path) -> dict[str, torch.Tensor]:
     return values
 
 
-def rounded(x: torch.Tensor) -> torch.Tensor:
-    """Activations [N, columns] rounded to 8 bits in blocks of 32, as floats."""
-    groups = F.pad(x, (0, -x.shape[1] % 32)).unflatten(1, (-1, 32))
-    scales = groups.abs().amax(dim=2, keepdim=True).clamp(min=1e-30) / 127
-    return ((groups / scales).round() * scales).flatten(1)
-
-
 def in_torch(engine: StreamingEngine, folder: Path) -> StreamingEngine:
-    """An engine that computes with the same values in torch, of which activations are rounded in the same blocks."""
+    """An engine that computes with the same values in float32, in torch."""
     values = stored_values(folder)
-    weights = collect_weights(engine.model, set(values), values.__getitem__)
 
-    def changed(projection: Projection) -> Projection:
-        weight = projection.weight
-        assert isinstance(weight, torch.Tensor)
-        padded = F.pad(weight, (0, -weight.shape[1] % 32))
-        product = lambda x: F.linear(rounded(x), padded, projection.bias)  # noqa: E731
-        return replace(projection, product=product)
+    def columns(module: str) -> int:
+        sizes = {"attention_output": engine.model.num_attention_heads * engine.model.head_dim,
+                 "down": engine.model.intermediate_size}  # fmt: skip
+        return sizes.get(module.rpartition(".")[2], engine.model.hidden_size)
 
-    names = ("qkv", "attention_output", "up", "down")
-    layers = [replace(layer, **{name: changed(getattr(layer, name)) for name in names}) for layer in weights.layers]
-    embedding = weights.embedding[:, : engine.model.hidden_size]
-    changed_weights = replace(weights, embedding=embedding, layers=layers, lm_head=changed(weights.lm_head))
-    return StreamingEngine(engine.model, engine.build, CpuBackend(engine.model, engine.build, changed_weights))
+    unpadded = {
+        name: value[:, : columns(name.removesuffix(".weight"))] if value.ndim == 2 else value
+        for name, value in values.items()
+    }
+    weights = collect_weights(engine.model, set(unpadded), unpadded.__getitem__)
+    return StreamingEngine(engine.model, engine.build, CpuBackend(engine.model, engine.build, weights))
 
 
 @pytest.mark.parametrize(
@@ -83,10 +71,7 @@ def in_torch(engine: StreamingEngine, folder: Path) -> StreamingEngine:
     ],
 )
 def test_steps_chunks_and_both(variant: str, quantization: str, tmp_path: Path) -> None:
-    """Every way to compute with blocks, against torch, past the window.
-
-    An activation near the middle between two integers may become one or the other, which the cache remembers.
-    """
+    """Every way to compute with blocks, against floats in torch, past the window: activations lose next to nothing."""
     _, folder = build_variant(tmp_path, variant, **SIZES, quantization=quantization)
     found = load_engine(folder)
     expected = in_torch(found, folder)
@@ -100,8 +85,7 @@ def test_steps_chunks_and_both(variant: str, quantization: str, tmp_path: Path) 
         else:
             pair = [engine.decode([0, 1], tokens) for engine in (found, expected)]
         errors.append(float((pair[0] - pair[1]).abs().max() / pair[1].std()))
-    assert errors[0] < 0.1
-    assert statistics.median(errors) < 0.1, errors
+    assert max(errors) < 2e-3, errors
 
 
 @pytest.mark.parametrize("name", BLOCK_FORMATS)
@@ -181,10 +165,10 @@ def test_blocks_of_another_size_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_smollm2s_own_blocks_predict_as_well_as_floats(smollm2_gguf: Path, tmp_path: Path) -> None:
-    """In float32 the first 700 tokens of the GPL have a perplexity of 21.1092. Of 4,000 it is 0.03 % more."""
+    """In float32 the first 700 tokens of the GPL have a perplexity of 21.1092."""
     build = BuildConfig(max_batch_size=2, max_attention_window=128, quantization="kept")
     build_cpu_engine(open_checkpoint(smollm2_gguf), build, tmp_path / "engine", lambda *_: None)
     engine = load_engine(tmp_path / "engine")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "engine" / "tokenizer")
     ids = tokenizer(GPL.read_text(), add_special_tokens=False)["input_ids"][:700]
-    assert math.exp(-engine.score(0, ids)[1:].mean()) == pytest.approx(21.1092, rel=0.01)
+    assert math.exp(-engine.score(0, ids)[1:].mean()) == pytest.approx(21.1092, rel=1e-4)
