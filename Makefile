@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Processes that share the tests; each computes in one thread.
 WORKERS ?= 2
 
-.PHONY: help install quickstart check fast-tests test test-all lint style imports types clean
+.PHONY: help install quickstart check fast-tests test tests test-all lint style imports types clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
@@ -30,7 +30,10 @@ check: install ## lint and the tests that need neither servers nor large models,
 fast-tests: install
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not (slow or triton or smollm2 or builder or process or variants)"
 
-test: install lint ## lint and all tests but the slow ones
+test: install style ## lint and all tests but the slow ones, at the same time
+	@$(MAKE) --no-print-directory --jobs=3 imports types tests
+
+tests: install
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" --durations=25
 
 test-all: test ## the slow tests too, as CI does

@@ -43,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = tempfile.TemporaryDirectory(prefix="trtstream-tests-")
         config.add_cleanup(folder.cleanup)
         os.environ[SHARED_FOLDER] = folder.name
-        compiler.install(Path(folder.name))
+        compiler.install(Path(folder.name), config.rootpath / ".build" / "compiled")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -17,9 +17,9 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     real.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\nexec g++ "$@"\n')
     real.chmod(0o755)
     monkeypatch.setenv("CXX", str(real))
-    (tmp_path / "kept").mkdir()
-    compiler.install(tmp_path / "kept")
-    return [str(tmp_path / "kept" / "c++"), "-c", str(tmp_path / "x.cpp"), "-o", str(tmp_path / "x.o")]
+    compiler.install(tmp_path, tmp_path / "kept")
+    (tmp_path / "asked").unlink()  # for its version
+    return [str(tmp_path / "c++"), "-c", str(tmp_path / "x.cpp"), "-o", str(tmp_path / "x.o")]
 
 
 def test_what_was_compiled_before_is_not_compiled_again(command: list[str], tmp_path: Path) -> None:
@@ -33,6 +33,21 @@ def test_what_was_compiled_before_is_not_compiled_again(command: list[str], tmp_
         assert made[-1] == (tmp_path / "x.o").read_bytes()
     assert made[0] == made[1]
     assert len(set(made)) == len((tmp_path / "asked").read_text().splitlines()) == 3
+
+
+def test_headers_count_wherever_they_are(command: list[str], tmp_path: Path) -> None:
+    """A header in a folder of its own; two files with the same contents in exchanged places."""
+    (tmp_path / "x.cpp").write_text('#include "a.h"\n')
+    made = []
+    for number, texts in enumerate((("int a;", "int b;"), ("int b;", "int a;"), ("int a;", "int b;"))):
+        headers = tmp_path / f"headers{number}"
+        headers.mkdir()
+        for name, text in zip(("a.h", "b.h"), texts, strict=True):
+            (headers / name).write_text(text)
+        subprocess.run([*command, f"-I{headers}"], check=True)
+        made.append((tmp_path / "x.o").read_bytes())
+    assert made[0] == made[2] != made[1]
+    assert len((tmp_path / "asked").read_text().splitlines()) == 2
 
 
 def test_errors_are_the_compilers(command: list[str], tmp_path: Path) -> None:

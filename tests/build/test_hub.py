@@ -9,7 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,13 +60,19 @@ for line in sys.stdin:
 else:
     sys.exit()
 """
+    + """
+if sys.argv[1] == "trtstream":
+    del sys.argv[1]
+    from trtstream.__main__ import main
+    sys.exit(main())
+"""
     + FETCH
 )
 
 
 @pytest.fixture(scope="module")
 def with_torch() -> Iterator[subprocess.Popen[str]]:
-    """A process that has imported torch, of which fetching ones are forked."""
+    """A process that has imported torch, of which others are forked that fetch or are a command."""
     command = [sys.executable, "-c", FORK]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield process
@@ -84,15 +90,23 @@ class Fetcher:
     folder: Path
 
     def run(self, *names: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        done = self._fork(names, variables)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    def _fork(self, arguments: Sequence[object], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
         outputs = [self.folder / "stdout", self.folder / "stderr"]
-        request = [names, {**self.environment, **variables}, self.folder, *outputs]
+        request = [arguments, {**self.environment, **variables}, self.folder, *outputs]
         assert self.with_torch.stdin
         assert self.with_torch.stdout
         print(json.dumps(request, default=str), file=self.with_torch.stdin, flush=True)
         status = int(self.with_torch.stdout.readline())
         stdout, stderr = (path.read_text() for path in outputs)
-        assert status == 0, stderr
-        return subprocess.CompletedProcess(names, status, stdout, stderr)
+        return subprocess.CompletedProcess(arguments, status, stdout, stderr)
+
+    def command(self, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+        """``trtstream`` with arguments."""
+        return self._fork(["trtstream", *arguments], variables)
 
     def paths(self, *names: str, **variables: str) -> list[Path]:
         """The paths of what is fetched."""
@@ -152,16 +166,11 @@ def fetch(with_torch: subprocess.Popen[str], environment: dict[str, str], tmp_pa
     return Fetcher(with_torch, environment, tmp_path)
 
 
-def trtstream(environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "trtstream", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-
-
-def test_an_engine_of_a_repository(hub: Hub, environment: dict[str, str], checkpoints: Path, tmp_path: Path) -> None:
+def test_an_engine_of_a_repository(fetch: Fetcher, checkpoints: Path, tmp_path: Path) -> None:
     """Is that of the same files in a folder, and is built again without the hub."""
     engines = [tmp_path / name for name in ("online", "offline", "folder")]
     built = [
-        trtstream({**environment, "HF_HUB_OFFLINE": offline}, "build", "owner/tiny", "--output", engine)
+        fetch.command("build", "owner/tiny", "--output", engine, HF_HUB_OFFLINE=offline)
         for engine, offline in zip(engines, "01", strict=False)
     ]
     for done in (*built, run_in_process("build", checkpoints / "tiny", "--output", engines[2])):
@@ -172,10 +181,10 @@ def test_an_engine_of_a_repository(hub: Hub, environment: dict[str, str], checkp
     assert weights[0] == weights[1] == weights[2]
 
 
-def test_an_evaluation_of_a_repository(environment: dict[str, str], tmp_path: Path) -> None:
+def test_an_evaluation_of_a_repository(fetch: Fetcher, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("some text " * 20)
     outputs = ("--text", tmp_path / "text.txt", "--json", tmp_path / "report.json")
-    done = trtstream(environment, "eval", "owner/tiny", "--revision", "v1", *outputs)
+    done = fetch.command("eval", "owner/tiny", "--revision", "v1", *outputs)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "report.json").read_text())["checkpoint"] == "tiny"
 
@@ -235,9 +244,9 @@ def test_a_path_is_never_looked_up(hub: Hub, fetch: Fetcher, tmp_path: Path) -> 
     assert hub.requests == []
 
 
-def test_a_revision_of_a_path_is_refused(environment: dict[str, str], checkpoints: Path, tmp_path: Path) -> None:
+def test_a_revision_of_a_path_is_refused(fetch: Fetcher, checkpoints: Path, tmp_path: Path) -> None:
     arguments = (checkpoints / "tiny", "--revision", "v1", "--output", tmp_path / "engine")
-    done = trtstream(environment, "build", *arguments)
+    done = fetch.command("build", *arguments)
     assert done.returncode == 2
     assert "--revision is for a repository on the Hugging Face hub" in done.stderr
 
@@ -332,8 +341,8 @@ def test_a_hub_that_cannot_be_asked_is_one_line(
     assert hub.requests == []
 
 
-def test_the_command_prints_that_line(hub: Hub, environment: dict[str, str], tmp_path: Path) -> None:
-    done = trtstream(environment, "build", "owner/tiny", "--revision", "v9", "--output", tmp_path / "engine")
+def test_the_command_prints_that_line(hub: Hub, fetch: Fetcher, tmp_path: Path) -> None:
+    done = fetch.command("build", "owner/tiny", "--revision", "v9", "--output", tmp_path / "engine")
     assert done.returncode == 1
     message = "owner/tiny has no revision 'v9'; give one of its branches, tags or commits"
     assert done.stderr == f"trtstream: {message}\n"

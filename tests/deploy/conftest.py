@@ -36,6 +36,13 @@ def server(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         yield server
 
 
+@pytest.fixture(scope="session")
+def open_server(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The same for everybody, without TLS."""
+    with serving(engine, tmp_path_factory.mktemp("server") / "log", "--host", "0.0.0.0", "--insecure") as server:
+        yield server
+
+
 @pytest.fixture
 def start(engine: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """``start(*options, source=engine)``: another server."""

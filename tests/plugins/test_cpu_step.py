@@ -51,7 +51,8 @@ def pieces(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ctypes.C
     @cache
     def pieces(path: str) -> ctypes.CDLL:
         output = tmp_path_factory.mktemp("pieces") / "pieces.so"
-        compile_library(PIECES, GEOMETRY, output, *PATHS[path], f"-I{FOLDER}")
+        quickly = [] if path == "native" else ["-O1"]  # whole steps are compiled for each path as engines are
+        compile_library(PIECES, GEOMETRY, output, *PATHS[path], *quickly, f"-I{FOLDER}")
         return ctypes.CDLL(str(output))
 
     return pieces
@@ -151,6 +152,7 @@ class Comparison:
         self.model = self.checkpoint.model
         self.build = BuildConfig(**{**SIZES, "dtype": dtype})
         self.names = set(self.checkpoint.tensor_names())
+        self.expected = cache(lambda steps: self.steps_of(self.engine(None, "float32"), steps))
 
     def engine(self, library: Path | None, dtype: str) -> StreamingEngine:
         build = BuildConfig(**{**SIZES, "dtype": dtype})
@@ -172,14 +174,13 @@ class Comparison:
         Three sessions of different ages, of which the youngest begins with its first token; and a fourth whose prompt
         is fed in chunks next to some of their steps.
         """
-        expected = self.steps_of(self.engine(None, "float32"), steps)
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
             found = self.steps_of(self.engine(library, self.build.dtype), steps)
         finally:
             torch.set_num_threads(before)
-        errors = [(a - b).abs().max() / b.std() for a, b in zip(found, expected, strict=True)]
+        errors = [(a - b).abs().max() / b.std() for a, b in zip(found, self.expected(steps), strict=True)]
         return float(torch.stack(errors).nan_to_num(torch.inf).max())
 
     @staticmethod
@@ -194,32 +195,46 @@ class Comparison:
         return logits
 
 
+Compare = Callable[..., Comparison]
+
+
+@pytest.fixture(scope="module")
+def compare(tmp_path_factory: pytest.TempPathFactory) -> Compare:
+    """The same comparison for all tests of a variant: what torch computes is computed once."""
+
+    @cache
+    def compare(variant: str, dtype: str = "float32") -> Comparison:
+        return Comparison(variant, tmp_path_factory.mktemp(variant), dtype)
+
+    return compare
+
+
 @pytest.mark.parametrize("path", [path for path in PATHS if "pairs" not in path and "bf16" not in path])
 @pytest.mark.parametrize("variant", ["llama-gqa", "falcon-rw"])
-def test_a_step_of_each_instruction_set(path: str, variant: str, tmp_path: Path) -> None:
+def test_a_step_of_each_instruction_set(path: str, variant: str, compare: Compare, tmp_path: Path) -> None:
     """In float32; pairs are for bfloat16."""
-    comparison = Comparison(variant, tmp_path)
+    comparison = compare(variant)
     assert comparison.worst_error(comparison.compile(tmp_path / "step.so", *PATHS[path])) < 1e-4
 
 
 @pytest.mark.parametrize(("threads", "variant"), [(2, "falcon-7b"), (5, "llama-gqa")])
-def test_threads_share_a_step(threads: int, variant: str, tmp_path: Path) -> None:
+def test_threads_share_a_step(threads: int, variant: str, compare: Compare, tmp_path: Path) -> None:
     """A few steps: threads that spin for each other are slow on cores that others use."""
-    comparison = Comparison(variant, tmp_path)
+    comparison = compare(variant)
     assert comparison.worst_error(comparison.compile(tmp_path / "step.so"), threads, steps=8) < 1e-4
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_step_in_bfloat16(path: str, tmp_path: Path) -> None:
+def test_a_step_in_bfloat16(path: str, compare: Compare, tmp_path: Path) -> None:
     """The cache is rounded, and with pairs all activations that are multiplied."""
-    comparison = Comparison("llama-gqa", tmp_path, "bfloat16")
+    comparison = compare("llama-gqa", "bfloat16")
     assert comparison.worst_error(comparison.compile(tmp_path / "step.so", *PATHS[path])) < 0.15
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_step_is_one_call(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_one_call(variant: str, compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every variant, with chunks of prompts and without: nothing of the decoder in torch computes in a step."""
-    comparison = Comparison(variant, tmp_path)
+    comparison = compare(variant)
     engine = comparison.engine(comparison.compile(tmp_path / "step.so"), "float32")
     monkeypatch.setattr(cpu_backend, "decode_layers", None)
     monkeypatch.setattr(cpu_backend, "logits", None)
@@ -267,10 +282,12 @@ MUTATIONS = [
 
 
 @pytest.mark.parametrize(("variant", "file", "right", "wrong"), MUTATIONS)
-def test_the_comparison_sees_a_mutated_step(variant: str, file: str, right: str, wrong: str, tmp_path: Path) -> None:
+def test_the_comparison_sees_a_mutated_step(
+    variant: str, file: str, right: str, wrong: str, compare: Compare, tmp_path: Path
+) -> None:
     """Compiled quickly: what is wrong stays wrong."""
     sources = mutated_sources(tmp_path, file, right, wrong)
-    comparison = Comparison(variant, tmp_path)
-    library = comparison.compile(tmp_path / "step.so", "-march=native", "-O1", folder=sources)
+    comparison = compare(variant)
+    library = comparison.compile(tmp_path / "step.so", "-march=native", "-O0", folder=sources)
     threads = 2 if right == MERGES_THREADS else 1
     assert not comparison.worst_error(library, threads) < 1e-3

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import run_trtstream
+from tests.checkpoints import write_checkpoint
+from tests.command_line import run_in_process
 from tests.engines import build_variant
 from trtstream.engine_dir import config_checksum, read_engine
 from trtstream.errors import TrtstreamError
@@ -195,28 +196,33 @@ def test_a_file_that_is_added_to_the_tokenizer_is_refused(engine: Path) -> None:
 
 
 def test_inspect_verifies_all_checksums(engine: Path) -> None:
-    done = run_trtstream("inspect", engine, "--verify")
+    done = run_in_process("inspect", engine, "--verify")
     assert done.returncode == 0, done.stderr
     assert "right: config.json and 2 files" in done.stdout
     with (engine / "rank0.so").open("ab") as file:
         file.write(b"?")
-    assert run_trtstream("inspect", engine).returncode == 0
-    done = run_trtstream("inspect", engine, "--verify")
+    assert run_in_process("inspect", engine).returncode == 0
+    done = run_in_process("inspect", engine, "--verify")
     assert done.returncode == 1
     assert "rank0.so is damaged" in done.stderr
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that is opened at once, and whose 100 MB take a moment to be written."""
+    return write_checkpoint(tmp_path_factory.mktemp("large"), "llama-gqa", vocab_size=200_000)
+
+
+@pytest.mark.process
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_build_leaves_nothing_that_loads(
-    stop: signal.Signals, smollm2_gguf: Path, tmp_path: Path
-) -> None:
+def test_an_interrupted_build_leaves_nothing_that_loads(stop: signal.Signals, large: Path, tmp_path: Path) -> None:
     output = tmp_path / "engine"
-    command = [sys.executable, "-m", "trtstream", "build", str(smollm2_gguf), "--output", str(output)]
+    command = [sys.executable, "-m", "trtstream", "build", str(large), "--output", str(output)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         while not list(tmp_path.glob("*/rank0.safetensors")) + list(tmp_path.glob(".*/rank0.safetensors")):
             assert process.poll() is None
-            time.sleep(0.02)
+            time.sleep(0.005)
         process.send_signal(stop)
         assert process.wait(timeout=60) != 0
     finally:

@@ -142,19 +142,6 @@ def test_a_second_signal_kills_at_once_and_leaves_nothing(start: Start) -> None:
     busy.client.close()
 
 
-def test_sigkill_leaves_no_orphans(start: Start) -> None:
-    server = start()
-    children = family(server.process.pid)
-    work, *_ = leftovers(children)
-    stream = Stream(server.grpc_url)
-    stream.send(text_input="a", max_tokens=1_000_000, ignore_eos=True, stream=True)
-    stream.next()
-    server.stop(signal.SIGKILL)
-    wait_for_death(children)
-    stream.client.close()
-    shutil.rmtree(work)  # this much is left
-
-
 def test_a_model_that_waits_for_a_dead_triton_ends(start: Start) -> None:
     """An update of a metric waits with Python's lock held, so that no thread of the model's can end it."""
     server = start()
@@ -216,11 +203,11 @@ def test_tls(start: Start, tmp_path: Path) -> None:
         plain.is_server_live(client_timeout=3)
 
 
-def test_insecure_serves_everybody_but_guards_sessions(start: Start) -> None:
-    server = start("--host", "0.0.0.0", "--insecure")
-    assert [url.rpartition(":")[0] for url in (server.grpc_url, server.http_url, server.metrics_url)] == ["0.0.0.0"] * 3
+def test_insecure_serves_everybody_but_guards_sessions(open_server: Server) -> None:
+    urls = open_server.grpc_url, open_server.http_url, open_server.metrics_url
+    assert [url.rpartition(":")[0] for url in urls] == ["0.0.0.0"] * 3
     with pytest.raises(urllib.error.HTTPError) as caught:
-        post(server, "generate", {"text_input": "a", "sequence_id": 5})
+        post(open_server, "generate", {"text_input": "a", "sequence_id": 5})
     assert "numeric sequence ids are refused" in caught.value.read().decode()
 
 

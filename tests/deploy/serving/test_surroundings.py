@@ -17,6 +17,7 @@ import pytest
 
 from tests.deploy.server import READY, Server, serve_process
 from tests.deploy.serving.processes import family, wait_for_death
+from tests.deploy.serving.streams import Stream
 from trtstream.deploy.client.client import Client
 from trtstream.deploy.contract import parse_error
 from trtstream.deploy.serving.package import package_engine
@@ -119,20 +120,25 @@ def memory_of(server: Server) -> tuple[Path, list[Path]]:
     pytest.fail("no lock")
 
 
-def test_what_sigkill_leaves_is_private_and_swept_at_the_next_start(start: Start) -> None:
-    killed, living = start(), start()
+def test_what_sigkill_leaves_is_private_and_swept_at_the_next_start(start: Start, server: Server) -> None:
+    """No process is left, even in the middle of an answer."""
+    killed = start()
     children = family(killed.process.pid)
+    stream = Stream(killed.grpc_url)
+    stream.send(text_input="a", max_tokens=1_000_000, ignore_eos=True, stream=True)
+    stream.next()
     folder, memory = memory_of(killed)
     for path in [folder, *folder.rglob("*.sock"), *memory]:
         assert path.stat().st_mode & 0o077 == 0, path
     assert len(memory) >= 2
     killed.stop(signal.SIGKILL)
     wait_for_death(children)
+    stream.client.close()
     assert folder.exists()
     start()
     assert not folder.exists()
     assert not [path for path in memory if path.exists()]
-    folder, memory = memory_of(living)
+    folder, memory = memory_of(server)
     assert folder.exists()
     assert len(memory) >= 2
 
@@ -151,10 +157,9 @@ def listeners(family: str) -> set[tuple[str, int]]:
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp6").exists(), reason="this machine has no IPv6")
-def test_every_address_means_ipv6_too_for_grpc(start: Start) -> None:
+def test_every_address_means_ipv6_too_for_grpc(open_server: Server) -> None:
     """As docs/service.md says: gRPC opens :: for 0.0.0.0, and HTTP does not."""
-    server = start("--host", "0.0.0.0", "--insecure")
-    grpc, http = (int(url.rpartition(":")[2]) for url in (server.grpc_url, server.http_url))
+    grpc, http = (int(url.rpartition(":")[2]) for url in (open_server.grpc_url, open_server.http_url))
     assert ("0" * 32, grpc) in listeners("tcp6")
     assert ("0" * 8, http) in listeners("tcp")
 
