@@ -3,6 +3,7 @@
 `install` makes of this file a program that calls the real compiler and keeps its output, in the next runs too.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -22,8 +23,9 @@ def install(folder: Path, kept: Path) -> None:
         return  # the tests that compile say it better
     kept.mkdir(parents=True, exist_ok=True)
     for path in kept.iterdir():
-        if path.stat().st_mtime < time.time() - KEPT_SECONDS:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another run's, unfinished
+            if path.stat().st_mtime < time.time() - KEPT_SECONDS:
+                path.unlink()
     # The compiler's version, and what -march=native means here.
     command = [compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
     machine = hashlib.sha256(subprocess.run(command, capture_output=True).stdout).hexdigest()

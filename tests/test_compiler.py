@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -48,6 +49,16 @@ def test_headers_count_wherever_they_are(command: list[str], tmp_path: Path) -> 
         made.append((tmp_path / "x.o").read_bytes())
     assert made[0] == made[2] != made[1]
     assert len((tmp_path / "asked").read_text().splitlines()) == 2
+
+
+def test_what_is_long_unused_is_removed(command: list[str], tmp_path: Path) -> None:
+    for name in ("x.cpp", "y.cpp"):
+        (tmp_path / name).write_text(f"int {name[0]};")
+        subprocess.run([command[0], "-c", str(tmp_path / name), "-o", str(tmp_path / "x.o")], check=True)
+    old, new = sorted((tmp_path / "kept").iterdir())
+    os.utime(old, (0, 0))
+    compiler.install(tmp_path, tmp_path / "kept")
+    assert list((tmp_path / "kept").iterdir()) == [new]
 
 
 def test_errors_are_the_compilers(command: list[str], tmp_path: Path) -> None:
