@@ -10,6 +10,7 @@ from pathlib import Path
 
 import kubernetes_validate.utils as kubernetes
 import pytest
+import yaml
 
 from tests.deploy.helm.chart import CHART, Chart, Object, find, pod_of
 from tests.deploy.helm.rules import problems
@@ -152,6 +153,22 @@ def test_wrong_values_are_refused_by_name(chart: Chart, setting: str, name: str)
     done = chart.run("template", "chat", ".", "-f", "ci/init-values.yaml", "--set", setting)
     assert done.returncode == 1
     assert f"'{name}'" in done.stderr
+
+
+def test_values_and_schema_know_the_same_names() -> None:
+    def names(schema: Object, path: str = "") -> set[str]:
+        below = schema.get("properties", {}).items()
+        return {f"{path}.{key}" for key, _ in below}.union(*(names(value, f"{path}.{key}") for key, value in below))
+
+    def keys_of(values: object, path: str = "") -> set[str]:
+        if not isinstance(values, dict) or path.endswith(".resources"):  # Kubernetes' own are below
+            return set()
+        return {f"{path}.{key}" for key in values}.union(
+            *(keys_of(each, f"{path}.{key}") for key, each in values.items())
+        )
+
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert keys_of(values) == names(json.loads((CHART / "values.schema.json").read_text()))
 
 
 MUTATIONS = [
