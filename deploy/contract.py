@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 DTYPES = {"BOOL": "bool", "BYTES": "object", "FP32": "float32", "INT32": "int32", "UINT64": "uint64"}
 REQUEST_NAME = "trtstream-request"
 """The parameter in which the HTTP front names a request to the model."""
+
+SESSION_HEADER = "x-session-id"
+"""The header by which a proxy in front of several servers sends a session's turns to one of them."""
 
 CODE = re.compile(rf"\[({'|'.join(ERROR_CODES)})\] ")
 
@@ -34,6 +38,17 @@ def format_error(code: str, request_id: str, message: str) -> str:
     In one line, whatever a client has put into its id.
     """
     return f"[{code}] {printable(request_id)}: {message}" if request_id else f"[{code}] {message}"
+
+
+def routing_headers(conversation: str) -> dict[str, str]:
+    """The headers with which all turns of a conversation go to one server; none for a turn without one.
+
+    ``conversation`` is what its turns have in common, as a session's id. It is hashed: an id is a key to the
+    conversation, which a proxy's log need not have, and may have characters that a header cannot.
+    """
+    if not conversation:
+        return {}
+    return {SESSION_HEADER: hashlib.sha256(conversation.encode("utf-8", "replace")).hexdigest()[:32]}
 
 
 ENLARGE_SHARED_MEMORY = (

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from trtstream.deploy.client.checks import CHECKS
 from trtstream.deploy.client.tensors import request_tensors, response_values
 from trtstream.deploy.client.triton import DEFAULT_URL, Check, Response, TritonClient
+from trtstream.deploy.contract import routing_headers
 
 DEFAULT_MODEL = "trtstream"
 
@@ -32,7 +33,8 @@ class Client(TritonClient):
     def generate(self, *, request_id: str = "", **inputs: Any) -> Generator[Response, None, None]:
         """As `TritonClient.generate`. A request that is sent again with its ``request_id`` gets its answer again."""
         tensors, model = request_tensors(inputs), f"{self.model_name!r} at {self.url}"
-        with contextlib.closing(self._stream(self.model_name, tensors, request_id)) as results:
+        headers = routing_headers(inputs.get("session_id") or "")
+        with contextlib.closing(self._stream(self.model_name, tensors, request_id, headers)) as results:
             for received_at, result in results:
                 yield Response(**response_values(result, model), received_at=received_at)
 

@@ -146,7 +146,7 @@ class TritonClient(ABC):
             raise self._error(error) from None
 
     def _stream(
-        self, model_name: str, tensors: Sequence[Any], request_id: str = ""
+        self, model_name: str, tensors: Sequence[Any], request_id: str = "", headers: Mapping[str, str] | None = None
     ) -> Generator[tuple[float, Any], None, None]:
         """Send one request to a decoupled model; yield (when it arrived, tritonclient's result) of each response."""
         from tritonclient.utils import InferenceServerException
@@ -154,7 +154,9 @@ class TritonClient(ABC):
         arrivals: queue.SimpleQueue[tuple[float, Any, Any] | None] = queue.SimpleQueue()
         self._arrivals = arrivals
         answered = complete = False
-        self._triton.start_stream(lambda result, error: arrivals.put((time.perf_counter(), result, error)))
+        self._triton.start_stream(
+            lambda result, error: arrivals.put((time.perf_counter(), result, error)), headers=headers or {}
+        )
         try:
             # A stream that is dead already refuses the request; why it died is in the queue.
             with contextlib.suppress(InferenceServerException):

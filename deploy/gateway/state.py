@@ -16,9 +16,10 @@ from trtstream.deploy.gateway.admission import Shares
 from trtstream.deploy.gateway.errors import AWAY, ApiError
 from trtstream.deploy.gateway.parameters import Body, read_object
 from trtstream.deploy.gateway.progress import Progress
+from trtstream.deploy.gateway.retries import run_until_answered
 from trtstream.deploy.gateway.sessions import Sessions
 from trtstream.deploy.gateway.store import Store
-from trtstream.deploy.gateway.turns import Outputs, run_turn
+from trtstream.deploy.gateway.turns import Outputs
 from trtstream.deploy.http_front.body import read_body
 from trtstream.deploy.http_front.readiness import Readiness
 
@@ -83,9 +84,10 @@ class Gateway:
     started: int = field(default_factory=lambda: int(time.time()))
 
     async def run(self, tenant: str, model: str, inputs: dict[str, Any]) -> Outputs:
-        """`run_turn`, as one of the tenant's. Raises ApiError where that is one too many."""
+        """`run_until_answered`, as one of the tenant's turns. Raises ApiError where that is one too many."""
+        turn, readiness = {**inputs, "tenant": tenant}, self.upstream.readiness
         with self.shares.turn(tenant):
-            async with contextlib.aclosing(run_turn(self.triton, model, {**inputs, "tenant": tenant})) as outputs:
+            async with contextlib.aclosing(run_until_answered(self.triton, model, turn, readiness)) as outputs:
                 async for output in outputs:
                     yield output
 
@@ -106,5 +108,5 @@ async def read_parameters(request: Request) -> Body:
 
 
 def require_ready(gateway: Gateway) -> None:
-    if not gateway.upstream.readiness.is_ready:
+    if not gateway.upstream.readiness.takes_turns:
         raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, AWAY, code="unavailable")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Outputs = AsyncGenerator[TurnOutput, None]
 WINDOW_SIZES = ("max_attention_window", "sink_token_length")
 CONFIG_SECONDS = 2.0
+LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL)
+"""How a stream ends whose server is gone: a proxy resets it with one of the last two."""
 WENT_AWAY = "the server went away in the middle of an answer; ask again"
 
 
@@ -41,30 +43,37 @@ async def window_sizes(triton: InferenceServerClient, model: str) -> dict[str, i
     return {name: int(parameters[name]["string_value"]) for name in WINDOW_SIZES if name in parameters}
 
 
-async def run_turn(triton: InferenceServerClient, model: str, inputs: dict[str, Any]) -> Outputs:
+async def run_turn(
+    triton: InferenceServerClient, model: str, inputs: dict[str, Any], request_id: str, headers: dict[str, str]
+) -> Outputs:
     """Send one request, tensors of `request_fields.INPUTS` by name, and yield its responses.
+
+    With ``session_start`` among them the session is started over.
 
     Closing the generator before its end cancels the turn. Raises TrtstreamError, with the code of the model's error
     where it has one, and ``unavailable`` where Triton is away.
     """
 
     async def requests() -> AsyncIterator[dict[str, Any]]:
-        yield {"model_name": model, "inputs": request_tensors(inputs)}
+        values, sequence = {**inputs}, {}
+        if values.pop("session_start", False):
+            sequence = {"sequence_id": values.pop("session_id"), "sequence_start": True}
+        yield {"model_name": model, "inputs": request_tensors(values), "request_id": request_id, **sequence}
 
-    call = triton.stream_infer(requests())
+    call = triton.stream_infer(requests(), headers=headers)
     ended = False
     try:
         async for result, error in call:
             if error is not None:
                 code, message = parse_error(" ".join(str(error.message()).split()))
-                raise TrtstreamError(message, code)
+                raise TrtstreamError(message.removeprefix(f"{request_id}: "), code)
             output = TurnOutput(**response_values(result, repr(model)))
             ended = bool(output.finish_reason)
             yield output
         if not ended:
             raise TrtstreamError(WENT_AWAY, "internal")
     except grpc.RpcError as error:
-        if error.code() != grpc.StatusCode.UNAVAILABLE:
+        if error.code() not in LOST:
             raise TrtstreamError(f"Triton: {error.details()}") from error
         raise TrtstreamError(WENT_AWAY, "unavailable") from error
     finally:

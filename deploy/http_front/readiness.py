@@ -7,10 +7,14 @@ from enum import Enum
 
 
 class State(Enum):
-    """``READY`` takes turns. ``HUNG`` and ``FAILED`` last until the restart begins, or until serve exits."""
+    """``READY`` takes turns, and so does ``LEAVING``, while others are still to notice that the service will drain.
+
+    ``HUNG`` and ``FAILED`` last until the restart begins, or until serve exits.
+    """
 
     STARTING = "starting"
     READY = "ready"
+    LEAVING = "leaving"
     DRAINING = "draining"
     RESTARTING = "restarting"
     HUNG = "hung"
@@ -26,3 +30,7 @@ class Readiness:
     @property
     def is_ready(self) -> bool:
         return self.state is State.READY
+
+    @property
+    def takes_turns(self) -> bool:
+        return self.state in (State.READY, State.LEAVING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import queue
 import threading
@@ -56,6 +57,13 @@ KEY_FILE = click.option(
     type=click.FloatRange(min=0),
     help="Seconds that running turns have to end when the gateway is stopped.",
 )
+@click.option(
+    "--drain-delay",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Seconds for which a gateway that is stopped takes requests still while /health is 503.",
+)
 @access_options
 @click.pass_context
 def gateway(
@@ -70,6 +78,7 @@ def gateway(
     insecure: bool,
     session_store: str | None,
     drain_timeout: float,
+    drain_delay: float,
     access: Access,
 ) -> None:
     """Serve OpenAI's protocols in front of a Triton that runs elsewhere; several gateways may share it.
@@ -105,7 +114,7 @@ def gateway(
         threading.Thread(target=_watch, args=arguments, name="trtstream-probe", daemon=True).start()
         events.get()
         stopping.set()
-        _drain(readiness, shares, events, drain_timeout)
+        _drain(readiness, shares, events, drain_timeout, drain_delay)
 
 
 def _watch(
@@ -136,8 +145,13 @@ def _is_ready(triton: str, model: str, tls_ca: Path | None) -> bool:
         return client.health()["model"]
 
 
-def _drain(readiness: Readiness, shares: Shares, events: Events, timeout: float) -> None:
-    """Refuse new turns, and wait for the others; another signal ends that."""
+def _drain(readiness: Readiness, shares: Shares, events: Events, timeout: float, delay: float) -> None:
+    """After the delay refuse new turns, and wait for the others; another signal ends that."""
+    if delay:
+        readiness.state = State.LEAVING
+        with contextlib.suppress(queue.Empty):
+            events.get(timeout=delay)
+            return
     readiness.state = State.DRAINING
     deadline = time.monotonic() + timeout
     while shares.running and time.monotonic() < deadline:

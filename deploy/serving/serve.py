@@ -55,6 +55,13 @@ PEM_FILE = click.Path(exists=True, dir_okay=False, path_type=Path, resolve_path=
     help="Seconds that running turns have to end when the server is stopped.",
 )
 @click.option(
+    "--drain-delay",
+    default=Policy.drain_delay,
+    show_default=True,
+    type=SECONDS,
+    help="Seconds for which a server that is stopped takes turns still while /ready is 503, so that proxies leave it.",
+)
+@click.option(
     "--max-tokens-limit",
     default=SERVICE_LIMITS.max_tokens_limit,
     show_default=True,
@@ -152,6 +159,7 @@ def serve(
     tls_key: Path | None,
     insecure: bool,
     drain_timeout: float,
+    drain_delay: float,
     max_tokens_limit: int,
     turn_timeout: float,
     max_itl_ms: float,
@@ -229,7 +237,7 @@ def serve(
             f"{addresses.triton_http}/v2/health/ready",
             options,
         )
-        policy = Policy(restart == "on-failure", max_restarts, start_timeout, hang_timeout, drain_timeout)
+        policy = Policy(restart == "on-failure", max_restarts, start_timeout, hang_timeout, drain_timeout, drain_delay)
         if failpoint.VARIABLE in os.environ:
             click.echo(f"{failpoint.VARIABLE} is set, which is for tests: the model will be killed", err=True)
         click.echo(f"starting Triton with {source}", err=True)

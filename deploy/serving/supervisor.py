@@ -76,6 +76,7 @@ class Policy:
     start_timeout: float = 1800.0
     hang_timeout: float = 120.0
     drain_timeout: float = 30.0
+    drain_delay: float = 0.0
 
 
 class Supervisor:
@@ -238,10 +239,15 @@ class Supervisor:
 
         for number in STOP_SIGNALS:
             signal.signal(number, kill_now)
-        self._readiness.state = State.DRAINING
-        timeout = self._policy.drain_timeout
+        timeout, delay = self._policy.drain_timeout, self._policy.drain_delay
         drained = True
-        if self._ready_at is not None:  # else there are no turns
+        if self._ready_at is not None and delay:  # else there are no turns, or nobody is to notice
+            self._readiness.state = State.LEAVING
+            click.echo(f"{event.reason}: no longer ready, and taking turns for {delay:g} s more", err=True)
+            with contextlib.suppress(queue.Empty):
+                self._events.get(timeout=delay)  # a failure: there is nothing to wait for
+        self._readiness.state = State.DRAINING
+        if self._ready_at is not None:
             click.echo(f"{event.reason}: draining; once more to stop at once", err=True)
             drained = models.drain(timeout)
             triton.stop()

@@ -25,6 +25,8 @@ PARAMETERS: dict[str, type | tuple[type, ...]] = {
     "timeout": int,
     REQUEST_NAME: str,
 }
+HEADERS = {"accept", "authorization", "b3", "baggage", "cookie", "forwarded", "host", "te", "traceparent", "tracestate"}
+"""Headers without the ``-`` by which others are told from parameters."""
 
 
 def parse_turn(
@@ -67,6 +69,8 @@ def parse_turn(
 
 def _check_parameters(parameters: Mapping[str, Any]) -> None:
     for name, value in parameters.items():
+        if REQUEST_NAME not in parameters and ("-" in name or name in HEADERS):
+            continue  # a header: Triton passes on those that its options name, and serve's front none
         if name not in PARAMETERS:
             raise TrtstreamError(f"unknown request parameter or input {name!r}; see the model's inputs")
         expected = PARAMETERS[name]

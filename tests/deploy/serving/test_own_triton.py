@@ -19,6 +19,7 @@ import pytest
 from tests.deploy.server import START_SECONDS
 from tests.deploy.serving.processes import family, wait_for_death
 from tests.deploy.serving.streams import Stream, ids
+from trtstream.deploy.client.client import Client
 from trtstream.deploy.serving.package import package_engine
 from trtstream.deploy.serving.tritonserver import find_tritonserver
 
@@ -35,7 +36,7 @@ def free_ports(count: int) -> list[int]:
 
 @contextmanager
 def tritonserver(
-    repository: Path, python: Path, work: Path, grpc: int = 0
+    repository: Path, python: Path, work: Path, grpc: int = 0, *options: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """(The wheel's tritonserver serving ``repository``, its HTTP url). Its PATH begins with the folder ``python``."""
     installation = find_tritonserver(work)  # for the binary, and a copy of the wheel's backend that fits this Python
@@ -47,6 +48,7 @@ def tritonserver(
         f"--grpc-port={grpc or free_grpc}",
         f"--http-port={http}",
         f"--metrics-port={metrics}",
+        *options,
     ]
     path = os.pathsep.join([str(python), "/usr/bin", "/bin"])
     environment = {
@@ -79,11 +81,18 @@ def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> N
 
 def test_a_plain_tritonserver_serves_a_packaged_repository(engine: Path, tmp_path: Path) -> None:
     package_engine(engine, tmp_path / "model_repo")
-    with tritonserver(tmp_path / "model_repo", Path(sys.executable).parent, tmp_path) as (process, url):
+    (grpc,) = free_ports(1)
+    headers = ("--grpc-header-forward-pattern=.*", "--http-header-forward-pattern=.*")  # it may pass them to models
+    with tritonserver(tmp_path / "model_repo", Path(sys.executable).parent, tmp_path, grpc, *headers) as (process, url):
         wait_until_ready(process, url, tmp_path / "log")
         body = json.dumps({"text_input": "Hello", "max_tokens": 3, "ignore_eos": True}).encode()
-        with urllib.request.urlopen(f"{url}/models/trtstream/generate", body, timeout=START_SECONDS) as response:
+        asked = urllib.request.Request(
+            f"{url}/models/trtstream/generate", body, {"Traceparent": "00-0-0-01", "X-Session-Id": "größer"}
+        )
+        with urllib.request.urlopen(asked, timeout=START_SECONDS) as response:
             assert len(json.load(response)["output_ids"]) == 3
+        with Client(f"127.0.0.1:{grpc}") as client:
+            assert len(client.answer(text_input="a", session_id="größer", max_tokens=3, ignore_eos=True).token_ids) == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -18,6 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,6 +125,33 @@ def test_new_turns_are_refused_while_draining_and_late_ones_cut(start: Start) ->
     assert "cut short" in server.log.read_text().splitlines()[-1]
     for stream in (busy, late):
         stream.close()
+
+
+def test_a_server_takes_turns_while_it_is_no_longer_ready(start: Start) -> None:
+    server = start("--drain-delay", "4", "--openai-port", "0")
+    stream = Stream(server.grpc_url)
+    stream.ask(text_input="a", max_tokens=1)
+    server.process.send_signal(signal.SIGTERM)
+    while (ready := status(f"http://{server.http_url}/ready"))[0] == 200:
+        time.sleep(0.01)
+    assert ready == (503, {"ready": False, "state": "leaving"})
+    stream.ask(text_input="a", max_tokens=1)
+    asked = {"model": "trtstream", "prompt": "a", "max_tokens": 1}
+    assert status(f"http://{server.openai_url}/v1/completions", asked)[0] == 200
+    assert status(f"http://{server.openai_url}/health") == (503, {"ready": False, "state": "leaving"})
+    while "draining" not in server.log.read_text():
+        stream.ask(text_input="a", max_tokens=1)
+    stream.close()
+    assert server.process.wait(60) == 0, server.log.read_text()
+
+
+def status(url: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
+    """(The status, the JSON) that a URL answers with."""
+    try:
+        with urllib.request.urlopen(url, None if body is None else json.dumps(body).encode(), timeout=30) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
 
 
 def test_a_second_signal_kills_at_once_and_leaves_nothing(start: Start) -> None:

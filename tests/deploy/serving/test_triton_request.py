@@ -17,6 +17,15 @@ def string(*values: bytes) -> np.ndarray:
 TEXT = {"text_input": string(b"hi")}
 
 
+@pytest.mark.parametrize("name", ["x-session-id", "user-agent", "traceparent", "authorization"])
+def test_a_header_that_triton_passes_on_is_no_parameter(name: str) -> None:
+    plain, _ = parse_turn(TEXT)
+    assert parse_turn(TEXT, parameters={name: "v"}) == (plain, False)
+    # serve's front passes on what the client's JSON has, and no header.
+    with pytest.raises(TrtstreamError, match=f"unknown request parameter or input '{name}'"):
+        parse_turn(TEXT, parameters={name: "v", "trtstream-request": "r"})
+
+
 def test_every_input_has_its_field() -> None:
     tensors = {
         "text_input": string("größer".encode()),

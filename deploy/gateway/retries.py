@@ -1,0 +1,71 @@
+"""A turn that is sent again while nothing of its answer has come: to another server, or to the same one later."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from trtstream.deploy.contract import routing_headers
+from trtstream.deploy.gateway.turns import Outputs, run_turn
+from trtstream.deploy.http_front.readiness import Readiness
+from trtstream.errors import TrtstreamError
+
+if TYPE_CHECKING:
+    from tritonclient.grpc.aio import InferenceServerClient
+
+PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0, 1.0, 1.0)  # seconds before each sending but the first
+LOST = ("draining", "unavailable", "unknown")
+"""Codes of errors after which a request may be sent again."""
+LEFT_BEHIND = ("busy", "conflict")
+"""What a sending that was lost may cause for a moment: its turn ends, or is kept, only when its server notices."""
+
+
+async def run_until_answered(
+    triton: InferenceServerClient, model: str, inputs: dict[str, Any], readiness: Readiness
+) -> Outputs:
+    """`run_turn`, sent again while servers drain or die and nothing has been yielded.
+
+    Each sending has the same id, so that a turn that was made and not heard of is had again, and none is made twice.
+    One that its server cut short, because the connection was lost, is taken back and asked anew.
+    """
+    request_id, headers = secrets.token_hex(16), routing_headers(_conversation(inputs))
+    codes: tuple[str, ...] = LOST
+    for pause in (*PAUSES, None):
+        try:
+            async with contextlib.aclosing(run_turn(triton, model, inputs, request_id, headers)) as outputs:
+                first = await anext(outputs)
+                if first.finish_reason != "cancelled":
+                    yield first
+                    codes = ()
+                    async for output in outputs:
+                        yield output
+                    return
+            inputs, request_id = _taken_back(inputs), secrets.token_hex(16)
+        except TrtstreamError as error:
+            if pause is None or error.code not in codes or not readiness.takes_turns:
+                raise
+            codes = (*LOST, *LEFT_BEHIND)
+        await asyncio.sleep(pause or 0.0)
+    raise TrtstreamError("the connection to the servers is lost again and again; ask again", "unavailable")
+
+
+def _taken_back(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The request in place of a turn that was cut short: what that has added to a session goes."""
+    if inputs.get("parent_turn"):
+        return {**inputs, "session_rewind": True}
+    if inputs.get("session_id"):  # its first turn
+        return {**inputs, "session_start": True}
+    return inputs
+
+
+def _conversation(inputs: dict[str, Any]) -> str:
+    """What a conversation's turns have in common: the session, or all messages up to the first of the user."""
+    if inputs.get("session_id"):
+        return str(inputs["session_id"])
+    messages = json.loads(inputs.get("messages") or "[]")
+    roles = [message["role"] for message in messages]
+    opening = messages[: roles.index("user") + 1] if "user" in roles else messages
+    return json.dumps([inputs["tenant"], opening]) if opening else ""
