@@ -346,6 +346,7 @@ def _arguments(
         f"--metrics-port={addresses.metrics_port}",
         f"--allow-gpu-metrics={str(gpu).lower()}",
         "--pinned-memory-pool-byte-size=0",  # the model's tensors are on the CPU and small
+        "--grpc-http2-max-ping-strikes=0",  # proxies ask often whether it still answers
         "--log-info=false",
     ]
     if (source / CONFIG).exists():  # our model alone, and its configuration is complete

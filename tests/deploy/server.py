@@ -47,12 +47,15 @@ class Server:
 def serve_process(
     source: Path, log: Path, *options: str, folder: Path | None = None, **environment: str
 ) -> subprocess.Popen[str]:
-    """Start ``trtstream serve`` on free ports, as a user would. Leaving its context waits for its end."""
-    command = [sys.executable, "-m", "trtstream", "serve", str(source), *options]
+    """Start ``trtstream serve``, as a user would, on free ports unless ``options`` name others.
+
+    Leaving its context waits for its end.
+    """
     ports = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
+    command = [sys.executable, "-m", "trtstream", "serve", str(source), *ports, *options]
     with log.open("w") as stderr:
         return subprocess.Popen(
-            [*command, *ports],
+            command,
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
