@@ -44,7 +44,7 @@ def test_the_commands_are_those_of_trtstream(compose: Object) -> None:
     for name, each in options.items():
         assert each["host"] == "0.0.0.0"
         grace = int(compose["services"][name]["stop_grace_period"].removesuffix("s"))
-        assert grace >= each["drain_timeout"] + 20, name
+        assert grace >= each["drain_delay"] + each["drain_timeout"] + 20, name
     host, port = options["gateway"]["triton"].split(":")
     assert f"127.0.0.1:8001:{port}" in compose["services"][host]["ports"]
     compose["services"]["gateway"]["command"][1] = "--tritons"
@@ -86,6 +86,15 @@ def test_proxy_and_prometheus_know_the_servers(compose: Object) -> None:
     assert {each["health_check_config"]["port_value"] for each in endpoints} == {default["http_port"]}
     (job,) = yaml.safe_load((DEPLOY / "monitoring" / "prometheus.yaml").read_text())["scrape_configs"]
     assert set(job["static_configs"][0]["targets"]) == {f"{name}:{default['metrics_port']}" for name in servers}
+
+
+def test_its_envoy_is_that_of_one_machine_but_for_addresses() -> None:
+    def without_addresses(path: Path) -> Object:
+        config = yaml.safe_load(path.read_text())["static_resources"]
+        del config["listeners"][0]["address"], config["clusters"][0]["load_assignment"]["endpoints"]
+        return config
+
+    assert without_addresses(DEPLOY / "docker" / "envoy.yaml") == without_addresses(DEPLOY / "envoy" / "envoy.yaml")
 
 
 def test_the_dashboard_shows_every_metric_and_no_other() -> None:
