@@ -29,7 +29,9 @@ def stream(subject: Subject, folder: Path, window: int, facts: int) -> TokenFile
 
 def test_smollm2_remembers_its_window(smollm2_engine: Path, tmp_path: Path) -> None:
     subject = open_subject(smollm2_engine, None)
-    answers = recall(subject.engine(4, 128), subject.tokenizer, stream(subject, tmp_path, 128, 8), DISTANCES, 8, ignore)
+    engine = subject.engine(4, 128)
+    text = stream(subject, tmp_path, engine.build.max_attention_window, 8)
+    answers = recall(engine, subject.tokenizer, text, DISTANCES, 8, ignore)
     assert [answer["in_window"] for answer in answers] == [True, True, False]
     inside = sum(answer["right"] for answer in answers[:2]) / 2
     assert inside >= 4  # of 8

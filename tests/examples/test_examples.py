@@ -21,20 +21,8 @@ ROME = "The capital of Italy is Rome."
 
 
 @pytest.fixture(scope="module")
-def engine(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from trtstream.build.checkpoint import open_checkpoint
-    from trtstream.build.cpu import build_cpu_engine
-    from trtstream.settings import BuildConfig
-
-    folder = tmp_path_factory.mktemp("smollm2") / "engine"
-    sizes = BuildConfig(max_batch_size=4, max_attention_window=512, max_sink_token_length=64)
-    build_cpu_engine(open_checkpoint(smollm2_gguf), sizes, folder, lambda done, total: None)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(engine, tmp_path_factory.mktemp("server") / "log", "--openai-port", "0") as server:
+def server(smollm2_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(smollm2_engine, tmp_path_factory.mktemp("server") / "log", "--openai-port", "0") as server:
         yield server
 
 
@@ -48,9 +36,9 @@ def run(name: str, argument: object, stdin: str = "") -> str:
     return done.stdout
 
 
-def test_python_chat(engine: Path) -> None:
+def test_python_chat(smollm2_engine: Path) -> None:
     questions = "Which city is the capital of France?\nAnd of Italy?\n"
-    assert run("python_chat.py", engine, questions) == f"{PARIS}\n{ROME}\n"
+    assert run("python_chat.py", smollm2_engine, questions) == f"{PARIS}\n{ROME}\n"
 
 
 def test_grpc_stream(server: Server) -> None:
