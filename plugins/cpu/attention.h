@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "formats.h"
 #include "threads.h"
@@ -22,6 +23,7 @@ constexpr int64_t kHeadDim = HEAD_DIM, kHalf = HEAD_DIM / 2;
 constexpr int64_t kHeads = NUM_HEADS, kKvHeads = NUM_KV_HEADS, kGroup = kHeads / kKvHeads;
 constexpr int64_t kQkv = (kHeads + 2 * kKvHeads) * kHeadDim;
 constexpr int64_t kBlock = 64;  // slots between two looks at the softmax's maximum
+constexpr int kHeadsTogether = kGroup < 4 ? kGroup : 4;  // of a group, that share reading a key
 
 using Scalar = std::conditional_t<BFLOAT16, uint16_t, float>;
 
@@ -70,9 +72,12 @@ using HeadVector = VectorOf<kHeadLanes>;
 
 inline HeadVector::Floats load_widened(const float* from) { return load<HeadVector::Floats>(from); }
 
-inline HeadVector::Floats load_widened(const uint16_t* from) {
-  const auto halves = load<HeadVector::Halves>(from);
-  return (HeadVector::Floats)(__builtin_convertvector(halves, HeadVector::Words) << 16);
+inline HeadVector::Floats load_widened(const uint16_t* from) { return load_bfloat16<kHeadLanes>(from); }
+
+// A slot's key or value, before it is needed: a block's keys and values are two short streams, which CPUs do not foresee.
+inline void fetch(const Scalar* slot) {
+  const auto* bytes = reinterpret_cast<const char*>(slot);
+  for (int64_t line = 0; line < kHeadDim * int64_t(sizeof(Scalar)); line += 64) __builtin_prefetch(bytes + line);
 }
 
 inline void rotate(const float* x, const float* cos, const float* sin, float* out) {
@@ -141,13 +146,18 @@ inline void write_token(const float* key, const float* value, const float* angle
   }
 }
 
-// scores[slot - run.begin] of one query and up to kBlock slots.
-inline void score(const float* query, const Scalar* keys, Run run, float* scores) {
+// scores[g][slot - run.begin] of G queries and up to kBlock slots: each key is read and widened once for all of them.
+template <int G>
+inline void score(const float (*queries)[kHeadDim], const Scalar* keys, const Scalar* values, Run run,
+                  float (*scores)[kBlock]) {
   for (int64_t slot = run.begin; slot < run.end; ++slot) {
-    HeadVector::Floats lanes = {};
-    for (int64_t i = 0; i < kHeadDim; i += kHeadLanes)
-      lanes += load<HeadVector::Floats>(query + i) * load_widened(keys + slot * kHeadDim + i);
-    scores[slot - run.begin] = sum<kHeadLanes>(lanes);
+    fetch(values + slot * kHeadDim);
+    HeadVector::Floats lanes[G] = {};
+    for (int64_t i = 0; i < kHeadDim; i += kHeadLanes) {
+      const HeadVector::Floats key = load_widened(keys + slot * kHeadDim + i);
+      for (int g = 0; g < G; ++g) lanes[g] += load<HeadVector::Floats>(queries[g] + i) * key;
+    }
+    for (int g = 0; g < G; ++g) scores[g][slot - run.begin] = sum<kHeadLanes>(lanes[g]);
   }
 }
 
@@ -160,47 +170,57 @@ inline void add_distances(const Sessions& sessions, const Row& row, float slope,
   }
 }
 
-// partial.value += the run's values, weighted.
-inline void add_values(const float* weights, const Scalar* values, Run run, float* value) {
-  constexpr int64_t kTogether = std::min<int64_t>(kHeadVectors, 4);  // sums in registers
+// partials[g].value += the run's values, weighted for each of G queries; a value is read and widened once for all.
+template <int G>
+inline void add_values(const float (*weights)[kBlock], const Scalar* values, Run run, Partial* partials) {
+  constexpr int64_t kTogether = std::min<int64_t>(kHeadVectors, LANES == 16 ? 4 : 2);  // with G, sums in registers
   for (int64_t first = 0; first < kHeadVectors; first += kTogether) {
     const int64_t count = std::min(kTogether, kHeadVectors - first);
-    HeadVector::Floats sums[kTogether] = {};
+    const Scalar* from = values + first * kHeadLanes;
+    HeadVector::Floats sums[kTogether][G] = {};
+    auto add = [&](int64_t slot, int64_t i) {
+      const HeadVector::Floats value = load_widened(from + slot * kHeadDim + i * kHeadLanes);
+      for (int g = 0; g < G; ++g) sums[i][g] += weights[g][slot - run.begin] * value;
+    };
     for (int64_t slot = run.begin; slot < run.end; ++slot) {
-      const float weight = weights[slot - run.begin];
-      const Scalar* from = values + slot * kHeadDim + first * kHeadLanes;
       if (count == kTogether) {
 #pragma GCC unroll 4
-        for (int64_t i = 0; i < kTogether; ++i) sums[i] += weight * load_widened(from + i * kHeadLanes);
+        for (int64_t i = 0; i < kTogether; ++i) add(slot, i);
       } else {
-        for (int64_t i = 0; i < count; ++i) sums[i] += weight * load_widened(from + i * kHeadLanes);
+        for (int64_t i = 0; i < count; ++i) add(slot, i);
       }
     }
-    for (int64_t i = 0; i < count; ++i) {
-      float* to = value + (first + i) * kHeadLanes;
-      store(to, load<HeadVector::Floats>(to) + sums[i]);
-    }
+    for (int64_t i = 0; i < count; ++i)
+      for (int g = 0; g < G; ++g) {
+        float* to = partials[g].value + (first + i) * kHeadLanes;
+        store(to, load<HeadVector::Floats>(to) + sums[i][g]);
+      }
   }
 }
 
-// Adds up to kBlock slots to a head's partial result.
-inline void attend_block(const Sessions& sessions, const Row& row, const float* query, const Scalar* keys,
-                         const float* slope, Run run, Partial& partial) {
+// Adds up to kBlock slots to the partial results of G heads, which `slopes` are of, if there are any.
+template <int G>
+inline void attend_block(const Sessions& sessions, const Row& row, const float (*queries)[kHeadDim], const Scalar* keys,
+                         const float* slopes, Run run, Partial* partials) {
   const int64_t count = run.end - run.begin;
-  float scores[kBlock];
-  score(query, keys, run, scores);
-  if (slope) add_distances(sessions, row, *slope, run, scores);
-  float max = partial.max;
-  for (int64_t i = 0; i < count; ++i) max = std::max(max, scores[i]);
-  if (max > partial.max) {
-    const float rescale = std::exp(partial.max - max);
-    partial.sum *= rescale;
-    for (int64_t i = 0; i < kHeadDim; ++i) partial.value[i] *= rescale;
-    partial.max = max;
+  alignas(64) float scores[G][kBlock];
+  const Scalar* values = keys + sessions.to_values();
+  score<G>(queries, keys, values, run, scores);
+  for (int g = 0; g < G; ++g) {
+    Partial& partial = partials[g];
+    if (slopes) add_distances(sessions, row, slopes[g], run, scores[g]);
+    float max = partial.max;
+    for (int64_t i = 0; i < count; ++i) max = std::max(max, scores[g][i]);
+    if (max > partial.max) {
+      const float rescale = std::exp(partial.max - max);
+      partial.sum *= rescale;
+      for (int64_t i = 0; i < kHeadDim; ++i) partial.value[i] *= rescale;
+      partial.max = max;
+    }
+    for (int64_t i = 0; i < count; ++i) scores[g][i] = std::exp(scores[g][i] - max);
+    for (int64_t i = 0; i < count; ++i) partial.sum += scores[g][i];
   }
-  for (int64_t i = 0; i < count; ++i) scores[i] = std::exp(scores[i] - max);
-  for (int64_t i = 0; i < count; ++i) partial.sum += scores[i];
-  add_values(scores, keys + sessions.to_values(), run, partial.value);
+  add_values<G>(scores, values, run, partials);
 }
 
 // One segment: keys [from, to) of those that token b sees in a key-value head. It also writes the token, if that is among
@@ -224,10 +244,15 @@ inline void attend_segment(const Sessions& sessions, int64_t b, int64_t kv_head,
     }
     for (int64_t begin = run.begin; begin < run.end; begin += kBlock) {
       const Run block = {begin, std::min(begin + kBlock, run.end), run.sinks};
-      for (int64_t g = 0; g < kGroup; ++g) {
-        const float* slope = sessions.slopes ? sessions.slopes + kv_head * kGroup + g : nullptr;
-        attend_block(sessions, row, run.sinks ? queries.at_p[g] : queries.at_t[g], keys, slope, block, partials[g]);
-      }
+      auto heads = [&](auto number, int64_t g) {
+        const float(*rotated)[kHeadDim] = run.sinks ? queries.at_p + g : queries.at_t + g;
+        const float* slopes = sessions.slopes ? sessions.slopes + kv_head * kGroup + g : nullptr;
+        attend_block<number>(sessions, row, rotated, keys, slopes, block, partials + g);
+      };
+      int64_t g = 0;
+      for (; g + kHeadsTogether <= kGroup; g += kHeadsTogether)
+        heads(std::integral_constant<int, kHeadsTogether>(), g);
+      for (; g < kGroup; ++g) heads(std::integral_constant<int, 1>(), g);
     }
   });
 }

@@ -74,6 +74,22 @@ inline float sum(typename VectorOf<N>::Floats vector) {
 inline Floats low_halves(Words pairs) { return (Floats)(pairs << 16); }
 inline Floats high_halves(Words pairs) { return (Floats)(pairs & 0xffff0000u); }
 
+// N bfloat16 numbers.
+template <int64_t N>
+inline typename VectorOf<N>::Floats load_bfloat16(const uint16_t* from) {
+  using Floats = typename VectorOf<N>::Floats;
+  using Words = typename VectorOf<N>::Words;
+#ifdef __AVX2__  // GCC would widen the halves of a vector one after the other
+  if constexpr (N == 8)
+    return (Floats)((Words)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))) << 16);
+#endif
+#ifdef __AVX512F__
+  if constexpr (N == 16)
+    return (Floats)((Words)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))) << 16);
+#endif
+  return (Floats)(__builtin_convertvector(load<typename VectorOf<N>::Halves>(from), Words) << 16);
+}
+
 // sums + a * b over pairs of bfloat16; lane by lane, both products are added.
 inline Floats add_pair_products(Floats sums, Words a, Words b) {
 #ifdef __AVX512BF16__
