@@ -8,7 +8,7 @@ import click
 
 from trtstream.runtime.request_fields import INPUTS, Field
 
-SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "random_seed", "stop_words")
+SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "random_seed", "stop_words", "recall")
 SHORTER = {"random_seed": "--seed", "stop_words": "--stop"}
 
 

@@ -27,7 +27,7 @@ from trtstream.deploy.gateway.parameters import (
 from trtstream.deploy.gateway.turns import Outputs
 from trtstream.runtime.requests import TurnOutput
 
-PARAMETERS = {**SAMPLING, "max_tokens": "max_tokens", "max_completion_tokens": "max_tokens"}
+PARAMETERS = {**SAMPLING, "max_tokens": "max_tokens", "max_completion_tokens": "max_tokens", "recall": "recall"}
 KNOWN = {*PARAMETERS, "stop", "model", "messages", "store", "stream", "stream_options"}
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),

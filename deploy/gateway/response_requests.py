@@ -26,7 +26,7 @@ from trtstream.deploy.gateway.response_objects import PREFIX
 from trtstream.errors import TrtstreamError
 from trtstream.sessions.records import parse_turn_id
 
-PARAMETERS = {**SAMPLING, "max_output_tokens": "max_tokens"}
+PARAMETERS = {**SAMPLING, "max_output_tokens": "max_tokens", "recall": "recall"}
 KNOWN = {
     *PARAMETERS, "stop", "model", "input", "instructions", "previous_response_id", "conversation", "store", "stream",
     "background", "metadata",

@@ -26,6 +26,7 @@ from trtstream.deploy.tensorrt_llm.launch import MODEL, find_built_engine, requi
 from trtstream.engine_dir import CONFIG, check_runnable, read_engine
 from trtstream.errors import TrtstreamError
 from trtstream.extras import require_extra
+from trtstream.runtime.scheduler_limits import RECALLED
 
 CLOSED_APIS = "model-repository,shared-memory,trace,logging"
 # A header that a request must have for these APIs, with a line break in its value, so that no request can.
@@ -120,6 +121,18 @@ PEM_FILE = click.Path(exists=True, dir_okay=False, path_type=Path, resolve_path=
     help="Bytes that these files may take; the least recently used leave.",
 )
 @click.option(
+    "--recall",
+    default=SERVICE_LIMITS.recall,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Tokens of what has left the window that a turn may read again, unless it says otherwise; 0 is none.",
+)
+@click.option(
+    "--recall-template",
+    default=SERVICE_LIMITS.recall_template,
+    help=f"The words around them, with {RECALLED} in their place.  [default: {SERVICE_LIMITS.recall_template!r}]",
+)
+@click.option(
     "--restart",
     default="on-failure",
     show_default=True,
@@ -169,6 +182,8 @@ def serve(
     max_sessions: int,
     snapshot_dir: Path | None,
     snapshot_bytes: int,
+    recall: int,
+    recall_template: str,
     restart: str,
     max_restarts: int,
     start_timeout: float,
@@ -189,6 +204,10 @@ def serve(
         raise click.UsageError("--tls-cert and --tls-key go together")
     if snapshot_dir is not None and session_store is None:
         raise click.UsageError("--snapshot-dir needs --session-store: without one, sessions end with the server")
+    if recall and session_store is None:
+        raise click.UsageError("--recall needs --session-store, which has the earlier turns")
+    if recall_template.count(RECALLED) != 1:
+        raise click.UsageError(f"--recall-template must have {RECALLED} once")
     host = resolve(host)
     public = not ipaddress.ip_address(host).is_loopback
     if public and not (tls_cert or insecure):
@@ -227,6 +246,8 @@ def serve(
             session_ttl=session_ttl,
             max_sessions=max_sessions,
             snapshot_bytes=snapshot_bytes,
+            recall=recall,
+            recall_template=recall_template,
         )
         store = None if session_store is None else _session_store(session_store)
         service = Service(

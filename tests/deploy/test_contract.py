@@ -50,7 +50,7 @@ def test_an_input_arrives(name: str) -> None:
 
 
 def test_outputs_of_a_turn_in_one_response() -> None:
-    last = TurnOutput("b", (), (), "stop", 3, 3, 5, "ab12")
+    last = TurnOutput("b", (), (), "stop", 3, 3, 5, "ab12", (1, 0, 9))
     outputs = [TurnOutput("ö", (1, 2), (-0.5, -1.0), "", 3, 2, 4), last]
     tensors = response_tensors(outputs)
     assert {name: array.tolist() for name, array in tensors.items()} == {
@@ -62,6 +62,7 @@ def test_outputs_of_a_turn_in_one_response() -> None:
         "num_output_tokens": [3],
         "session_tokens": [5],
         "turn_id": [b"ab12"],
+        "recalled": [1, 0, 9],
     }
     assert tensors["output_ids"].dtype == np.int32
     assert response_tensors(outputs[1:])["output_log_probs"].dtype == np.float32

@@ -49,14 +49,14 @@ def test_a_database_of_the_version_before(url: str, open_log: Callable[..., Turn
         connection.execute(text("DROP INDEX ix_turns_transcript"))
         connection.execute(text("DROP TABLE responses"))
         connection.execute(text("DROP TABLE conversations"))
-        for column in ("tenant", "transcript", "forgotten"):
+        for column in ("tenant", "transcript", "forgotten", "recalled"):
             connection.execute(text(f"ALTER TABLE turns DROP COLUMN {column}"))
         connection.execute(text("UPDATE trtstream_schema SET version = 1"))
     newer = open_log(url)
     assert newer.head("s") == old
     indexes = {index["name"] for index in inspect(engine).get_indexes("turns")}
     assert {str(index.name) for index in turns.indexes} <= indexes
-    names = [name for name in turns.columns.keys() if name not in ("tenant", "transcript", "forgotten")]  # noqa: SIM118
+    names = [name for name in turns.columns.keys() if name not in ("tenant", "transcript", "forgotten", "recalled")]  # noqa: SIM118
     with engine.begin() as connection:
         version = connection.execute(text("SELECT version FROM trtstream_schema")).scalar_one()
         assert version == VERSION == max(MIGRATIONS) + 1

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.requests import SessionKey, TurnOutput, TurnRequest
-from trtstream.sessions.records import TurnRecord
+from trtstream.sessions.records import Recalled, TurnRecord
 
 
 class History(Protocol):
@@ -101,6 +101,11 @@ def _check_tokens(request: TurnRequest, parent: TurnRecord | None) -> None:
     )
 
 
+def recalled_numbers(recalled: Recalled | None) -> tuple[int, ...]:
+    """What a turn read again, as a `TurnOutput` has it."""
+    return () if recalled is None else tuple(number for span in recalled.spans for number in span)
+
+
 def same_answer(turn: TurnRecord) -> TurnOutput:
     """The answer of a turn as one output, without its log-probabilities, which are not kept."""
     return TurnOutput(
@@ -112,4 +117,5 @@ def same_answer(turn: TurnRecord) -> TurnOutput:
         turn.num_output_tokens,
         turn.position,
         turn.id.hex(),
+        recalled_numbers(turn.recalled),
     )

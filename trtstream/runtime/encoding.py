@@ -21,6 +21,9 @@ NEUTRAL = ("\n", "a", "\ufffd")
 CUT = "\ufdd0"
 """Where a text is cut. Unicode reserves this code for such use inside a program, so texts do without it."""
 
+PLACE = "\ufdd1"
+"""Where other tokens belong in a text; reserved likewise."""
+
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, before: str = "") -> tuple[list[int], list[int]]:
     """Return (the ids of ``text`` behind the text ``before``, the character of ``text`` that each begins with).
@@ -65,8 +68,8 @@ def shield(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     So `encode_shielded` gives it as the text that it is, and no message ends its own turn. Raises TrtstreamError for a
     control token that cannot be cut.
     """
-    text = text.replace(CUT, "")
-    control = _control_tokens(tokenizer)
+    text = text.replace(CUT, "").replace(PLACE, "")
+    control = control_tokens(tokenizer)
     encoding = _encoding(tokenizer, text)
     if control.keys().isdisjoint(encoding.ids):
         return text
@@ -104,7 +107,7 @@ def _starts(encoding: Encoding) -> list[int]:
     return [min(start, end - 1) for start, end in encoding.offsets]
 
 
-def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """Special tokens, and other added ones that the chat template writes; not the one for what is unknown."""
     template = str(tokenizer.chat_template)
     return {

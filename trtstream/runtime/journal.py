@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.snapshots import Snapshots
 from trtstream.runtime.tier_costs import TierCosts
 from trtstream.runtime.tiers import Restored, from_log_alone, restore
+from trtstream.sessions.recall import Found, Question, Recall, Vocabulary
 from trtstream.sessions.records import Commit, TurnRecord, unknown_outcome
 from trtstream.sessions.turn_log import TurnLog
 
@@ -58,6 +59,7 @@ class Journal:
         self._measure = measure
         self.costs = TierCosts() if snapshots is None else snapshots.costs
         self._log = log
+        self._recall = Recall(log)
         self._readers = ThreadPoolExecutor(READERS, "trtstream-session-reader")
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="trtstream-session-writer", daemon=True)
@@ -96,6 +98,11 @@ class Journal:
             restored = restore(turn, receptive_field, self._log, self.snapshots, self.costs)
             self._measure("restored_total", label="log" if restored.state.kv_cache is None else "snapshot")
             return restored
+
+    def recall(self, key: Hashable, turn: TurnRecord, question: Question, vocabulary: Vocabulary) -> list[Found]:
+        """The spans that a turn of the conversation ``key`` behind ``turn`` should read again."""
+        with _for_clients():
+            return self._recall.find(key, turn, question, vocabulary)
 
     def commit(self, commit: Commit, done: OnCommit) -> None:
         """Have the writer commit; ``done`` gets None or the error, on the writer's thread."""
@@ -157,6 +164,8 @@ class Journal:
         failpoint.reach("after-commit")
         for job, outcome in zip(jobs, outcomes, strict=True):
             self._measure("commit_seconds", time.monotonic() - job.queued_at)
+            if job.commit.turn is None and outcome is None:
+                self._recall.drop(job.commit.key)
             job.done(None if outcome is None else _for_client(outcome))
         if any(job.commit.turn is None for job in jobs):
             self.read(self._sweep_snapshots)
@@ -171,12 +180,13 @@ class Journal:
 
     def _sweep_snapshots(self) -> None:
         try:
+            self._recall.sweep(self._log.existing)
             if self.snapshots is not None:
                 self.snapshots.sweep(self._log.existing)
         except TrtstreamError as error:
-            logger.warning("snapshots of deleted sessions were not removed: %s", error)
+            logger.warning("snapshots and indexes of deleted sessions were not removed: %s", error)
         except Exception:
-            logger.exception("snapshots of deleted sessions were not removed")
+            logger.exception("snapshots and indexes of deleted sessions were not removed")
 
 
 def _for_client(error: TrtstreamError) -> TrtstreamError:

@@ -43,6 +43,8 @@ class LLM:
         limits = limits or SchedulerLimits()
         if session_store is None and snapshot_dir is not None:
             raise TrtstreamError("snapshots need a session store: without one, sessions end with the process")
+        if session_store is None and limits.recall:
+            raise TrtstreamError("recall needs a session store, which has the earlier turns")
         journal = None if session_store is None else open_journal(folder, session_store, limits, snapshot_dir, measure)
         try:
             self._load(folder, limits, journal, measure)

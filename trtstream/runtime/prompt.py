@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from trtstream.errors import TrtstreamError
 from trtstream.runtime import chat_template
-from trtstream.runtime.encoding import encode, encode_first, encode_shielded, shield, text_of
+from trtstream.runtime.encoding import PLACE, encode, encode_first, encode_shielded, shield, text_of
 from trtstream.runtime.messages import Message, read_messages
+from trtstream.runtime.recalling import Block
 from trtstream.runtime.requests import TurnRequest
 from trtstream.settings import BuildConfig
 
@@ -23,6 +24,14 @@ class Prompt:
 
     token_ids: list[int]
     sink_token_length: int
+
+
+@dataclass(frozen=True)
+class LaterPrompt:
+    """``token_ids`` to feed behind a session's pending token; those at ``recalled`` are copies of earlier ones."""
+
+    token_ids: list[int]
+    recalled: range = range(0)
 
 
 def first_prompt(request: TurnRequest, tokenizer: PreTrainedTokenizerBase | None, build: BuildConfig) -> Prompt:
@@ -65,19 +74,28 @@ def first_prompt(request: TurnRequest, tokenizer: PreTrainedTokenizerBase | None
     return Prompt(learned_sink + ids, max(build.sink_token_length, num_pinned))
 
 
-def next_prompt(request: TurnRequest, tokenizer: PreTrainedTokenizerBase | None, last_token: int) -> list[int]:
+def next_prompt(
+    request: TurnRequest, tokenizer: PreTrainedTokenizerBase | None, last_token: int, block: Block | None = None
+) -> LaterPrompt:
     """The tokens of a later turn, fed after the session's last sampled one; with none the answer continues.
+
+    What is read again, the ``block``, is in front of the turn's own text or ids.
 
     Raises TrtstreamError for a system text, and if the engine's tokenizer or template cannot serve the request.
     """
     if request.system is not None:
         raise TrtstreamError("system is for a session's first turn, and this session has begun")
+    if request.chat and request.text is not None:
+        return rest_of_messages([Message("user", request.text)], tokenizer, last_token, block=block)
+    recalled: list[int] = []
+    if block is not None:
+        recalled = block.ids(_required(tokenizer), text_of(_required(tokenizer), last_token))
     if request.text is None:
-        return _input_ids(request)
-    if request.chat:
-        return rest_of_messages([Message("user", request.text)], tokenizer, last_token)
-    tokenizer = _required(tokenizer)
-    return encode(tokenizer, request.text, text_of(tokenizer, last_token))[0]
+        ids = _input_ids(request)
+    else:
+        tokenizer = _required(tokenizer)
+        ids = encode(tokenizer, request.text, text_of(tokenizer, [last_token, *recalled][-1]))[0]
+    return LaterPrompt(recalled + ids, range(len(recalled)))
 
 
 def rest_of_messages(
@@ -85,14 +103,25 @@ def rest_of_messages(
     tokenizer: PreTrainedTokenizerBase | None,
     last_token: int,
     has_system: bool = False,
-) -> list[int]:
+    block: Block | None = None,
+) -> LaterPrompt:
     """The tokens of ``messages`` behind an answer, whose last sampled token is ``last_token``, up to the next answer.
 
-    ``has_system``: the conversation begins with a system message.
+    ``has_system``: the conversation begins with a system message. The ``block`` begins the last message.
     """
     tokenizer = _with_template(tokenizer)
-    text = chat_template.next_turn(tokenizer, _shielded(tokenizer, messages), last_token, has_system)
-    return encode_shielded(tokenizer, text, text_of(tokenizer, last_token))[0]
+    shielded = _shielded(tokenizer, messages)
+    if block is not None:
+        shielded[-1] = replace(shielded[-1], content=PLACE + shielded[-1].content)
+    text = chat_template.next_turn(tokenizer, shielded, last_token, has_system)
+    head, place, rest = text.partition(PLACE)
+    ids = encode_shielded(tokenizer, head, text_of(tokenizer, last_token))[0]
+    if block is None or not place:
+        return LaterPrompt(ids)
+    recalled = block.ids(tokenizer, text_of(tokenizer, [last_token, *ids][-1]))
+    rest = rest.replace(PLACE, "")
+    end = encode_shielded(tokenizer, rest, text_of(tokenizer, recalled[-1]))[0]
+    return LaterPrompt(ids + recalled + end, range(len(ids), len(ids) + len(recalled)))
 
 
 def shows_history(tokenizer: PreTrainedTokenizerBase | None, has_system: bool) -> bool:

@@ -76,6 +76,12 @@ INPUTS = _by_name(
     Field("parent_turn", "BYTES", "The `turn_id` that the turn continues (checked); with a new session, a fork."),
     Field("session_rewind", "BOOL", "The session goes back to `parent_turn` if that is not its last turn."),
     Field("tenant", "BYTES", "Whose sessions and turns there are for this one; a gateway says it."),
+    Field(
+        "recall",
+        "INT32",
+        "The most tokens of what has left the window that the turn reads again.",
+        limits=Limits(0, note="0 is none"),
+    ),
     Field("stream", "BOOL", "One response for each token, in place of one for the turn."),
     Field("max_tokens", "INT32", "The greatest number of tokens in the answer.", limits=Limits(1)),
     Field("temperature", "FP32", "Flattens the distribution that is sampled.", limits=Limits(0, note="0 is greedy")),
@@ -109,6 +115,12 @@ OUTPUTS = _by_name(
     Field("num_output_tokens", "INT32", "Tokens in the answer so far."),
     Field("session_tokens", "INT32", "Tokens that the session has been fed."),
     Field("turn_id", "BYTES", "Names the turn, which is complete with its last response; empty where it is not kept."),
+    Field(
+        "recalled",
+        "INT32",
+        "What the turn read again, three numbers a span: its turn (from 1 on), its first token, the one after it.",
+        vector=True,
+    ),
 )
 """A response's tensors by name: a `TurnOutput`."""
 

@@ -25,6 +25,8 @@ class TurnRequest:
     ``session_rewind`` says that it is an earlier one and that the session goes back to it. A new session, or a turn
     without a session, that has a ``parent_turn`` forks the conversation there.
 
+    ``recall`` is how many tokens of what has left the window the turn may read again, None for the server's number.
+
     ``messages`` belong to no session. With a session store they continue the turn that has seen most of them, and their
     own turn is kept too, unless ``session_end`` says not to. ``tenant`` is whose turn it is: another's sessions and
     turns do not exist for it.
@@ -42,6 +44,7 @@ class TurnRequest:
     parent_turn: str | None = None
     session_rewind: bool = False
     tenant: str = ""
+    recall: int | None = None
     max_tokens: int = 256
     temperature: float = 0.0
     top_k: int = 0
@@ -86,7 +89,8 @@ class TurnOutput:
     ``finish_reason`` is empty except in the turn's last output: there it is ``stop`` (end of sequence or a stop word),
     ``length`` (``max_tokens``) or ``cancelled``. ``session_tokens`` counts the tokens that the session has been fed;
     the last sampled one is pending. ``turn_id``, in the last output, names the turn where it can be continued; in a
-    session the outputs before it have it too.
+    session the outputs before it have it too. ``recalled`` are the spans that the turn read again, each as three
+    numbers: its turn's in the conversation, from 1 on, its first position, and the one behind its last.
     """
 
     text: str
@@ -97,6 +101,7 @@ class TurnOutput:
     num_output_tokens: int
     session_tokens: int
     turn_id: str = ""
+    recalled: tuple[int, ...] = ()
 
 
 Output = TypeVar("Output", bound=TurnOutput)

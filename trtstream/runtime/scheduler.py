@@ -73,7 +73,7 @@ class Scheduler:
         self._journal = journal
         self._committing = None if journal is None else Committing(journal, self._sessions, self._changed)
         self._fingerprint = bytes(32) if journal is None else journal.fingerprint
-        reader = TurnReader(engine, tokenizer, self._sessions, journal, self._changed)
+        reader = TurnReader(engine, tokenizer, self._sessions, journal, self._changed, limits)
         self._intake = Intake(limits, reader, self._sessions, self._queue, self._changed, measure)
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="trtstream-scheduler", daemon=True)

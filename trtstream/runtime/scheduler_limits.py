@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+RECALLED = "{recalled}"
+"""What a ``recall_template`` has in the place of what is recalled."""
+
 
 @dataclass(frozen=True)
 class SchedulerLimits:
@@ -14,6 +17,9 @@ class SchedulerLimits:
     take ``turn_timeout`` seconds. While turns wait, one that has run for ``fair_share`` seconds gives its lane to the
     next and continues later. Where a prompt is fed next to running answers, it is fed in such chunks that their tokens
     come ``max_itl_ms`` milliseconds apart, or at twice the time that they take without it if that is longer.
+
+    A turn that does not say how much of what has left the window it reads again gets up to ``recall`` tokens of it, in
+    ``recall_template`` in place of `RECALLED`.
 
     With a session store: a turn that has ended waits up to ``commit_timeout`` seconds until the store has it, and a
     session that is not continued for ``session_ttl`` seconds is deleted. Sessions beyond ``max_sessions`` and
@@ -30,6 +36,8 @@ class SchedulerLimits:
     commit_timeout: float = 10.0
     session_ttl: float | None = None
     snapshot_bytes: int = 8 << 30
+    recall: int = 0
+    recall_template: str = "Earlier in this text: {recalled}\n"
 
 
 @dataclass(frozen=True)

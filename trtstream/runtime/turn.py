@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from trtstream.runtime.continuation import Continuation
+from trtstream.runtime.continuation import Continuation, recalled_numbers
 from trtstream.runtime.conversation import CacheKey, Session
 from trtstream.runtime.detokenizer import Detokenizer
 from trtstream.runtime.messages import Message
@@ -17,7 +17,7 @@ from trtstream.runtime.sampling import Sample, Sampler
 from trtstream.runtime.scheduler_limits import SchedulerLimits
 from trtstream.runtime.stop_words import StopWords, stop_ids
 from trtstream.runtime.transcript import transcript_after
-from trtstream.sessions.records import TurnRecord, new_turn_id
+from trtstream.sessions.records import Recalled, TurnRecord, new_turn_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,6 +46,7 @@ class Turn:
         self.prompt: list[int] = []
         self.fed = 0  # tokens of the prompt
         self.token: int | None = None  # the last sampled one, not fed yet
+        self.recalled: Recalled | None = None
         self.num_input_tokens = 0
         self.num_output_tokens = 0
         self.cancelled = False
@@ -133,6 +134,7 @@ class Turn:
             created=time.time(),
             tenant=request.tenant,
             transcript=self.transcript and transcript_after(self.transcript, [Message("assistant", text)]),
+            recalled=self.recalled,
         )
 
     def measure(self, measure: Measure, output: TurnOutput | Exception) -> None:
@@ -169,7 +171,16 @@ class Turn:
         self, text: str, ids: tuple[int, ...], log_probs: tuple[float, ...], reason: str, session_tokens: int
     ) -> TurnOutput:
         self._text.append(text)
-        return TurnOutput(text, ids, log_probs, reason, self.num_input_tokens, self.num_output_tokens, session_tokens)
+        return TurnOutput(
+            text,
+            ids,
+            log_probs,
+            reason,
+            self.num_input_tokens,
+            self.num_output_tokens,
+            session_tokens,
+            recalled=recalled_numbers(self.recalled),
+        )
 
 
 def _timeout(request: TurnRequest, limits: SchedulerLimits) -> tuple[str, float | None]:

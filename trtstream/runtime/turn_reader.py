@@ -14,13 +14,15 @@ from trtstream.machine import release_freed_memory
 from trtstream.runtime.continuation import Continuation, find_continuation
 from trtstream.runtime.conversation import Session
 from trtstream.runtime.messages import Message, read_messages
-from trtstream.runtime.prompt import first_prompt, next_prompt, rest_of_messages, shows_history
+from trtstream.runtime.prompt import LaterPrompt, first_prompt, next_prompt, rest_of_messages, shows_history
+from trtstream.runtime.recalling import Block, Recalling, check_template
 from trtstream.runtime.requests import TurnRequest
+from trtstream.runtime.scheduler_limits import SchedulerLimits
 from trtstream.runtime.session import SessionStore
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.runtime.transcript import EMPTY, transcript_after, transcript_with
 from trtstream.runtime.turn import Turn
-from trtstream.sessions.records import TurnRecord
+from trtstream.sessions.records import Recalled, TurnRecord
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +43,11 @@ class TurnReader:
         sessions: SessionStore,
         journal: Journal | None,
         changed: threading.Condition,
+        limits: SchedulerLimits,
     ) -> None:
+        check_template(limits.recall_template)
+        self._limits = limits
+        self._recalling: Recalling | None = None
         self._engine = engine
         self._tokenizer = tokenizer
         self._sessions = sessions
@@ -94,8 +100,9 @@ class TurnReader:
         elif session is None or session.turn is None:
             self._begin_whole(turn)
         else:
-            ids = next_prompt(request, self._tokenizer, session.turn.pending)
-            self._begin(turn, session, [session.turn.pending], ids)
+            assert parent is not None, "a session that has a turn continues it"
+            block = self._block(turn, parent)
+            self._go_on(turn, session, next_prompt(request, self._tokenizer, session.turn.pending, block), block)
 
     def _prepare_messages(self, turn: Turn, messages: list[Message], journal: Journal) -> None:
         """Continue the turn that has seen most of ``messages``, if there is one."""
@@ -131,13 +138,39 @@ class TurnReader:
         turn.continuation = Continuation(parent)
         assert parent.transcript is not None
         rest = messages[transcripts.index(parent.transcript) + 1 :]
-        self._begin(
-            turn, session, [parent.pending], rest_of_messages(rest, self._tokenizer, parent.pending, has_system)
-        )
+        block = self._block(turn, parents[[found.id for found in parents].index(parent.id)])
+        self._go_on(turn, session, rest_of_messages(rest, self._tokenizer, parent.pending, has_system, block), block)
 
     def _begin_whole(self, turn: Turn) -> None:
         first = first_prompt(turn.request, self._tokenizer, self._engine.build)
         self._begin(turn, Session(turn.key, first.sink_token_length), [], first.token_ids)
+
+    def _block(self, turn: Turn, parent: TurnRecord) -> Block | None:
+        """What the turn reads again of ``parent``, which is whole, and of the turns before it."""
+        request = turn.request
+        count = self._limits.recall if request.recall is None else request.recall
+        if not count or not request.has_input:
+            return None
+        if self._journal is None or self._tokenizer is None:
+            lacking = "a session store, which has the earlier turns" if self._journal is None else "a tokenizer"
+            raise TrtstreamError(f"recall needs {lacking}; leave recall out, or serve with one")
+        if self._recalling is None:
+            vocab_size, ring = self._engine.model.vocab_size, self._engine.build.ring
+            self._recalling = Recalling(self._tokenizer, vocab_size, ring, self._limits.recall_template)
+        text = turn.text
+        if text is None:
+            text = str(self._tokenizer.decode([*(request.input_ids or ())], skip_special_tokens=True))
+        key = parent.root if turn.key is None else turn.key
+        return self._recalling.block(self._journal.recall, key, parent, text, count)
+
+    def _go_on(self, turn: Turn, session: Session, prompt: LaterPrompt, block: Block | None) -> None:
+        """Begin a turn behind the session's last one."""
+        assert session.turn is not None
+        if block is not None and prompt.recalled:
+            first = session.position + 1 + prompt.recalled.start  # behind the pending token
+            spans = tuple((found.turn, found.span.first, found.span.end) for found in block.found)
+            turn.recalled = Recalled(first, first + len(prompt.recalled), spans)
+        self._begin(turn, session, [session.turn.pending], prompt.token_ids)
 
     def _begin(self, turn: Turn, session: Session, pending: list[int], ids: list[int]) -> None:
         request = turn.request

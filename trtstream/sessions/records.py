@@ -32,6 +32,26 @@ def parse_turn_id(name: str, text: str) -> bytes:
 
 
 @dataclass(frozen=True)
+class Recalled:
+    """What a turn read again: it was fed copies of earlier ``spans`` at the positions from ``first`` to before ``end``.
+
+    A span is the number of its turn in the conversation, from 1 on, its first position, and the one behind its last.
+    """
+
+    first: int
+    end: int
+    spans: tuple[tuple[int, int, int], ...]
+
+    def to_json(self) -> str:
+        return json.dumps([self.first, self.end, *self.spans])
+
+    @classmethod
+    def from_json(cls, text: str) -> Recalled:
+        first, end, *spans = json.loads(text)
+        return cls(first, end, tuple((turn, begin, behind) for turn, begin, behind in spans))
+
+
+@dataclass(frozen=True)
 class TurnRecord:
     """A turn that has ended. It never changes.
 
@@ -42,7 +62,8 @@ class TurnRecord:
     None where it sent token ids. ``created`` is in seconds since 1970. ``tenant`` is whose turn it is.
 
     ``transcript`` is a hash (32 bytes) of the roles and texts of the conversation, the answer included; None where the
-    client did not say who said what. A ``forgotten`` turn is there for those after it alone.
+    client did not say who said what. A ``forgotten`` turn is there for those after it alone. ``recalled`` are copies of
+    earlier tokens among ``tokens``.
     """
 
     id: bytes
@@ -65,6 +86,7 @@ class TurnRecord:
     tenant: str = ""
     transcript: bytes | None = None
     forgotten: bool = False
+    recalled: Recalled | None = None
 
     @property
     def position(self) -> int:

@@ -27,7 +27,7 @@ from sqlalchemy.schema import CreateColumn
 
 from trtstream.errors import TrtstreamError
 
-VERSION = 2
+VERSION = 3
 
 metadata = MetaData()
 
@@ -60,6 +60,8 @@ turns = Table(
     Column("tenant", Text, nullable=False, server_default=""),
     Column("transcript", LargeBinary(32), index=True),
     Column("forgotten", Boolean, nullable=False, server_default=false()),
+    # From version 3 on.
+    Column("recalled", Text),  # JSON
 )
 
 # What a gateway keeps: of each response what its turn does not say, and conversations, each of which is a session.
@@ -93,17 +95,25 @@ sessions = Table(
 )
 
 
-def _add_tenants_and_transcripts(connection: Connection) -> None:
-    for name in ("tenant", "transcript", "forgotten"):
+def _add_columns(connection: Connection, *names: str) -> None:
+    for name in names:
         column = CreateColumn(turns.c[name]).compile(dialect=connection.dialect)
         connection.exec_driver_sql(f"ALTER TABLE {turns.name} ADD COLUMN {column}")
+
+
+def _add_tenants_and_transcripts(connection: Connection) -> None:
+    _add_columns(connection, "tenant", "transcript", "forgotten")
     for index in turns.indexes:
         if turns.c.transcript in index.columns.values():
             index.create(connection)
     metadata.create_all(connection, [responses, conversations])
 
 
-MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _add_tenants_and_transcripts}
+def _add_recalled(connection: Connection) -> None:
+    _add_columns(connection, "recalled")
+
+
+MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _add_tenants_and_transcripts, 2: _add_recalled}
 """Those from a version to the next: each only adds, so that servers of the version before can go on."""
 
 

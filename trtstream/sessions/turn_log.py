@@ -14,7 +14,15 @@ from sqlalchemy.exc import IntegrityError
 from trtstream import failpoint
 from trtstream.errors import TrtstreamError
 from trtstream.sessions.database import CommitUnknown, Database
-from trtstream.sessions.records import Commit, SessionKey, SessionSummary, TurnRecord, key_text, unknown_outcome
+from trtstream.sessions.records import (
+    Commit,
+    Recalled,
+    SessionKey,
+    SessionSummary,
+    TurnRecord,
+    key_text,
+    unknown_outcome,
+)
 from trtstream.sessions.schema import conversations, migrate, responses, sessions, turns
 
 ID_TYPE = np.dtype("<i4")
@@ -136,6 +144,19 @@ class TurnLog:
         """The turns from a conversation's first to this one."""
         branch = _branch(turn_id)
         query = select(turns).join(branch, branch.c.id == turns.c.id).order_by(turns.c.position, turns.c.start)
+        with self._database.reading() as connection:
+            return [_record(row) for row in connection.execute(query)]
+
+    def branch_ids(self, turn_id: bytes) -> list[bytes]:
+        """The ids of the turns from a conversation's first to this one."""
+        branch = _branch(turn_id)
+        query = select(turns.c.id).join(branch, branch.c.id == turns.c.id).order_by(turns.c.position, turns.c.start)
+        with self._database.reading() as connection:
+            return [bytes(name) for name in connection.execute(query).scalars()]
+
+    def turns(self, turn_ids: Sequence[bytes]) -> list[TurnRecord]:
+        """At most 500 turns of one branch by their ids, in its order; those that were deleted are left out."""
+        query = select(turns).where(turns.c.id.in_(turn_ids)).order_by(turns.c.position, turns.c.start)
         with self._database.reading() as connection:
             return [_record(row) for row in connection.execute(query)]
 
@@ -333,12 +354,15 @@ def _collect(connection: Connection, root: bytes, young: float | None) -> None:
 
 def _values(turn: TurnRecord) -> dict[str, Any]:
     values = {name: getattr(turn, name) for name in turns.columns.keys()}  # noqa: SIM118 (columns, not their names)
-    return {**values, "text": turn.text.encode(), "tokens": np.asarray(turn.tokens, ID_TYPE).tobytes()}
+    recalled = turn.recalled and turn.recalled.to_json()
+    tokens = np.asarray(turn.tokens, ID_TYPE).tobytes()
+    return {**values, "text": turn.text.encode(), "tokens": tokens, "recalled": recalled}
 
 
 def _record(row: Row[Any]) -> TurnRecord:
     values: dict[str, Any] = {**row._mapping, "text": row.text.decode(), "tokens": _from_bytes(row.tokens)}
     del values["position"]
+    values["recalled"] = row.recalled and Recalled.from_json(row.recalled)
     return TurnRecord(**values)
 
 
