@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,6 @@ from trtstream.errors import TrtstreamError
 from trtstream.runtime.encoding import control_tokens, encode, text_of
 from trtstream.runtime.scheduler_limits import RECALLED
 from trtstream.sessions.recall import Found, Question, Vocabulary
-from trtstream.sessions.records import TurnRecord
 from trtstream.sessions.spans import MAX_TOKENS, Cutter
 
 if TYPE_CHECKING:
@@ -20,8 +19,6 @@ GAP = " ... "
 """Between two spans."""
 
 LARGEST_SHARE = 4  # a turn reads a quarter of the ring again at most
-
-Find = Callable[[Hashable, TurnRecord, Question, Vocabulary], list[Found]]
 
 
 @dataclass(frozen=True)
@@ -61,16 +58,19 @@ class Recalling:
         cutter = Cutter([piece or "" for piece in pieces], control_tokens(tokenizer), longest)
         self.vocabulary = Vocabulary(cutter, self._texts)
 
-    def block(self, find: Find, key: Hashable, turn: TurnRecord, text: str, max_tokens: int) -> Block | None:
-        """What a turn of the conversation ``key`` behind ``turn``, with this text, reads again; None for nothing.
+    def question(self, text: str, position: int, sink_token_length: int, max_tokens: int) -> Question | None:
+        """What to search for a turn with this text, in a session that has been fed ``position`` tokens.
 
-        It has at most ``max_tokens`` tokens, marks included, and is at most a quarter of the ring.
+        What is found has at most ``max_tokens`` tokens, marks included, and is at most a quarter of the ring. None if
+        that is nothing.
         """
         room = min(max_tokens - self._marks, self._limit)
         if room <= 0 or not text:
             return None
-        question = Question(text, turn.position, turn.sink_token_length, self._ring, room, self._gap)
-        found = find(key, turn, question, self.vocabulary)
+        return Question(text, position, sink_token_length, self._ring, room, self._gap)
+
+    def block(self, found: Sequence[Found]) -> Block | None:
+        """What was found, between marks; None for nothing."""
         return Block(found, self._template) if found else None
 
     def _texts(self, spans: Sequence[Sequence[int]]) -> list[str]:

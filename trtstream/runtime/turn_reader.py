@@ -160,8 +160,11 @@ class TurnReader:
         text = turn.text
         if text is None:
             text = str(self._tokenizer.decode([*(request.input_ids or ())], skip_special_tokens=True))
+        question = self._recalling.question(text, parent.position, parent.sink_token_length, count)
+        if question is None:
+            return None
         key = parent.root if turn.key is None else turn.key
-        return self._recalling.block(self._journal.recall, key, parent, text, count)
+        return self._recalling.block(self._journal.recall(key, parent, question, self._recalling.vocabulary))
 
     def _go_on(self, turn: Turn, session: Session, prompt: LaterPrompt, block: Block | None) -> None:
         """Begin a turn behind the session's last one."""
