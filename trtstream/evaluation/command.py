@@ -86,6 +86,14 @@ TEXT = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 )
 @click.option("--facts", default=32, show_default=True, type=click.IntRange(1, 256), help="recall: facts to plant.")
 @click.option(
+    "--with-recall",
+    type=click.IntRange(1),
+    is_flag=False,
+    flag_value=128,
+    help="recall: also let each question read up to that many tokens again, as a turn with recall does; asked in other "
+    "words, of facts that changed, and of none, too.  [--with-recall alone: 128]",
+)
+@click.option(
     "--generate",
     type=click.IntRange(1),
     help="Have each method write that many tokens after the text's beginning, and measure repetition, and perplexity "
@@ -119,10 +127,13 @@ def evaluate(**values: Any) -> None:
     from trtstream.evaluation.generation import evaluate_generation
     from trtstream.evaluation.perplexity import evaluate_perplexity
     from trtstream.evaluation.recall import evaluate_recall
+    from trtstream.evaluation.with_recall import evaluate_with_recall
 
     subject = open_subject(local_checkpoint(options.checkpoint, options.revision), options.dtype)
     if options.generate is not None:
         report = evaluate_generation(options, subject)
+    elif options.with_recall is not None:
+        report = evaluate_with_recall(options, subject)
     else:
         report = (evaluate_perplexity if options.recall is None else evaluate_recall)(options, subject)
     if options.json_file is not None:

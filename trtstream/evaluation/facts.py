@@ -25,22 +25,46 @@ CHANCE = 1 / len(PLACES)
 
 
 class Fact:
-    """A fact, as token ids: ``planted`` is fed to the stream, ``question`` is asked, ``answer`` is right."""
+    """A fact, as token ids: ``planted`` is fed to the stream, ``question`` is asked, ``answer`` is right.
+
+    ``paraphrase`` asks in other words, and has the same answer.
+    """
 
     def __init__(self, name: str, place: str, tokenizer: PreTrainedTokenizerBase) -> None:
         def encode(text: str) -> list[int]:
             return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
         question = f"\nThe {name} lives in"
+        self.paraphrase = encode(f"\nQuestion: In which city is the home of the {name}?\nAnswer:")
         self.planted = encode(f"{question} {place}.\n")
         self.question = encode(question)
         # Not encode(place): a word's tokens depend on the text before it.
         self.answer = encode(f"{question} {place}")[len(self.question) :]
 
 
+def make_changes(count: int, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Fact, Fact]]:
+    """At most 64 facts, none of them among the first 128 of `make_facts`: each with its place at first, and later."""
+    rng = random.Random(1)
+    places = (rng.sample(PLACES, 2) for _ in range(count))
+    return [
+        (Fact(name, first, tokenizer), Fact(name, second, tokenizer))
+        for name, (first, second) in zip(_names()[-count:], places, strict=True)
+    ]
+
+
+def make_missing(count: int, tokenizer: PreTrainedTokenizerBase) -> list[Fact]:
+    """At most 64 others, which are not to be planted."""
+    return [Fact(name, PLACES[0], tokenizer) for name in _names()[-64 - count : -64]]
+
+
 def make_facts(count: int, tokenizer: PreTrainedTokenizerBase) -> list[Fact]:
     """The same ``count`` facts every time, at most 256."""
     rng = random.Random(0)
-    names = [f"{manner} {animal}" for manner in MANNERS for animal in ANIMALS]
-    rng.shuffle(names)
+    names = _names(rng)
     return [Fact(name, rng.choice(PLACES), tokenizer) for name in names[:count]]
+
+
+def _names(rng: random.Random | None = None) -> list[str]:
+    names = [f"{manner} {animal}" for manner in MANNERS for animal in ANIMALS]
+    (rng or random.Random(0)).shuffle(names)
+    return names

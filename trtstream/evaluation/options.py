@@ -25,6 +25,7 @@ class Options:
     sweep_window: list[int] | None
     recall: list[int] | None
     facts: int
+    with_recall: int | None
     generate: int | None
     force: bool
     losses: Path | None
@@ -50,6 +51,8 @@ class Options:
         """Raise click.UsageError for options that do not go together."""
         recall, generate = self.recall is not None, self.generate is not None
         refusals = {
+            "--with-recall needs --recall": self.with_recall is not None and not recall,
+            "--with-recall has at most 128 --facts": self.with_recall is not None and self.facts > 128,
             "--sweep-sinks, --sweep-window and --recall are for --method streaming": (
                 (self.sweeping or recall) and self.methods != ["streaming"]
             ),
