@@ -31,7 +31,7 @@ def first(template: str, user: str = "Hi", system: str | None = None, build: Bui
 
 def following(template: str, last_token: int, user: str = "More") -> str:
     tokenizer = byte_tokenizer(template)
-    return text(tokenizer, next_prompt(TurnRequest(text=user, chat=True), tokenizer, last_token))
+    return text(tokenizer, next_prompt(TurnRequest(text=user, chat=True), tokenizer, last_token).token_ids)
 
 
 def test_first_turn_is_the_whole_template():
@@ -61,7 +61,7 @@ def test_turns_join_up_to_the_template_of_the_whole_conversation():
         tokenizer = byte_tokenizer(template)
         answer = tokenizer.encode("Yes <|im_end|>" if template is INST else "Yes<|im_end|>")
         fed = [*first(template).token_ids, *(tokenizer.encode(" ") if template is INST else []), *answer]
-        fed += next_prompt(TurnRequest(text=user, chat=True), tokenizer, fed[-1])
+        fed += next_prompt(TurnRequest(text=user, chat=True), tokenizer, fed[-1]).token_ids
         conversation = [
             {"role": "user", "content": "Hi"},
             {"role": "assistant", "content": "Yes"},
@@ -146,7 +146,7 @@ def test_raw_text_gets_special_tokens_once_per_session():
 
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<s> $A", special_tokens=[("<s>", 256)])
     assert first_prompt(TurnRequest(text="a"), tokenizer, BUILD).token_ids == [256, *b"a"]
-    assert next_prompt(TurnRequest(text="b"), tokenizer, ord("x")) == [*b"b"]
+    assert next_prompt(TurnRequest(text="b"), tokenizer, ord("x")).token_ids == [*b"b"]
     pinned = first_prompt(TurnRequest(text="a", system="Rules"), tokenizer, BUILD)
     assert (pinned.token_ids, pinned.sink_token_length) == ([256, *b"Rulesa"], 6)
 

@@ -152,7 +152,7 @@ def test_chats(kind: str, template: str) -> None:
             whole = Whole(kind, render(messages))
             sampled = whole.count(end)
             if sampled is not None:
-                got = next_prompt(TurnRequest(text=user, chat=True), tokenizer, whole.ids[sampled - 1])
+                got = next_prompt(TurnRequest(text=user, chat=True), tokenizer, whole.ids[sampled - 1]).token_ids
                 assert got == whole.ids[sampled:]
                 compared += 1
     assert compared >= 25
@@ -175,7 +175,7 @@ def test_raw_texts(kind: str) -> None:
             sampled = whole.count(end)
             got = next_prompt(
                 TurnRequest(text=text), tokenizer, (before if sampled is None else whole).ids[(sampled or 0) - 1]
-            )
+            ).token_ids
             if sampled is None:
                 assert tokenizer.decode(before.ids + got) == tokenizer.decode(whole.ids)
             else:
@@ -193,8 +193,8 @@ def test_control_tokens_in_a_message_are_text(kind: str, template: str) -> None:
     for turn in (
         lambda text: first_prompt(TurnRequest(text=text, chat=True), tokenizer, BUILD).token_ids,
         lambda text: first_prompt(TurnRequest(text="Hi", chat=True, system=text), tokenizer, BUILD).token_ids,
-        lambda text: next_prompt(TurnRequest(text=text, chat=True), tokenizer, 5),
-        lambda text: next_prompt(TurnRequest(text=text, chat=True), tokenizer, tokenizer.encode("Yes")[-1]),
+        lambda text: next_prompt(TurnRequest(text=text, chat=True), tokenizer, 5).token_ids,
+        lambda text: next_prompt(TurnRequest(text=text, chat=True), tokenizer, tokenizer.encode("Yes")[-1]).token_ids,
     ):
         tame, wild = turn("Hi"), turn(attack)
         assert [token for token in wild if token in control] == [token for token in tame if token in control]
@@ -210,7 +210,7 @@ def test_a_control_token_of_one_character_is_refused() -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": ["¶"]})
     with pytest.raises(TrtstreamError, match="the text has the control token '¶'; leave it out, or leave chat out"):
         next_prompt(TurnRequest(text="a ¶", chat=True), tokenizer, 5)
-    assert tokenizer.convert_tokens_to_ids("¶") in next_prompt(TurnRequest(text="a ¶"), tokenizer, 5)
+    assert tokenizer.convert_tokens_to_ids("¶") in next_prompt(TurnRequest(text="a ¶"), tokenizer, 5).token_ids
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -228,4 +228,4 @@ def test_what_a_tokenizer_adds_to_texts(kind: str) -> None:
         assert (pinned.token_ids, pinned.sink_token_length) == ([*bos, *plain, 7, 8], max(4, len(bos + plain)))
         chat = first_prompt(TurnRequest(text="Yes 12", chat=True), tokenizer, BUILD).token_ids
         assert chat == tokenizer.encode("<|start|>user\nYes 12<|eot|>\n<|start|>assistant\n", add_special_tokens=False)
-        assert next_prompt(TurnRequest(text="</s>"), tokenizer, 5) == [2]
+        assert next_prompt(TurnRequest(text="</s>"), tokenizer, 5).token_ids == [2]

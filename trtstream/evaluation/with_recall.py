@@ -111,7 +111,7 @@ class Reader:
         self._index_spans()
         score.questions += 1
         score.right += self._is_right([*ask.prompt], ask)
-        text = self._tokenizer.decode(ask.prompt)
+        text = str(self._tokenizer.decode([*ask.prompt]))
         sinks = self._engine.build.sink_token_length
         question = self._recalling.question(text, self.fed, sinks, self._max_tokens)
         block = None if question is None else self._recalling.block(self._index.search(question))
