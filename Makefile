@@ -45,6 +45,7 @@ lint: install ## style, direction of imports, and types
 style: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror plugins/cpu/* tests/plugins/*.cpp benchmarks/*.cpp
 
 imports: install
 	$(BIN)/lint-imports --no-logo

@@ -22,7 +22,7 @@
 constexpr int64_t kHeadDim = HEAD_DIM, kHalf = HEAD_DIM / 2;
 constexpr int64_t kHeads = NUM_HEADS, kKvHeads = NUM_KV_HEADS, kGroup = kHeads / kKvHeads;
 constexpr int64_t kQkv = (kHeads + 2 * kKvHeads) * kHeadDim;
-constexpr int64_t kBlock = 64;  // slots between two looks at the softmax's maximum
+constexpr int64_t kBlock = 64;                           // slots between two looks at the softmax's maximum
 constexpr int kHeadsTogether = kGroup < 4 ? kGroup : 4;  // of a group, that share reading a key
 
 using Scalar = std::conditional_t<BFLOAT16, uint16_t, float>;
@@ -74,7 +74,8 @@ inline HeadVector::Floats load_widened(const float* from) { return load<HeadVect
 
 inline HeadVector::Floats load_widened(const uint16_t* from) { return load_bfloat16<kHeadLanes>(from); }
 
-// A slot's key or value, before it is needed: a block's keys and values are two short streams, which CPUs do not foresee.
+// A slot's key or value, before it is needed: a block's keys and values are two short streams, which CPUs do not
+// foresee.
 inline void fetch(const Scalar* slot) {
   const auto* bytes = reinterpret_cast<const char*>(slot);
   for (int64_t line = 0; line < kHeadDim * int64_t(sizeof(Scalar)); line += 64) __builtin_prefetch(bytes + line);
@@ -223,8 +224,8 @@ inline void attend_block(const Sessions& sessions, const Row& row, const float (
   add_values<G>(scores, values, run, partials);
 }
 
-// One segment: keys [from, to) of those that token b sees in a key-value head. It also writes the token, if that is among
-// them. qkv [kQkv] is the token's, as projected.
+// One segment: keys [from, to) of those that token b sees in a key-value head. It also writes the token, if that is
+// among them. qkv [kQkv] is the token's, as projected.
 inline void attend_segment(const Sessions& sessions, int64_t b, int64_t kv_head, int64_t from, int64_t to,
                            const float* qkv, Scalar* keys, Partial* partials) {
   const Row& row = sessions.rows[b];
@@ -245,13 +246,12 @@ inline void attend_segment(const Sessions& sessions, int64_t b, int64_t kv_head,
     for (int64_t begin = run.begin; begin < run.end; begin += kBlock) {
       const Run block = {begin, std::min(begin + kBlock, run.end), run.sinks};
       auto heads = [&](auto number, int64_t g) {
-        const float(*rotated)[kHeadDim] = run.sinks ? queries.at_p + g : queries.at_t + g;
+        const float (*rotated)[kHeadDim] = run.sinks ? queries.at_p + g : queries.at_t + g;
         const float* slopes = sessions.slopes ? sessions.slopes + kv_head * kGroup + g : nullptr;
         attend_block<number>(sessions, row, rotated, keys, slopes, block, partials + g);
       };
       int64_t g = 0;
-      for (; g + kHeadsTogether <= kGroup; g += kHeadsTogether)
-        heads(std::integral_constant<int, kHeadsTogether>(), g);
+      for (; g + kHeadsTogether <= kGroup; g += kHeadsTogether) heads(std::integral_constant<int, kHeadsTogether>(), g);
       for (; g < kGroup; ++g) heads(std::integral_constant<int, 1>(), g);
     }
   });
@@ -317,8 +317,7 @@ inline void attend(const Thread& thread, const Sessions& sessions, const float* 
 }
 
 // The heads' results from all threads' segments: out [batch, stride].
-inline void merge(const Thread& thread, const Sessions& sessions, const Partial* partials, float* out,
-                  int64_t stride) {
+inline void merge(const Thread& thread, const Sessions& sessions, const Partial* partials, float* out, int64_t stride) {
   const int64_t length = line_length(sessions);
   each_head(sessions, [&](const Head& head) {
     for (int64_t g = 0; g < kGroup; ++g) {

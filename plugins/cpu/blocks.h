@@ -1,13 +1,13 @@
 // Weights in blocks of 32 columns, as precise as GGUF files have them: in each row a block has a scale, perhaps a
 // minimum, and integers of 8 or 4 bits.
 //
-// In memory kLanes rows are a tile, which is the blocks of all of them one after the other: the scales of all rows, their
-// minima, and their integers. So a vector holds one thing of all rows, nothing is summed across lanes, and a tile is read
-// from front to back. The integers of a row have no signs, and lie in words of 32 bits, whose halves hold one of two
-// adjacent columns each: a shift and a mask widen as many pairs to 16 bits as there are lanes.
+// In memory kLanes rows are a tile, which is the blocks of all of them one after the other: the scales of all rows,
+// their minima, and their integers. So a vector holds one thing of all rows, nothing is summed across lanes, and a tile
+// is read from front to back. The integers of a row have no signs, and lie in words of 32 bits, whose halves hold one
+// of two adjacent columns each: a shift and a mask widen as many pairs to 16 bits as there are lanes.
 //
-// Activations become integers of 16 bits in the same blocks, and products are computed in integers. Those of 8 bits would
-// take hardly less time, as a step waits for its weights, and cost precision that shows in the answers.
+// Activations become integers of 16 bits in the same blocks, and products are computed in integers. Those of 8 bits
+// would take hardly less time, as a step waits for its weights, and cost precision that shows in the answers.
 #pragma once
 
 #include <algorithm>
@@ -45,7 +45,7 @@ template <int Bits, bool HasMinimum>
 struct Blocks {
   static constexpr int64_t kRows = kLanes;
   static constexpr int64_t kStep = kColumns;
-  static constexpr int64_t kHeader = HasMinimum ? 4 : 2;           // bytes of a row's scale and minimum
+  static constexpr int64_t kHeader = HasMinimum ? 4 : 2;            // bytes of a row's scale and minimum
   static constexpr int64_t kBlock = kHeader + kColumns * Bits / 8;  // bytes of a row's block
   static constexpr int64_t kBytes = kLanes * kBlock;
   static constexpr int64_t kPackedBytes = sizeof(ActivationBlock);

@@ -1,9 +1,9 @@
 // The formats of weights: how rows are stored, what activations they are multiplied with, and the product of a step.
 //
 // A format has kRows rows in a tile, and in a step kStep columns of them, which take kBytes; `pack` lays one token's
-// activations out for the product, in kPackedBytes a step. `add` multiplies a step of R tiles, which begin at `weights`,
-// with B tokens, which begin at x + b * stride. Rows have a multiple of kColumns columns, the last ones zeros.
-// Here are the floats, whose tiles are single rows; blocks.h has the others.
+// activations out for the product, in kPackedBytes a step. `add` multiplies a step of R tiles, which begin at
+// `weights`, with B tokens, which begin at x + b * stride. Rows have a multiple of kColumns columns, the last ones
+// zeros. Here are the floats, whose tiles are single rows; blocks.h has the others.
 #pragma once
 
 #include "blocks.h"

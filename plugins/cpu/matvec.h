@@ -72,8 +72,8 @@ inline void dots_of_batch(const char* const* tiles, const char* x, int64_t colum
   if (b < batch) dots<Format, R, 1>(tiles, x + b * token, columns, sums + b * kTile, stride);
 }
 
-// Outputs of `count` rows from each of Streams places, where tiles begin: sums [Streams, batch, kTile]. `packed` are the
-// tokens' activations. Not inlined, so that it is compiled once for all products.
+// Outputs of `count` rows from each of Streams places, where tiles begin: sums [Streams, batch, kTile]. `packed` are
+// the tokens' activations. Not inlined, so that it is compiled once for all products.
 template <int Streams>
 __attribute__((noinline)) void outputs(const Matrix& m, const int64_t* first_rows, int64_t count, const char* packed,
                                        int64_t batch, float* sums) {
@@ -106,8 +106,8 @@ inline int64_t tile_rows(const Matrix& m) {
   return rows;
 }
 
-// This thread's share of a product with `batch` packed tokens; `sums` [kStreams, batch, kTile] is the thread's own memory.
-// The matrix has Parts parts of `rows` rows: one, or two for gate and up, whose rows are then whole tiles.
+// This thread's share of a product with `batch` packed tokens; `sums` [kStreams, batch, kTile] is the thread's own
+// memory. The matrix has Parts parts of `rows` rows: one, or two for gate and up, whose rows are then whole tiles.
 // `finish(row, count, sums)` takes the outputs [Parts, batch, kTile] of rows [row, row + count) in each part.
 template <int Parts, class Finish>
 inline void product(const Thread& thread, const Matrix& m, int64_t rows, const char* packed, int64_t batch, float* sums,

@@ -23,9 +23,9 @@ extern "C" void multiply(const Matrix* matrix, const float* x, int64_t batch, ch
     thread.wait();
     float* sums = reinterpret_cast<float*>(workspace + batch * most_packed_bytes(matrix->columns));
     float* own = sums + thread.index * kStreams * batch * kTile;
-    product<1>(thread, *matrix, matrix->rows, workspace, batch, own, [&](int64_t row, int64_t count, const float* from) {
-      put(from, batch, count, out + row, matrix->rows);
-    });
+    product<1>(
+        thread, *matrix, matrix->rows, workspace, batch, own,
+        [&](int64_t row, int64_t count, const float* from) { put(from, batch, count, out + row, matrix->rows); });
   }
 }
 

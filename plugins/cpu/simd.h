@@ -1,5 +1,5 @@
-// Vectors. GCC's and clang's vector types are written once and compiled for whatever the CPU has: 16 lanes with AVX-512,
-// 8 with AVX2, 4 in plain x86-64. Only what needs an instruction of its own is spelled out.
+// Vectors. GCC's and clang's vector types are written once and compiled for whatever the CPU has: 16 lanes with
+// AVX-512, 8 with AVX2, 4 in plain x86-64. Only what needs an instruction of its own is spelled out.
 #pragma once
 
 #include <cstdint>

@@ -82,9 +82,8 @@ class Step {
     for (int64_t i = 0; i < num_wanted; ++i) normalize(model_.norm, wanted[i], i);
     batch_ = num_wanted;
     const int64_t vocabulary = model_.head.rows;
-    multiply<1>(model_.head, vocabulary, work_.input, work_.hidden, [&](int64_t row, int64_t count, float* sums) {
-      put(sums, batch_, count, logits + row, vocabulary);
-    });
+    multiply<1>(model_.head, vocabulary, work_.input, work_.hidden,
+                [&](int64_t row, int64_t count, float* sums) { put(sums, batch_, count, logits + row, vocabulary); });
   }
 
  private:
@@ -152,16 +151,18 @@ class Step {
   // mlp = activation(gate) * up, or activation(up)
   void up(const Layer& layer) {
     if (layer.up.rows > model_.intermediate) {
-      multiply<2>(layer.up, model_.intermediate, work_.input, work_.hidden, [&](int64_t row, int64_t count, float* sums) {
-        activate(model_.activation, sums, batch_ * kTile);
-        for (int64_t i = 0; i < batch_ * kTile; ++i) sums[i] *= sums[batch_ * kTile + i];
-        put(sums, batch_, count, work_.mlp + row, work_.intermediate);
-      });
+      multiply<2>(layer.up, model_.intermediate, work_.input, work_.hidden,
+                  [&](int64_t row, int64_t count, float* sums) {
+                    activate(model_.activation, sums, batch_ * kTile);
+                    for (int64_t i = 0; i < batch_ * kTile; ++i) sums[i] *= sums[batch_ * kTile + i];
+                    put(sums, batch_, count, work_.mlp + row, work_.intermediate);
+                  });
     } else {
-      multiply<1>(layer.up, model_.intermediate, work_.input, work_.hidden, [&](int64_t row, int64_t count, float* sums) {
-        activate(model_.activation, sums, batch_ * kTile);
-        put(sums, batch_, count, work_.mlp + row, work_.intermediate);
-      });
+      multiply<1>(layer.up, model_.intermediate, work_.input, work_.hidden,
+                  [&](int64_t row, int64_t count, float* sums) {
+                    activate(model_.activation, sums, batch_ * kTile);
+                    put(sums, batch_, count, work_.mlp + row, work_.intermediate);
+                  });
     }
   }
 
@@ -202,8 +203,8 @@ extern "C" int64_t workspace_bytes(const Model* model) {
   return Workspace(*model, model->max_threads - 1, nullptr).bytes();
 }
 
-// Feeds a token, or the tokens of a chunk, to each of several sessions. `cache` [sessions, layers, 2, NUM_KV_HEADS, width,
-// HEAD_DIM] is changed in place; logits [num_wanted, vocabulary] are those after the tokens number `wanted`.
+// Feeds a token, or the tokens of a chunk, to each of several sessions. `cache` [sessions, layers, 2, NUM_KV_HEADS,
+// width, HEAD_DIM] is changed in place; logits [num_wanted, vocabulary] are those after the tokens number `wanted`.
 extern "C" void decode_step(const Model* model, const Sessions* sessions, const int64_t* tokens, Scalar* cache,
                             char* workspace, int64_t threads, const int64_t* wanted, int64_t num_wanted,
                             float* logits) {

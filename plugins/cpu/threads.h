@@ -1,17 +1,18 @@
 // The threads of one step: what each of them does, and how they wait for each other.
 #pragma once
 
+#include <sched.h>
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <sched.h>
 
 struct Range {
   int64_t begin, end;
 };
 
 // Threads meet here a few times in each layer. All of them compute nearly as long as each other, so that waiting takes
-// less than sleeping would. But a thread that has lost its core keeps the others waiting, and then they let it have one.
+// less than sleeping would. But a thread that has lost its core keeps the others waiting, and then they let it have
+// one.
 class Barrier {
  public:
   void wait(int64_t count) {
