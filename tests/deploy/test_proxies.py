@@ -16,8 +16,9 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 HAPROXY = DEPLOY / "haproxy/haproxy.cfg"
 
 
-def test_envoy_takes_its_configuration() -> None:
-    command = [envoy.binary(), "--mode", "validate", "-c", envoy.CONFIG]
+@pytest.mark.parametrize("config", [envoy.CONFIG, DEPLOY / "docker/envoy.yaml"], ids=["loopback", "compose"])
+def test_envoy_takes_its_configuration(config: Path) -> None:
+    command = [envoy.binary(), "--mode", "validate", "-c", config]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
