@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from trtstream.deploy.gateway.access import LOGGER, Limits
 from trtstream.deploy.gateway.errors import ApiError
 from trtstream.deploy.gateway.keys import ApiKey, KeyFile
+from trtstream.deploy.gateway.request_counts import RequestCounts
 from trtstream.errors import TrtstreamError
 
 PROTECTED = "/v1/"
@@ -70,11 +71,11 @@ class Admission:
     """An ASGI application in front of the gateway's. ``keys`` None lets everybody in, as the tenant without a name.
 
     It adds ``tenant`` to a request's scope and ``x-request-id`` to its response, and logs a line of JSON for each, in
-    which no text, id or key appears.
+    which no text, id or key appears. ``counts`` has them all.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyFile | None, shares: Shares) -> None:
-        self._app, self._keys, self._shares = app, keys, shares
+    def __init__(self, app: ASGIApp, keys: KeyFile | None, shares: Shares, counts: RequestCounts) -> None:
+        self._app, self._keys, self._shares, self._counts = app, keys, shares, counts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -100,7 +101,9 @@ class Admission:
         except ApiError as error:
             await error.response()(scope, receive, send_with_id)
         finally:
-            _log(scope, request_id, key, status, time.monotonic() - started)
+            seconds, route = time.monotonic() - started, getattr(scope.get("route"), "path", None)
+            self._counts.add(scope["method"], route, status, seconds)
+            _log(scope, route, request_id, key, status, seconds)
 
     def _authenticate(self, scope: Scope) -> ApiKey | None:
         if self._keys is None:
@@ -117,13 +120,15 @@ class Admission:
         return key
 
 
-def _log(scope: Scope, request_id: str, key: ApiKey | None, status: int | None, seconds: float) -> None:
-    route = scope.get("route")  # ids in a path are keys to conversations
+def _log(
+    scope: Scope, route: str | None, request_id: str, key: ApiKey | None, status: int | None, seconds: float
+) -> None:
+    """``route`` has no ids, which are keys to conversations."""
     values: dict[str, Any] = {
         "time": round(time.time(), 3),
         "request_id": request_id,
         "method": scope["method"],
-        "route": getattr(route, "path", None),
+        "route": route,
         "status": status,
         "seconds": round(seconds, 4),
     }

@@ -25,6 +25,7 @@ from trtstream.deploy.gateway.event_stream import EventStream
 from trtstream.deploy.gateway.keys import KeyFile
 from trtstream.deploy.gateway.page_files import page_routes
 from trtstream.deploy.gateway.parameters import Body, unknown_model
+from trtstream.deploy.gateway.request_counts import CONTENT_TYPE, RequestCounts
 from trtstream.deploy.gateway.state import (
     Gateway,
     Upstream,
@@ -49,7 +50,8 @@ def create_app(upstream: Upstream, access: Access, shares: Shares) -> Starlette:
     Raises TrtstreamError if the file of keys cannot be read.
     """
     keys = None if access.key_file is None else KeyFile(access.key_file)
-    middleware = [Middleware(Admission, keys=keys, shares=shares)]
+    counts = RequestCounts()
+    middleware = [Middleware(Admission, keys=keys, shares=shares, counts=counts)]
     if access.cors_origins:
         every, shown = ["*"], ["x-request-id"]
         cors = Middleware(
@@ -70,11 +72,15 @@ def create_app(upstream: Upstream, access: Access, shares: Shares) -> Starlette:
                 app.state.gateway = Gateway(upstream, triton, store, shares)
                 yield
 
+    async def metrics(request: Request) -> Response:
+        return Response(counts.text(shares.running), headers={"content-type": CONTENT_TYPE})
+
     return Starlette(
         routes=[
             *page_routes(),
             Route("/health", _health, methods=["GET"]),
             Route("/ready", _health, methods=["GET"]),
+            Route("/metrics", metrics, methods=["GET"]),
             _route("GET", "/v1/models", _models),
             _route("GET", "/v1/models/{name:path}", _model),
             _route("POST", "/v1/responses", responses.create),
