@@ -47,7 +47,16 @@ class Envoy:
 
     def start(self) -> None:
         """Start it, and wait until it takes connections."""
-        command = [binary(), "-c", self._config, "--disable-hot-restart", "--concurrency", "1", "-l", "warning"]
+        command: list[str | Path] = [
+            binary(),
+            "-c",
+            self._config,
+            "--disable-hot-restart",
+            "--concurrency",
+            "1",
+            "-l",
+            "warning",
+        ]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         give_up = time.monotonic() + START_SECONDS

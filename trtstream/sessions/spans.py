@@ -54,9 +54,8 @@ class Cutter:
         is_control = self._is_control[tokens]
         ends = self._ends[tokens]
         ends[:-1] |= self._may_end[tokens[:-1]] & self._begins_with_space[tokens[1:]]
-        ends[:-1] |= (
-            self._breaks[tokens[:-1]] & self._is_upper[tokens[1:]]
-        )  # a new line of a list, verses or a dialogue
+        # A new line of a list, verses or a dialogue.
+        ends[:-1] |= self._breaks[tokens[:-1]] & self._is_upper[tokens[1:]]
         ends[:-1] |= is_control[1:]
         ends[-1] = True
         begin = 0
