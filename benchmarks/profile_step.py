@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import mmap
 import tempfile
 from collections.abc import Callable
 from functools import partial
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +22,18 @@ import torch
 from benchmarks import write_json
 from benchmarks.markdown import table
 from benchmarks.models import step_bytes
+from benchmarks.read_memory import read_loops
 from benchmarks.timing import in_turn, summary
 from trtstream.engine_dir import KERNEL, read_engine
 from trtstream.machine import machine
-from trtstream.plugins.cpu_kernel import FOLDER, THIS_CPU, compile_library, open_library
+from trtstream.plugins.cpu_kernel import open_library
 from trtstream.plugins.huge_pages import new_memory
 from trtstream.runtime.cpu import CpuBackend
 from trtstream.runtime.cpu_step import address, matrix
 from trtstream.runtime.decoder import Projection
 from trtstream.runtime.loading import load_engine
 
-SOURCE = Path(__file__).with_name("read_memory.cpp")
-STREAMS = (1, 2, 4, 8)
 PROJECTIONS = ("qkv", "attention_output", "up", "down")
-LEAST_BYTES = 1 << 28  # of the memory that is read in turn, far more than a cache holds
 
 
 def products(
@@ -64,32 +60,6 @@ def products(
     return {
         **{name: of([getattr(layer, name) for layer in layers]) for name in PROJECTIONS},
         "head": of([backend.weights.lm_head]),
-    }
-
-
-def read_loops(nbytes: int, threads: int, folder: Path) -> dict[str, Callable[[], None]]:
-    """Loops that read ``nbytes``, each time others of a larger memory, by their names."""
-    output = folder / "read_memory.so"
-    compile_library(SOURCE, {}, output, THIS_CPU, f"-I{FOLDER}")
-    library = ctypes.CDLL(str(output))
-    size = max(nbytes, LEAST_BYTES // nbytes * nbytes)
-    small_pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    small_pages.madvise(mmap.MADV_NOHUGEPAGE)
-    memories = {"2 MB": new_memory(size), "4 KB": torch.frombuffer(small_pages, dtype=torch.uint8)}
-
-    def loop(memory: torch.Tensor, streams: int) -> Callable[[], None]:
-        memory.fill_(1)
-        places = cycle(range(0, size - nbytes + 1, nbytes))
-
-        def read() -> None:
-            library.read_memory(address(memory[next(places) :]), *map(ctypes.c_int64, (nbytes, streams, threads)))
-
-        return read
-
-    return {
-        f"reading in {streams} places, pages of {pages}": loop(memory, streams)
-        for pages, memory in memories.items()
-        for streams in STREAMS
     }
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import profile_step
+from benchmarks import profile_step, read_memory
 from tests.engines import build_variant
 
 
 def test_a_steps_parts_and_the_floor_go_into_the_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, engine = build_variant(tmp_path, "llama-gqa", max_attention_window=32, quantization="int8")
-    monkeypatch.setattr(profile_step, "LEAST_BYTES", 1 << 20)
+    monkeypatch.setattr(read_memory, "LEAST_BYTES", 1 << 20)
     options = ["--rounds", "2", "--json", str(tmp_path / "profile.json")]
     monkeypatch.setattr(sys, "argv", ["profile_step", str(engine), *options])
     profile_step.main()
