@@ -132,6 +132,7 @@ def test_a_sampled_recompute_is_compared_at_its_positions(checkpoint: Path, text
         (("--method", "recompute", "--every", 5000), r"--every 5000 leaves none of 4999 tokens to predict"),
         (("--recall", "20", "--max-attention-window", 5000), r"beyond the checkpoint's trained context of 4096"),
         (("--recall", "100000"), r"streams \d+ tokens, and the text has 5000; give a longer text"),
+        (("--recall", "100000", "--with-recall"), r"streams \d+ tokens, and the text has 5000; give a longer text"),
     ],
 )
 def test_what_cannot_be_done(options: tuple[object, ...], reason: str, checkpoint: Path, text: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtstream.errors import TrtstreamError
 from trtstream.evaluation.engines import Subject
-from trtstream.evaluation.facts import CHANCE, Fact, make_facts
+from trtstream.evaluation.facts import CHANCE, make_facts
 from trtstream.evaluation.options import Options
 from trtstream.evaluation.plot import plot_recall
 from trtstream.evaluation.report import heading, print_recall
@@ -59,6 +59,15 @@ def tokens_needed(window: int, distances: Sequence[int], count: int) -> int:
     return window + count * SPACING + max(distances)
 
 
+def check_length(tokens: TokenFile, needed: int, distances: Sequence[int], count: int) -> None:
+    """Raise TrtstreamError for a text of fewer than the ``needed`` tokens (`tokens_needed`)."""
+    if tokens.count < needed:
+        raise TrtstreamError(
+            f"recall over {max(distances)} tokens with {count} facts streams {needed} tokens, and the text has "
+            f"{tokens.count}; give a longer text, smaller distances or fewer --facts"
+        )
+
+
 def recall(
     engine: StreamingEngine,
     tokenizer: PreTrainedTokenizerBase,
@@ -75,11 +84,7 @@ def recall(
     facts = make_facts(count, tokenizer)
     window = engine.build.max_attention_window
     needed = tokens_needed(window, distances, count)
-    if tokens.count < needed:
-        raise TrtstreamError(
-            f"recall over {max(distances)} tokens with {count} facts streams {needed} tokens, and the text has "
-            f"{tokens.count}; give a longer text, smaller distances or fewer --facts"
-        )
+    check_length(tokens, needed, distances, count)
     engine.reset(0)
     right: Counter[int] = Counter()
     fed = read = 0  # tokens of the stream, and of the text
@@ -99,7 +104,7 @@ def recall(
             for distance in distances:
                 heapq.heappush(events, (fed + distance, number, distance))
         else:
-            right[distance] += _answers(engine, fact)
+            right[distance] += greedy(engine, fact.question, len(fact.answer)) == fact.answer
     progress(needed, needed)
     longest = max(len(fact.planted) + len(fact.question) for fact in facts)
     return [
@@ -114,15 +119,13 @@ def recall(
     ]
 
 
-def _answers(engine: StreamingEngine, fact: Fact) -> bool:
-    """Whether the model continues the question with the answer; the session stays as it is."""
+def greedy(engine: StreamingEngine, prompt: Sequence[int], count: int) -> list[int]:
+    """The ``count`` ids with which the model continues; the session stays as it is."""
     engine.begin_turn(0)
     try:
-        logits = engine.prefill(0, fact.question)
-        for token in fact.answer:
-            if int(logits.argmax()) != token:
-                return False
-            logits = engine.prefill(0, [token])
-        return True
+        said = [int(engine.prefill(0, prompt).argmax())]
+        while len(said) < count:
+            said.append(int(engine.prefill(0, said[-1:]).argmax()))
+        return said
     finally:
         engine.rollback_turn(0)

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from trtstream.evaluation.engines import Subject
 from trtstream.evaluation.facts import CHANCE, PLACES, make_changes, make_facts, make_missing
 from trtstream.evaluation.options import Options
-from trtstream.evaluation.recall import SPACING, STEP, tokens_needed
-from trtstream.evaluation.report import heading
+from trtstream.evaluation.recall import SPACING, STEP, check_length, greedy, tokens_needed
+from trtstream.evaluation.report import heading, print_with_recall
 from trtstream.evaluation.runs import check_run, sizes_of
 from trtstream.evaluation.scoring import Run
 from trtstream.evaluation.tokens import TokenFile, temporary_tokens
@@ -34,12 +34,11 @@ from trtstream.runtime.scheduler_limits import SchedulerLimits
 from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.sessions.recall import SpanIndex
-from trtstream.tables import print_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FEWER = 4  # a changed fact and a missing one for so many plain ones
+FEWER = 4  # plain facts for each changed one and each missing one
 MAX_ANSWER = 6  # tokens in which a place is looked for
 
 
@@ -101,10 +100,11 @@ class Reader:
     def _index_spans(self) -> None:
         """All but the last, which may go on."""
         first = self.fed - len(self._unindexed)
-        *_, last = self._recalling.vocabulary.cutter.cut(first, self._unindexed)
-        if last.first > first:
-            self._index.add(first.to_bytes(16, "big"), first, self._unindexed[: last.first - first])
-            self._unindexed = self._unindexed[last.first - first :]
+        spans = [*self._recalling.vocabulary.cutter.cut(first, self._unindexed)]
+        count = spans[-1].first - first if spans else 0
+        if count:
+            self._index.add(first.to_bytes(16, "big"), first, self._unindexed[:count])
+            self._unindexed = self._unindexed[count:]
 
     def answer(self, ask: Ask, score: Score) -> None:
         """Ask without recall and with it; the session stays as it is."""
@@ -120,17 +120,10 @@ class Reader:
         score.recalled += self._is_right([*again, *ask.prompt], ask)
 
     def _is_right(self, prompt: list[int], ask: Ask) -> bool:
-        self._engine.begin_turn(0)
-        try:
-            logits, said = self._engine.prefill(0, prompt), []
-            for _ in range(len(ask.answer) or MAX_ANSWER):
-                said.append(int(logits.argmax()))
-                if ask.answer and said[-1] != ask.answer[len(said) - 1]:
-                    return False
-                logits = self._engine.prefill(0, said[-1:])
-            return bool(ask.answer) or str(self._tokenizer.decode(said)).strip().startswith(PLACES)
-        finally:
-            self._engine.rollback_turn(0)
+        said = greedy(self._engine, prompt, len(ask.answer) or MAX_ANSWER)
+        if ask.answer:
+            return said == [*ask.answer]
+        return str(self._tokenizer.decode(said)).strip().startswith(PLACES)
 
 
 def evaluate_with_recall(options: Options, subject: Subject) -> dict[str, Any]:
@@ -141,6 +134,7 @@ def evaluate_with_recall(options: Options, subject: Subject) -> dict[str, Any]:
     check_run(Run("recall", "streaming", sinks, window), subject, options.force)
     needed = tokens_needed(window, options.recall, options.facts)
     with temporary_tokens(options.text, subject.tokenizer, subject.model.vocab_size, needed) as ids:
+        check_length(ids, needed, options.recall, options.facts)
         engine = subject.engine(sinks, window)
         reader = Reader(engine, subject.tokenizer, options.with_recall)
         plan = _plan(subject.tokenizer, engine.build.max_attention_window, options.facts, options.recall)
@@ -157,7 +151,7 @@ def evaluate_with_recall(options: Options, subject: Subject) -> dict[str, Any]:
         }
         for (kind, distance), score in sorted(scores.items())
     ]
-    _print(rows)
+    print_with_recall(rows)
     return {
         **heading(options, subject, ids.count),
         "sink_token_length": sinks,
@@ -221,21 +215,3 @@ def _run(
                 heapq.heappush(events, (reader.fed + ask.distance, next(order), ask, []))
     progress(tokens.count, tokens.count)
     return scores
-
-
-def _print(rows: Sequence[dict[str, Any]]) -> None:
-    print_table(
-        ("questions", "tokens back", "asked", "right", "with recall", "tokens again"),
-        (
-            (
-                row["kind"],
-                f"{row['distance']:,}",
-                str(row["questions"]),
-                f"{row['right'] / row['questions']:.0%}",
-                f"{row['right_with_recall'] / row['questions']:.0%}",
-                f"{row['tokens_read_again']:.0f}",
-            )
-            for row in rows
-        ),
-        left=1,
-    )
