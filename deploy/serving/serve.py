@@ -206,8 +206,6 @@ def serve(
         raise click.UsageError("--snapshot-dir needs --session-store: without one, sessions end with the server")
     if recall and session_store is None:
         raise click.UsageError("--recall needs --session-store, which has the earlier turns")
-    if recall_template.count(RECALLED) != 1:
-        raise click.UsageError(f"--recall-template must have {RECALLED} once")
     host = resolve(host)
     public = not ipaddress.ip_address(host).is_loopback
     if public and not (tls_cert or insecure):

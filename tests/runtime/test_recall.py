@@ -12,8 +12,10 @@ from tests.runtime.clients import Client, ask, refused, started
 from tests.sessions.conftest import DATABASES
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.cpu import build_cpu_engine
+from trtstream.errors import TrtstreamError
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.scheduler import Scheduler
+from trtstream.runtime.scheduler_limits import SchedulerLimits
 from trtstream.sessions.records import Recalled
 from trtstream.sessions.turn_log import TurnLog
 from trtstream.settings import BuildConfig
@@ -217,6 +219,12 @@ def test_the_server_says_how_much_and_in_which_words(start, folder: Path, log: T
     assert fed.startswith(b"Then: ")
     assert fed.endswith(b"!")
     assert say(scheduler, QUESTION, recall=0).last.recalled == ()
+
+
+@pytest.mark.parametrize("template", ["", "{recalled} {recalled}"])
+def test_a_template_has_one_place_for_what_is_recalled(template: str) -> None:
+    with pytest.raises(TrtstreamError, match=r"it must have \{recalled\} once"):
+        SchedulerLimits(recall_template=template)
 
 
 def test_recall_needs_a_store(schedule) -> None:

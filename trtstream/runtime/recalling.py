@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trtstream.errors import TrtstreamError
 from trtstream.runtime.encoding import control_tokens, encode, text_of
 from trtstream.runtime.scheduler_limits import RECALLED
 from trtstream.sessions.recall import Found, Question, Vocabulary
@@ -41,11 +40,10 @@ class Block:
 class Recalling:
     """Chooses what turns read again, for an engine whose ring has ``ring`` tokens.
 
-    Raises TrtstreamError for a ``template`` without ``{recalled}``.
+    ``template`` is that of `SchedulerLimits`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, ring: int, template: str) -> None:
-        check_template(template)
         self._tokenizer = tokenizer
         self._ring = ring
         self._template = template
@@ -75,9 +73,3 @@ class Recalling:
 
     def _texts(self, spans: Sequence[Sequence[int]]) -> list[str]:
         return list(self._tokenizer.backend_tokenizer.decode_batch([list(ids) for ids in spans]))
-
-
-def check_template(template: str) -> None:
-    """Raise TrtstreamError for one that has not one place for what is recalled."""
-    if template.count(RECALLED) != 1:
-        raise TrtstreamError(f"the recall template is {template!r}; it must have {RECALLED} once")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trtstream.errors import TrtstreamError
+
 RECALLED = "{recalled}"
 """What a ``recall_template`` has in the place of what is recalled."""
 
@@ -19,7 +21,7 @@ class SchedulerLimits:
     come ``max_itl_ms`` milliseconds apart, or at twice the time that they take without it if that is longer.
 
     A turn that does not say how much of what has left the window it reads again gets up to ``recall`` tokens of it, in
-    ``recall_template`` in place of `RECALLED`.
+    ``recall_template`` in place of `RECALLED`. Raises TrtstreamError for a template that has not one place for it.
 
     With a session store: a turn that has ended waits up to ``commit_timeout`` seconds until the store has it, and a
     session that is not continued for ``session_ttl`` seconds is deleted. Sessions beyond ``max_sessions`` and
@@ -38,6 +40,12 @@ class SchedulerLimits:
     snapshot_bytes: int = 8 << 30
     recall: int = 0
     recall_template: str = "Earlier in this text: {recalled}\n"
+
+    def __post_init__(self) -> None:
+        if self.recall_template.count(RECALLED) != 1:
+            raise TrtstreamError(
+                f"the recall template (--recall-template) is {self.recall_template!r}; it must have {RECALLED} once"
+            )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from trtstream.runtime.continuation import Continuation, find_continuation
 from trtstream.runtime.conversation import Session
 from trtstream.runtime.messages import Message, read_messages
 from trtstream.runtime.prompt import LaterPrompt, first_prompt, next_prompt, rest_of_messages, shows_history
-from trtstream.runtime.recalling import Block, Recalling, check_template
+from trtstream.runtime.recalling import Block, Recalling
 from trtstream.runtime.requests import TurnRequest
 from trtstream.runtime.scheduler_limits import SchedulerLimits
 from trtstream.runtime.session import SessionStore
@@ -45,7 +45,6 @@ class TurnReader:
         changed: threading.Condition,
         limits: SchedulerLimits,
     ) -> None:
-        check_template(limits.recall_template)
         self._limits = limits
         self._recalling: Recalling | None = None
         self._engine = engine
@@ -138,7 +137,7 @@ class TurnReader:
         turn.continuation = Continuation(parent)
         assert parent.transcript is not None
         rest = messages[transcripts.index(parent.transcript) + 1 :]
-        block = self._block(turn, parents[[found.id for found in parents].index(parent.id)])
+        block = self._block(turn, next(found for found in parents if found.id == parent.id))
         self._go_on(turn, session, rest_of_messages(rest, self._tokenizer, parent.pending, has_system, block), block)
 
     def _begin_whole(self, turn: Turn) -> None:
