@@ -27,7 +27,7 @@ from trtstream.sessions.turn_log import TurnLog
 READERS = 2
 GROUP = 64  # turns in one transaction
 SWEEP_SECONDS = 600.0
-SNAPSHOT_SWEEP_SECONDS = 60.0
+CACHE_SWEEP_SECONDS = 60.0
 CLOSE_SECONDS = 2.0  # for a commit beyond its timeout
 
 logger = logging.getLogger(__name__)
@@ -125,14 +125,14 @@ class Journal:
         self._log.close()
 
     def _write(self) -> None:
-        swept_at = snapshots_swept_at = float("-inf")
+        swept_at = caches_swept_at = float("-inf")
         while True:
             if time.monotonic() - swept_at > SWEEP_SECONDS:
                 self.read(self._sweep)
                 swept_at = time.monotonic()
-            if time.monotonic() - snapshots_swept_at > SNAPSHOT_SWEEP_SECONDS:
-                self.read(self._sweep_snapshots)
-                snapshots_swept_at = time.monotonic()
+            if time.monotonic() - caches_swept_at > CACHE_SWEEP_SECONDS:
+                self.read(self._sweep_caches)
+                caches_swept_at = time.monotonic()
             jobs = self._next_jobs()
             if None in jobs:
                 self._commit([job for job in jobs if job is not None])
@@ -143,7 +143,7 @@ class Journal:
         """All that wait, at most a group; none if nothing came for a while."""
         jobs: list[_Job | None] = []
         try:
-            jobs.append(self._jobs.get(timeout=SNAPSHOT_SWEEP_SECONDS))
+            jobs.append(self._jobs.get(timeout=CACHE_SWEEP_SECONDS))
             while len(jobs) < GROUP and jobs[-1] is not None:
                 jobs.append(self._jobs.get_nowait())
         except queue.Empty:
@@ -168,7 +168,7 @@ class Journal:
                 self._recall.drop(job.commit.key)
             job.done(None if outcome is None else _for_client(outcome))
         if any(job.commit.turn is None for job in jobs):
-            self.read(self._sweep_snapshots)
+            self.read(self._sweep_caches)
 
     def _sweep(self) -> None:
         try:
@@ -178,7 +178,7 @@ class Journal:
         except Exception:
             logger.exception("expired sessions were not deleted")
 
-    def _sweep_snapshots(self) -> None:
+    def _sweep_caches(self) -> None:
         try:
             self._recall.sweep(self._log.existing)
             if self.snapshots is not None:

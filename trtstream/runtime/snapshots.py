@@ -105,7 +105,7 @@ class Snapshots:
         ``existing`` says which of some turns there are. Raises what it raises.
         """
         files = self._files()
-        kept = existing({file.turn for file in files}) if files else ()
+        kept = existing({file.turn for file in files})
         for file in files:
             if file.turn not in kept:
                 self._remove(file.path)

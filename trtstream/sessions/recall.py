@@ -237,6 +237,7 @@ class Recall:
             except BaseException:  # it may have a part of a turn
                 with self._lock:
                     self._indexes.pop(key, None)
+                index.close()
                 raise
 
     def drop(self, key: Hashable) -> None:

@@ -131,12 +131,12 @@ class TurnLog:
         return max((turn for turn in found if turn[0] in among), key=lambda turn: turn[1], default=None)
 
     def existing(self, turn_ids: Iterable[bytes]) -> set[bytes]:
-        """Those of the turns that are in the log."""
+        """Those of the turns that are in the log, which is not asked about none."""
         ids = [*turn_ids]
         found: set[bytes] = set()
-        with self._database.reading() as connection:
-            for first in range(0, len(ids), MAX_IDS):
-                query = select(turns.c.id).where(turns.c.id.in_(ids[first : first + MAX_IDS]))
+        for first in range(0, len(ids), MAX_IDS):
+            query = select(turns.c.id).where(turns.c.id.in_(ids[first : first + MAX_IDS]))
+            with self._database.reading() as connection:
                 found |= {bytes(name) for name in connection.execute(query).scalars()}
         return found
 
