@@ -32,8 +32,8 @@ from benchmarks import write_json
 from benchmarks.conversations import Conversation, Undisturbed, build_tiny_engine, check_log
 from benchmarks.crash.kills import GIVE_UP_SECONDS, LANES, kill_all
 from benchmarks.markdown import table
-from tests.deploy.envoy import Envoy, free_ports
-from tests.deploy.server import Server, serve_process
+from tests.deploy.envoy import Envoy
+from tests.deploy.server import Server, free_ports, serve_process
 from tests.deploy.serving.processes import family
 from tests.sessions.postgres import Postgres
 from trtstream.deploy.client.client import Client

@@ -13,41 +13,22 @@ import argparse
 import http.client
 import json
 import os
-import re
-import subprocess
-import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import write_json
 from benchmarks.markdown import table
-from benchmarks.session_costs import in_turn, row
+from benchmarks.paired import in_turn, row
+from tests.deploy.server import serving
 from trtstream.deploy.client.client import Client
 from trtstream.machine import machine
 
 QUESTION = "Tell me a long story about a river and the towns on it."
-READY = re.compile(r"ready: grpc=(\S+) .*openai=(\S+) models=(\S+)")
-
-
-@contextmanager
-def served(engine: Path) -> Iterator[tuple[str, str, str]]:
-    """The addresses of a server's gRPC service and of its gateway, and its model's name."""
-    ports = [option for kind in ("grpc", "http", "metrics", "openai") for option in (f"--{kind}-port", "0")]
-    command = [sys.executable, "-m", "trtstream", "serve", str(engine), *ports]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as serve:
-        try:
-            assert serve.stdout is not None
-            ready = READY.match(serve.stdout.readline())
-            if ready is None:
-                raise RuntimeError("serve did not start; its error is above")
-            yield ready[1], ready[2], ready[3]
-        finally:
-            serve.terminate()
 
 
 def over_grpc(url: str, model: str, tokens: int) -> list[float]:
@@ -124,14 +105,14 @@ def main() -> None:
     arguments = parser.parse_args()
 
     load_before = os.getloadavg()[0]
-    with served(arguments.engine) as (grpc_url, gateway_url, model):
-
-        def grpc() -> list[float]:
-            return over_grpc(grpc_url, model, arguments.tokens)
-
-        def gateway() -> list[float]:
-            return over_gateway(gateway_url, model, arguments.tokens)
-
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving(arguments.engine, Path(folder) / "log", "--openai-port", "0") as server,
+    ):
+        (model,), gateway_url = server.models, server.openai_url
+        assert gateway_url is not None
+        grpc = partial(over_grpc, server.grpc_url, model, arguments.tokens)
+        gateway = partial(over_gateway, gateway_url, model, arguments.tokens)
         rows = measure(grpc, gateway, arguments.rounds)
         rows.append(crowded(grpc, gateway, arguments.clients, max(arguments.rounds // 5, 1)))
     print(table(rows))

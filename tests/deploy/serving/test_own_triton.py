@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.deploy.server import START_SECONDS
+from tests.deploy.server import START_SECONDS, free_ports
 from tests.deploy.serving.processes import family, wait_for_death
 from tests.deploy.serving.streams import Stream, ids
 from trtstream.deploy.client.client import Client
@@ -24,14 +23,6 @@ from trtstream.deploy.serving.package import package_engine
 from trtstream.deploy.serving.tritonserver import find_tritonserver
 
 pytestmark = pytest.mark.triton
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as bound:
-        sockets = [bound.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 @contextmanager
