@@ -28,8 +28,8 @@ async def run_until_answered(
 ) -> Outputs:
     """`run_turn`, sent again while servers drain or die and nothing has been yielded.
 
-    Each sending has the same id, so that a turn that was made and not heard of is had again, and none is made twice.
-    One that its server cut short, because the connection was lost, is taken back and asked anew.
+    Each sending has the same id: a turn that was made before its connection was lost is returned, and none is made
+    twice. A turn that its server cut short for the lost connection is taken back and asked again.
     """
     request_id, headers = secrets.token_hex(16), routing_headers(_conversation(inputs))
     codes: tuple[str, ...] = LOST

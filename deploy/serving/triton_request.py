@@ -26,7 +26,7 @@ PARAMETERS: dict[str, type | tuple[type, ...]] = {
     REQUEST_NAME: str,
 }
 HEADERS = {"accept", "authorization", "b3", "baggage", "cookie", "forwarded", "host", "te", "traceparent", "tracestate"}
-"""Headers without the ``-`` by which others are told from parameters."""
+"""Headers without a ``-``. A name with one is always a header's: no parameter has any."""
 
 
 def parse_turn(
