@@ -1,11 +1,13 @@
 """A C++ compiler that makes nothing twice, for tests that build hundreds of engines of a few sizes.
 
-`install` makes of this file a program that calls the real compiler and keeps its output, in the next runs too.
+`install` makes of this file a program that calls the real compiler and keeps its output, in the next runs too. What is
+new is compiled with the library's headers precompiled, which are read once for all files with the same options.
 """
 
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,6 +45,7 @@ def compile(compiler: str, machine: str, folder: Path) -> None:
         os.execv(compiler, [compiler, *arguments])
     output = Path(arguments[arguments.index("-o") + 1])
     key = hashlib.sha256(f"{compiler} {machine}\0".encode())
+    headers: set[bytes] = set()
     for argument in arguments:
         path = Path(argument.removeprefix("-I"))
         if path == output:
@@ -52,15 +55,38 @@ def compile(compiler: str, machine: str, folder: Path) -> None:
         key.update((path.read_bytes() if path.is_file() else argument.encode()) + b"\0")
         folders = [path.parent] if path.suffix == ".cpp" else [path] if path.is_dir() else []
         for included in sorted(file for f in folders for file in f.iterdir() if file.suffix in (".h", ".cpp")):
-            key.update(included.name.encode() + b"\0" + included.read_bytes() + b"\0")
+            text = included.read_bytes()
+            key.update(included.name.encode() + b"\0" + text + b"\0")
+            headers.update(re.findall(rb"^#include (<.+>)", text, re.MULTILINE))
     kept = folder / key.hexdigest()
     try:
         os.utime(kept)
     except FileNotFoundError:
-        status = os.spawnv(os.P_WAIT, compiler, [compiler, *arguments])
+        prelude = ["-include", str(precompiled(compiler, headers))] if "-c" in arguments and headers else []
+        status = os.spawnv(os.P_WAIT, compiler, [compiler, *arguments, *prelude])
         if status:
             sys.exit(1)
         unfinished = kept.with_suffix(f".{os.getpid()}")
         shutil.copyfile(output, unfinished)
         os.replace(unfinished, kept)
     shutil.copyfile(kept, output)
+
+
+def precompiled(compiler: str, headers: set[bytes]) -> Path:
+    """A header that includes those of the library. Its neighbour .gch is what the compiler reads in its place.
+
+    Macros may change what headers say: then the compiler does not take the .gch, and reads the header.
+    """
+    options = [a for a in sys.argv[1:] if re.match("-[Ofmsg]", a)]
+    lines = [b"#if __has_include(%s)\n#include %s\n#endif\n" % (header, header) for header in sorted(headers)]
+    name = hashlib.sha256(b"".join(lines) + " ".join(options).encode()).hexdigest()
+    folder = Path(__file__).parent / name
+    if not folder.exists():
+        unfinished = folder.with_suffix(f".{os.getpid()}")
+        unfinished.mkdir()
+        header = unfinished / "library.h"
+        header.write_bytes(b"".join(lines))
+        os.spawnv(os.P_WAIT, compiler, [compiler, *options, "-x", "c++-header", str(header), "-o", f"{header}.gch"])
+        with contextlib.suppress(OSError):  # another process was faster
+            unfinished.rename(folder)
+    return folder / "library.h"

@@ -36,6 +36,19 @@ def test_what_was_compiled_before_is_not_compiled_again(command: list[str], tmp_
     assert len(set(made)) == len((tmp_path / "asked").read_text().splitlines()) == 3
 
 
+@pytest.mark.parametrize("macro", ["-DN=1", "-D_GLIBCXX_ASSERTIONS"])
+def test_headers_of_the_library_are_read_once(macro: str, command: list[str], tmp_path: Path) -> None:
+    """With two sources of the same options; the result is the same, also with a macro that changes what headers say."""
+    for body in ("return v[0];", "return v.at(1);"):
+        (tmp_path / "x.cpp").write_text(f"#include <vector>\nint f(std::vector<int> v) {{ {body} }}\n")
+        subprocess.run([*command, macro, "-O2"], check=True)
+        made = (tmp_path / "x.o").read_bytes()
+        subprocess.run(["g++", *command[1:], macro, "-O2"], check=True)
+        assert made == (tmp_path / "x.o").read_bytes()
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert ["c++-header" in line for line in asked] == [True, False, False]
+
+
 def test_headers_count_wherever_they_are(command: list[str], tmp_path: Path) -> None:
     """A header in a folder of its own; two files with the same contents in exchanged places."""
     (tmp_path / "x.cpp").write_text('#include "a.h"\n')
