@@ -23,13 +23,13 @@ CODE = re.compile(rf"\[({'|'.join(ERROR_CODES)})\] ")
 
 
 def to_array(value: Any, datatype: str) -> np.ndarray:
-    """A tensor of a value or of a list or tuple of values: of rank 1, text as UTF-8 bytes."""
+    """A tensor of a value or of a list or tuple of values: of shape [1, N], text as UTF-8 bytes."""
     import numpy as np
 
     items = value if isinstance(value, (list, tuple)) else [value]
     if datatype == "BYTES":
         items = [item.encode("utf-8", "replace") for item in items]
-    return np.array(items, dtype=DTYPES[datatype])
+    return np.array([items], dtype=DTYPES[datatype])
 
 
 def format_error(code: str, request_id: str, message: str) -> str:
@@ -56,11 +56,18 @@ ENLARGE_SHARED_MEMORY = (
 )
 
 
+NO_INPUTS = (
+    "request has 0 inputs",
+    "the request has no inputs; send text_input, input_ids or messages, or session_end to end a session",
+)
+"""What Triton says of a request without a tensor, which the model does not get; and the same in our words."""
+
+
 def plain_message(message: str) -> str:
     """Triton's own error in our words, where a user can do something about it; else as it is."""
     if "shared memory" in message.lower():
         return f"the server's /dev/shm is full: {ENLARGE_SHARED_MEMORY}"
-    return message
+    return NO_INPUTS[1] if NO_INPUTS[0] in message else message
 
 
 def parse_error(message: str) -> tuple[str | None, str]:

@@ -19,9 +19,9 @@ QUESTIONS = (
 
 
 def tensor(name: str, value: object, datatype: str, dtype: type) -> InferInput:
-    """An input of one value."""
-    result = InferInput(name, [1], datatype)
-    result.set_data_from_numpy(np.array([value], dtype=dtype))
+    """An input of one value, in a batch of one."""
+    result = InferInput(name, [1, 1], datatype)
+    result.set_data_from_numpy(np.array([[value]], dtype=dtype))
     return result
 
 
@@ -41,7 +41,7 @@ async def ask(client: InferenceServerClient, question: str) -> str:
     async for result, error in client.stream_infer(requests()):
         if error is not None:
             raise error
-        answer += result.as_numpy("text_output")[0].decode()
+        answer += result.as_numpy("text_output")[0, 0].decode()
     return answer
 
 

@@ -11,9 +11,9 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 
 
 def tensor(name: str, value: object, datatype: str, dtype: type) -> InferInput:
-    """An input of one value."""
-    result = InferInput(name, [1], datatype)
-    result.set_data_from_numpy(np.array([value], dtype=dtype))
+    """An input of one value, in a batch of one."""
+    result = InferInput(name, [1, 1], datatype)
+    result.set_data_from_numpy(np.array([[value]], dtype=dtype))
     return result
 
 
@@ -35,6 +35,6 @@ with InferenceServerClient(url, channel_args=no_proxy) as client:
         result, error = responses.get(timeout=60)
         if error is not None:
             raise error
-        print(result.as_numpy("text_output")[0].decode(), end="", flush=True)
-        finish_reason = result.as_numpy("finish_reason")[0].decode()
-    print(f"\n({finish_reason}, {result.as_numpy('num_output_tokens')[0]} tokens)")
+        print(result.as_numpy("text_output")[0, 0].decode(), end="", flush=True)
+        finish_reason = result.as_numpy("finish_reason")[0, 0].decode()
+    print(f"\n({finish_reason}, {result.as_numpy('num_output_tokens')[0, 0]} tokens)")

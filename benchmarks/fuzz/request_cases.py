@@ -41,7 +41,7 @@ LONG = (
     ("text_input", "x" * ((1 << 20) + 1)),
     ("system", "é" * (1 << 20)),
 )
-OTHER_SHAPES: tuple[tuple[int, ...], ...] = ((0,), (2,), (1, 1), (), (3,), (-1,), (2**62,))
+OTHER_SHAPES: tuple[tuple[int, ...], ...] = ((1, 0), (1, 2), (2, 1), (1,), (1, 1, 1), (), (3,), (-1,), (2**62,))
 
 
 @dataclass
@@ -52,13 +52,6 @@ class Tensor:
     datatype: str
     shape: tuple[int, ...]
     values: list[Any]
-
-    def array(self) -> np.ndarray:
-        """What the model gets for it; text in bytes. Raises ValueError where Triton would refuse it."""
-        if self.name not in INPUTS or INPUTS[self.name].datatype != self.datatype:
-            raise ValueError(f"{self.name} is not of {self.datatype}")
-        values = [as_bytes(value) if isinstance(value, str) else value for value in self.values]
-        return np.array(values, dtype=DTYPES[self.datatype]).reshape(self.shape)
 
 
 @dataclass
@@ -72,7 +65,7 @@ class Case:
         """The body of `generate`: sometimes with wrong kinds of values, sometimes no JSON."""
         body: dict[str, Any] = {}
         for tensor in self.tensors:
-            body[tensor.name] = tensor.values if tensor.shape != (1,) else tensor.values[0]
+            body[tensor.name] = tensor.values if tensor.shape != (1, 1) else tensor.values[0]
         body |= self.parameters
         if random.random() < 0.2 and body:
             edit_values(random, body)
@@ -115,7 +108,7 @@ def make_case(random: Random) -> Case:
 
 def _tensor(random: Random, name: str, value: Any) -> Tensor:
     values = list(value) if isinstance(value, list | tuple) else [value]
-    return Tensor(name, INPUTS[name].datatype, (len(values),), values)
+    return Tensor(name, INPUTS[name].datatype, (1, len(values)), values)
 
 
 def _value(random: Random, datatype: str) -> Any:

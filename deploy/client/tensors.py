@@ -35,7 +35,7 @@ def _value(field: Field, result: Any, model: str) -> Any:
         raise TrtstreamError(
             f"the model {model} answers without {field.name!r}: it was not packaged by trtstream; see --model-name"
         )
-    values = array.tolist()
+    values = array[0].tolist()
     if field.datatype == "BYTES":
         values = [value.decode("utf-8", "replace") for value in values]
     return tuple(values) if field.vector else values[0]

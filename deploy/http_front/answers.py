@@ -10,7 +10,7 @@ import httpx2 as httpx
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from trtstream.deploy.contract import CODE
+from trtstream.deploy.contract import CODE, NO_INPUTS
 from trtstream.deploy.http_front.body import Refusal, discard_body
 from trtstream.runtime.request_fields import ERROR_CODES
 
@@ -18,7 +18,10 @@ NOT_RETURNED = {b"connection", b"keep-alive", b"transfer-encoding"}
 AWAY = "the server is starting or restarting; try again"
 WENT_AWAY = "the server went away in the middle of an answer; its sessions may be lost"
 ONE_RESPONSE = "generate is for one response: use generate_stream for a stream, or leave stream out"
-TRITONS_ONE_RESPONSE = b"generate expects model to produce exactly 1 response"
+IN_OUR_WORDS = {
+    b"generate expects model to produce exactly 1 response": ONE_RESPONSE,
+    NO_INPUTS[0].encode(): NO_INPUTS[1],
+}
 ERROR = b'{"error":'
 ERROR_EVENT = b"data: " + ERROR
 
@@ -57,11 +60,14 @@ async def read_answer(path: bytes, triton: httpx.Response, leave: Callable[[], N
     try:
         if path.endswith(b"/generate"):
             body = await relay.read()
-            if TRITONS_ONE_RESPONSE in body:
-                return error_response(HTTPStatus.BAD_REQUEST, ONE_RESPONSE)
+            if words := _our_words(body, ERROR):
+                return error_response(HTTPStatus.BAD_REQUEST, words)
             return relay.complete(_status(body, ERROR) or triton.status_code, body)
         if path.endswith(b"/generate_stream"):
             await relay.peek()
+            if words := _our_words(relay.first, ERROR_EVENT):
+                await relay.close()
+                return error_response(HTTPStatus.BAD_REQUEST, words)
             if status := _status(relay.first, ERROR_EVENT):
                 event = await relay.read()
                 answer = error_response(status, "")
@@ -72,6 +78,11 @@ async def read_answer(path: bytes, triton: httpx.Response, leave: Callable[[], N
         await relay.close()
         raise
     return relay
+
+
+def _our_words(body: bytes, start: bytes) -> str | None:
+    """What an error of Triton's own says in our words, if it has any."""
+    return next((ours for theirs, ours in IN_OUR_WORDS.items() if body.startswith(start) and theirs in body), None)
 
 
 def _status(body: bytes, start: bytes) -> HTTPStatus | None:

@@ -90,13 +90,13 @@ def _check_unguessable(key: SessionKey) -> None:
 def _value(field: Field, tensor: np.ndarray) -> Any:
     """A tensor as a Python value, or as a tuple of them for a vector."""
     may_be_empty = field.datatype == "BYTES"  # no stop words are none; no ids are a mistake
-    if field.vector and (tensor.ndim != 1 or not (tensor.size or may_be_empty)):
-        raise TrtstreamError(f"{field.name} has shape {list(tensor.shape)}; it must be [N] with N of at least 1")
-    if not field.vector and tensor.shape != (1,):
-        raise TrtstreamError(f"{field.name} has shape {list(tensor.shape)}; it must be [1]")
+    if field.vector and (tensor.ndim != 2 or len(tensor) != 1 or not (tensor.size or may_be_empty)):
+        raise TrtstreamError(f"{field.name} has shape {list(tensor.shape)}; it must be [1, N] with N of at least 1")
+    if not field.vector and tensor.shape != (1, 1):
+        raise TrtstreamError(f"{field.name} has shape {list(tensor.shape)}; it must be [1, 1]")
     if tensor.size > MAX_INPUT_TOKENS:  # before each becomes a Python object
         raise TrtstreamError(f"{field.name} has {tensor.size} values; send at most {MAX_INPUT_TOKENS} in one turn")
-    items = tuple(tensor.tolist())
+    items = tuple(tensor[0].tolist())
     if field.datatype == "BYTES":
         items = tuple(_text(field.name, item) for item in items)
     return items if field.vector else items[0]

@@ -54,15 +54,15 @@ def test_outputs_of_a_turn_in_one_response() -> None:
     outputs = [TurnOutput("ö", (1, 2), (-0.5, -1.0), "", 3, 2, 4), last]
     tensors = response_tensors(outputs)
     assert {name: array.tolist() for name, array in tensors.items()} == {
-        "text_output": ["öb".encode()],
-        "output_ids": [1, 2],
-        "output_log_probs": [-0.5, -1.0],
-        "finish_reason": [b"stop"],
-        "num_input_tokens": [3],
-        "num_output_tokens": [3],
-        "session_tokens": [5],
-        "turn_id": [b"ab12"],
-        "recalled": [1, 0, 9],
+        "text_output": [["öb".encode()]],
+        "output_ids": [[1, 2]],
+        "output_log_probs": [[-0.5, -1.0]],
+        "finish_reason": [[b"stop"]],
+        "num_input_tokens": [[3]],
+        "num_output_tokens": [[3]],
+        "session_tokens": [[5]],
+        "turn_id": [[b"ab12"]],
+        "recalled": [[1, 0, 9]],
     }
     assert tensors["output_ids"].dtype == np.int32
     assert response_tensors(outputs[1:])["output_log_probs"].dtype == np.float32
@@ -91,7 +91,8 @@ def fields_table(title: str, fields: Mapping[str, Field]) -> list[str]:
     rows = [f"| {title} | datatype | shape | meaning | limits |", "| --- | --- | --- | --- | --- |"]
     for name, field in fields.items():
         limits = f" a number {field.limits}" if field.limits else ""
-        rows.append(f"| `{name}` | {field.datatype} | {'[N]' if field.vector else '[1]'} | {field.meaning} |{limits} |")
+        shape = "[1, N]" if field.vector else "[1, 1]"
+        rows.append(f"| `{name}` | {field.datatype} | {shape} | {field.meaning} |{limits} |")
     return rows
 
 

@@ -37,7 +37,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Field:
-    """One tensor, of shape [1], or [N] for a ``vector``.
+    """One tensor, of shape [1, 1], or [1, N] for a ``vector``: the first dimension is Triton's batch, always of one.
 
     ``attribute`` is where `TurnRequest` or `TurnOutput` holds the same value: the tensor's name, unless given. Numbers
     outside ``limits`` are refused.

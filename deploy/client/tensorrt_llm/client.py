@@ -239,7 +239,7 @@ def _response(
 
 
 def _batch_of_one(name: str, datatype: str, value: Any) -> Any:
-    return make_tensor(name, datatype, to_array(value, datatype)[None])
+    return make_tensor(name, datatype, to_array(value, datatype))
 
 
 def _prepend(first: Response, responses: Responses) -> Responses:

@@ -6,7 +6,6 @@ import asyncio
 import http.client
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -14,18 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import openai
 import pytest
 from openai.types.responses import Response
-from tritonclient.grpc import InferenceServerClient
 
 from tests.deploy.gateway.conftest import connect
 from tests.deploy.server import Server
 from tests.deploy.serving.processes import family, of_kind, wait_for_death
 from tests.deploy.serving.test_supervisor import STUB, wait_for_log
 from trtstream.deploy.client.client import Client
-from trtstream.deploy.client.triton import make_tensor
 from trtstream.sessions.turn_log import TurnLog
 
 pytestmark = pytest.mark.triton
@@ -256,21 +252,6 @@ def test_models_and_health(server: Server, client: openai.OpenAI) -> None:
     assert 'method="other"' in metrics
     assert "BREW" not in metrics
     assert "resp_1" not in metrics
-
-
-def test_requests_as_nvidias_openai_frontend_sends_them(server: Server) -> None:
-    """Triton refuses their shapes, and then their names: the model has no batch dimension and other inputs."""
-
-    def refusal(name: str, shape: tuple[int, ...]) -> str:
-        tensor = make_tensor(name, "BYTES", np.full(shape, b"Hello", object))
-        answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        with InferenceServerClient(server.grpc_url) as client:
-            client.start_stream(lambda result, error: answers.put(error))
-            client.async_stream_infer("trtstream", [tensor])
-            return str(answers.get(timeout=60))
-
-    assert "[1,1]" in refusal("text_input", (1, 1))
-    assert "unexpected inference input 'seed'" in refusal("seed", (1,))
 
 
 def test_a_conversation_outlives_its_server(server: Server, start: Start, tmp_path: Path) -> None:

@@ -121,6 +121,18 @@ def test_a_stream_asked_of_generate(server: Any) -> None:
     assert "use generate_stream" in message
 
 
+@pytest.mark.parametrize("endpoint", [GENERATE, f"{GENERATE}_stream"])
+def test_a_request_without_inputs(server: Any, endpoint: str) -> None:
+    status, message = error(request(server.http_url, endpoint, b'{"sequence_id": 9, "sequence_end": true}'))
+    assert status == 400
+    assert message.startswith("the request has no inputs; send text_input")
+
+
+def test_an_answer_may_quote_an_error(server: Any) -> None:
+    quoted = json.dumps({**QUESTION, "id": "request has 0 inputs"}).encode()
+    assert request(server.http_url, GENERATE, quoted)[0] == 200
+
+
 def test_errors_have_the_status_of_their_code(server: Any) -> None:
     def ask(**inputs: Any) -> tuple[int, str]:
         return error(request(server.http_url, GENERATE, json.dumps({"text_input": "a", **inputs}).encode()))

@@ -16,11 +16,12 @@ DTYPES = {bool: np.bool_, int: np.int32, float: np.float32, str: np.object_}
 
 
 def tensors(**values: Any) -> list[InferInput]:
+    """A value or a list of them is a batch of one; an array of rank 2 has its shape."""
     inputs = []
     for name, value in values.items():
         items = value if isinstance(value, (list, np.ndarray)) else [value]
         dtype = value.dtype if isinstance(value, np.ndarray) else DTYPES.get(type(items[0]), np.object_)
-        array = np.array([item.encode() if isinstance(item, str) else item for item in items], dtype)
+        array = np.atleast_2d(np.array([item.encode() if isinstance(item, str) else item for item in items], dtype))
         tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
         tensor.set_data_from_numpy(array)
         inputs.append(tensor)
@@ -66,19 +67,19 @@ def final(result: Any) -> bool:
 
 
 def text(*results: Any) -> str:
-    return b"".join(result.as_numpy("text_output")[0] for result in results).decode()
+    return b"".join(result.as_numpy("text_output")[0, 0] for result in results).decode()
 
 
 def ids(*results: Any) -> list[int]:
-    return [token for result in results for token in result.as_numpy("output_ids").tolist()]
+    return [token for result in results for token in result.as_numpy("output_ids")[0].tolist()]
 
 
 def number(result: Any, name: str) -> int:
-    return int(result.as_numpy(name)[0])
+    return int(result.as_numpy(name)[0, 0])
 
 
 def reason(result: Any) -> str:
-    return result.as_numpy("finish_reason")[0].decode()
+    return result.as_numpy("finish_reason")[0, 0].decode()
 
 
 def post(server: Any, endpoint: str, body: dict[str, Any]) -> Any:

@@ -37,7 +37,7 @@ def test_streamed_and_complete_answers_are_the_same(stream: Stream) -> None:
     assert ids(*pieces) == ids(answer)
     assert len(ids(answer)) == 12
     assert text(*pieces) == text(answer)
-    assert len(answer.as_numpy("output_log_probs")) == 12
+    assert answer.as_numpy("output_log_probs").shape == (1, 12)
     assert number(answer, "num_input_tokens") == 5
     assert number(answer, "num_output_tokens") == 12
     assert number(answer, "session_tokens") == 16  # the last sampled one is pending
@@ -127,14 +127,15 @@ def test_http_sessions(server: Any) -> None:
 
 BAD_REQUESTS = {
     "unknown parameter": ({"parameters": {"max_token": 5}}, {"text_input": "a"}, "'max_token'"),
-    "nothing": ({}, {}, "text"),
+    "nothing": ({}, {}, "request has 0 inputs"),
     "two inputs": ({}, {"text_input": "a", "input_ids": [1]}, "input_ids"),
     "no ids": ({}, {"input_ids": np.zeros(0, np.int32)}, "input_ids"),
     "ids out of range": ({}, {"input_ids": [5, 128]}, "128"),
     "negative max_tokens": ({}, {"text_input": "a", "max_tokens": -1}, "max_tokens"),
     "nan": ({}, {"text_input": "a", "temperature": float("nan")}, "temperature"),
     "not UTF-8": ({}, {"text_input": np.array([b"\xff\xfe"], np.object_)}, "UTF-8"),
-    "wrong shape": ({}, {"text_input": ["a", "b"]}, "shape"),
+    "wrong shape": ({}, {"text_input": ["a", "b"]}, r"'text_input'.*\[-1,1\], got \[1,2\]"),
+    "a batch of two": ({}, {"input_ids": np.ones((2, 3), np.int32)}, "batch-size must be <= 1"),
     "wrong type": ({}, {"text_input": "a", "max_tokens": 1.5}, "max_tokens"),
     "session_tokens of nobody": ({}, {"text_input": "a", "session_tokens": 5}, "session"),
     "lost session": ({}, {"text_input": "a", "session_id": "nobody", "session_tokens": 5}, "session"),

@@ -11,7 +11,7 @@ from trtstream.runtime.requests import TurnRequest
 
 
 def string(*values: bytes) -> np.ndarray:
-    return np.array(values, dtype=np.object_)
+    return np.array([values], dtype=np.object_)
 
 
 TEXT = {"text_input": string(b"hi")}
@@ -29,22 +29,22 @@ def test_a_header_that_triton_passes_on_is_no_parameter(name: str) -> None:
 def test_every_input_has_its_field() -> None:
     tensors = {
         "text_input": string("größer".encode()),
-        "max_tokens": np.array([7], np.int32),
-        "stream": np.array([True]),
-        "chat": np.array([True]),
+        "max_tokens": np.array([[7]], np.int32),
+        "stream": np.array([[True]]),
+        "chat": np.array([[True]]),
         "system": string(b"Be kind."),
         "session_id": string(b"me"),
-        "session_end": np.array([True]),
-        "session_tokens": np.array([12], np.int32),
-        "temperature": np.array([0.5], np.float32),
-        "top_k": np.array([3], np.int32),
-        "top_p": np.array([0.25], np.float32),
-        "repetition_penalty": np.array([1.5], np.float32),
-        "random_seed": np.array([2**64 - 1], np.uint64),
+        "session_end": np.array([[True]]),
+        "session_tokens": np.array([[12]], np.int32),
+        "temperature": np.array([[0.5]], np.float32),
+        "top_k": np.array([[3]], np.int32),
+        "top_p": np.array([[0.25]], np.float32),
+        "repetition_penalty": np.array([[1.5]], np.float32),
+        "random_seed": np.array([[2**64 - 1]], np.uint64),
         "stop_words": string(b"a", b"b"),
-        "end_id": np.array([2], np.int32),
-        "ignore_eos": np.array([True]),
-        "return_log_probs": np.array([True]),
+        "end_id": np.array([[2]], np.int32),
+        "ignore_eos": np.array([[True]]),
+        "return_log_probs": np.array([[True]]),
     }
     turn, stream = parse_turn(tensors, timeout_us=1_500_000, request_id="r")
     assert stream
@@ -75,7 +75,7 @@ def test_an_empty_list_of_stop_words_is_none() -> None:
 
 
 def test_what_is_left_out_has_its_default() -> None:
-    assert parse_turn({"input_ids": np.array([1, 2], np.int32)}) == (TurnRequest(input_ids=(1, 2)), False)
+    assert parse_turn({"input_ids": np.array([[1, 2]], np.int32)}) == (TurnRequest(input_ids=(1, 2)), False)
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,12 @@ def test_sequences_and_parameters(options: dict, fields: dict) -> None:
     [
         ({"text_input": string(b"\xff")}, {}, "text_input is not UTF-8"),
         ({"text_input": string(b"a"), "stop_words": string(b"a", b"\xc3")}, {}, "stop_words is not UTF-8"),
-        ({"text_input": string(b"a", b"b")}, {}, r"text_input has shape \[2\]"),
-        ({"text_input": string()}, {}, r"text_input has shape \[0\]"),
-        ({"input_ids": np.zeros([0], np.int32)}, {}, r"input_ids has shape \[0\]"),
-        ({"input_ids": np.zeros([1, 2], np.int32)}, {}, r"input_ids has shape \[1, 2\]"),
+        ({"text_input": string(b"a", b"b")}, {}, r"text_input has shape \[1, 2\]; it must be \[1, 1\]"),
+        ({"text_input": string()}, {}, r"text_input has shape \[1, 0\]"),
+        ({"text_input": string(b"a")[0]}, {}, r"text_input has shape \[1\]"),
+        ({"input_ids": np.zeros([1, 0], np.int32)}, {}, r"input_ids has shape \[1, 0\]"),
+        ({"input_ids": np.zeros([2], np.int32)}, {}, r"input_ids has shape \[2\]; it must be \[1, N\]"),
+        ({"input_ids": np.zeros([2, 1], np.int32)}, {}, r"input_ids has shape \[2, 1\]"),
         (TEXT, {"parameters": {"foo": 1}}, "'foo'"),
         (TEXT, {"parameters": {"sequence_id": True}}, "'sequence_id' is True"),
         (TEXT, {"parameters": {"sequence_id": 1.5}}, "'sequence_id' is 1.5"),
