@@ -1,13 +1,17 @@
-"""Places where a test has a server die, to see what a kill just there leaves behind.
+"""What tests and benchmarks have a server suffer: its death at a certain place, and a slow device.
 
 ``TRTSTREAM_FAILPOINT=NAME:COUNT`` kills the process when it comes to the place NAME for the COUNTth time. Nothing but
 tests sets that variable, `serve` says so when it is set, and without it a place costs one comparison of strings.
+
+``TRTSTREAM_STEP_SECONDS=SECONDS`` lets every step wait so long before it is computed, as for a device of the server's
+own: several servers on one machine then add up as several machines do, as long as its processors suffice.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 
 VARIABLE = "TRTSTREAM_FAILPOINT"
 PLACES = (
@@ -20,8 +24,11 @@ PLACES = (
     "drain",
 )
 
+STEP_VARIABLE = "TRTSTREAM_STEP_SECONDS"
+
 _place, _, _count = os.environ.get(VARIABLE, "").partition(":")
 _left = int(_count or 1)
+_step_seconds = float(os.environ.get(STEP_VARIABLE) or 0.0)
 
 
 def reach(place: str) -> None:
@@ -32,3 +39,9 @@ def reach(place: str) -> None:
         if _left == 0:
             os.write(2, f"killed at the failpoint {place}\n".encode())
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_for_device() -> None:
+    """Wait as long as a benchmark's device takes for a step."""
+    if _step_seconds:
+        time.sleep(_step_seconds)

@@ -259,6 +259,8 @@ def serve(
         policy = Policy(restart == "on-failure", max_restarts, start_timeout, hang_timeout, drain_timeout, drain_delay)
         if failpoint.VARIABLE in os.environ:
             click.echo(f"{failpoint.VARIABLE} is set, which is for tests: the model will be killed", err=True)
+        if failpoint.STEP_VARIABLE in os.environ:
+            click.echo(f"{failpoint.STEP_VARIABLE} is set, which is for benchmarks: every step waits", err=True)
         click.echo(f"starting Triton with {source}", err=True)
         on_ready = partial(click.echo, _ready_line(addresses, models))
         readiness = Readiness()

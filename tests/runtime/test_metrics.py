@@ -18,10 +18,11 @@ from trtstream.runtime.tier_costs import TierCosts
 
 
 class Measured:
-    """Takes measurements: the sums by metric and label, and each value."""
+    """Takes measurements: the sums and counts by metric and label, and each value."""
 
     def __init__(self) -> None:
         self.sums: Counter[tuple[str, str]] = Counter()
+        self.counts: Counter[tuple[str, str]] = Counter()
         self.values: defaultdict[str, list[float]] = defaultdict(list)
 
     def __call__(self, metric: str, value: float = 1.0, label: str = "") -> None:
@@ -30,6 +31,7 @@ class Measured:
         assert (not label) == (not kind.label)
         assert not kind.values or label in kind.values
         self.sums[metric, label] += value
+        self.counts[metric, label] += 1
         self.values[metric].append(value)
 
 
@@ -110,3 +112,7 @@ def test_tiers(start, measured, tmp_path, monkeypatch):
     # All but the sinks and one more, which set the session's position.
     assert measured.sums["rebuilt_tokens_total", ""] == restarted._engine.receptive_field - 1
     wait_until(lambda: measured.sums["snapshot_bytes_total", "read"])
+    for key in (1, 3, 3):  # 1 takes the lane of 3, which takes another one
+        ask(restarted, text="x", session_key=key, max_tokens=1)
+    tiers = {"new": 5, "snapshot": 2, "log": 2, "host": 1, "engine": 1}
+    wait_until(lambda: all(measured.counts["time_to_first_token_seconds", tier] == tiers[tier] for tier in tiers))

@@ -41,7 +41,13 @@ METRICS = {
     "refusals_total": Metric("counter", "Requests that got an error, by its code.", "code"),
     "input_tokens_total": Metric("counter", "Tokens of the inputs of turns that have ended."),
     "output_tokens_total": Metric("counter", "Tokens of the answers of turns that have ended."),
-    "time_to_first_token_seconds": Metric("histogram", "From a turn's submission to its first token.", buckets=SECONDS),
+    "time_to_first_token_seconds": Metric(
+        "histogram",
+        "From a turn's submission to its first token, by where its session's cache was; of a `new` session, nowhere.",
+        "tier",
+        ("new", "engine", "host", "snapshot", "log"),
+        SECONDS,
+    ),
     "inter_token_seconds": Metric(
         "histogram", "Between two tokens of an answer: the mean of each turn.", buckets=SECONDS
     ),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from trtstream import failpoint
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.committing import Committing, Ending
 from trtstream.runtime.intake import Intake
@@ -204,6 +205,7 @@ class Scheduler:
         try:
             lanes = [self._lane(turn) for turn in decoding]
             parts = {self._lane(turn): chunk for turn, chunk in chunks.items()}
+            failpoint.wait_for_device()
             logits = self._engine.decode_and_prefill(lanes, list(decoding.values()), parts)
         except Exception as error:
             for turn in turns:
@@ -233,6 +235,7 @@ class Scheduler:
             if not turn.prompt:
                 self._commit(turn, Ending(turn.final_output("stop", turn.session.position)))
                 continue
+            turn.tier = turn.tier or self._sessions.tier(turn.session)
             try:
                 rebuilt = self._sessions.enter(turn.session)
             except Exception as error:

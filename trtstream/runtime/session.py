@@ -127,6 +127,23 @@ class SessionStore:
                 return twin
         return None
 
+    def tier(self, session: Session) -> str:
+        """Where the cache of a session that is about to begin a turn is: a label of "time_to_first_token_seconds".
+
+        It may leave memory before the session gets a lane.
+        """
+        if session.turn is None:
+            return "new"
+        source: Session | None = session
+        if session not in self.lanes and session not in self.saved:
+            source = self.twin(session.turn.id)
+        if source in self.lanes:
+            return "engine"
+        state = None if source is None else self.saved.get(source)
+        if state is not None and state.kv_cache is not None:
+            return "host"
+        return "snapshot" if session.state is not None and session.state.kv_cache is not None else "log"
+
     def enter(self, session: Session) -> list[int] | None:
         """Bring a session into a lane. Returns the tokens to feed before its turn's prompt, None if no lane is free."""
         self.snapshots.drop(session)

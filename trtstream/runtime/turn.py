@@ -53,6 +53,7 @@ class Turn:
         self.submitted_at = time.monotonic()
         self.entered_at = 0.0  # when it last got a lane, in seconds of `time.monotonic`
         self.first_token_at = self.last_token_at = 0.0
+        self.tier = ""  # where its session's cache was, a label of "time_to_first_token_seconds"
         self.entered_in = 0  # the scheduler's step of that moment
         self.timeout_source, timeout = _timeout(request, limits)
         self.deadline = None if timeout is None else time.monotonic() + timeout
@@ -147,7 +148,7 @@ class Turn:
         measure("input_tokens_total", self.num_input_tokens)
         measure("output_tokens_total", self.num_output_tokens)
         if self.num_output_tokens:
-            measure("time_to_first_token_seconds", self.first_token_at - self.submitted_at)
+            measure("time_to_first_token_seconds", self.first_token_at - self.submitted_at, self.tier)
         if self.num_output_tokens > 1:
             measure("inter_token_seconds", (self.last_token_at - self.first_token_at) / (self.num_output_tokens - 1))
 

@@ -59,7 +59,7 @@ def test_triton_publishes_what_clients_have_seen(server: Server) -> None:
         ("turns_total", "length"): 1,
         ("input_tokens_total", ""): answer.num_input_tokens,
         ("output_tokens_total", ""): 5,
-        ("time_to_first_token_seconds_count", ""): 1,
+        ("time_to_first_token_seconds_count", "new"): 1,
         ("inter_token_seconds_count", ""): 1,
         ("refusals_total", "invalid"): 2,
     }
