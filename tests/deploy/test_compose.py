@@ -47,9 +47,8 @@ def test_the_commands_are_those_of_trtstream(compose: Object) -> None:
         assert grace >= each["drain_delay"] + each["drain_timeout"] + 20, name
     host, port = options["gateway"]["triton"].split(":")
     assert f"127.0.0.1:8001:{port}" in compose["services"][host]["ports"]
-    compose["services"]["gateway"]["command"][1] = "--tritons"
     with pytest.raises(click.UsageError, match="--tritons"):
-        parameters(compose["services"]["gateway"])
+        parameters({"command": ["gateway", "--tritons", "envoy:8001"]})
 
 
 def test_its_parts_fit_together(compose: Object) -> None:
@@ -85,7 +84,9 @@ def test_proxy_and_prometheus_know_the_servers(compose: Object) -> None:
     assert {each["port_value"] for each in addresses} == {default["grpc_port"]}
     assert {each["health_check_config"]["port_value"] for each in endpoints} == {default["http_port"]}
     (job,) = yaml.safe_load((DEPLOY / "monitoring" / "prometheus.yaml").read_text())["scrape_configs"]
-    assert set(job["static_configs"][0]["targets"]) == {f"{name}:{default['metrics_port']}" for name in servers}
+    gateway = f"gateway:{parameters(compose['services']['gateway'])['port']}"
+    targets = {gateway, *(f"{name}:{default['metrics_port']}" for name in servers)}
+    assert set(job["static_configs"][0]["targets"]) == targets
 
 
 def test_its_envoy_is_that_of_one_machine_but_for_addresses() -> None:

@@ -38,6 +38,8 @@ def _problems(each: Object, objects: Sequence[Object], pods: Sequence[Object], k
         budgets = [other for other in objects if other["kind"] == "PodDisruptionBudget"]
         if not any(_selects(budget["spec"]["selector"]["matchLabels"], [pod_of(each)]) for budget in budgets):
             yield "it has no disruption budget"
+    if kind in ("StatefulSet", "Deployment") and not _is_scraped(pod_of(each), objects):
+        yield "its metrics are not scraped"
     if kind == "StatefulSet" and not _named(objects, "Service", spec["serviceName"]):
         yield f"there is no Service {spec['serviceName']}"
     if kind == "Service":
@@ -170,6 +172,18 @@ def _scaling_problems(spec: Object, objects: Sequence[Object]) -> Iterator[str]:
             yield f"there is no gauge {asked['name']}"
         elif any(key != ours.label or value not in ours.values for key, value in labels.items()):
             yield f"{asked['name']} has no {labels}"
+
+
+def _is_scraped(pod: Object, objects: Sequence[Object]) -> bool:
+    """Whether a monitor finds the pod; true where there are no monitors at all."""
+    monitors = [each for each in objects if each["kind"] in ("PodMonitor", "ServiceMonitor")]
+    for monitor in monitors:
+        labels = monitor["spec"]["selector"]["matchLabels"]
+        services = _selects(labels, [each for each in objects if each["kind"] == "Service"])
+        selectors = [labels] if monitor["kind"] == "PodMonitor" else [each["spec"]["selector"] for each in services]
+        if any(_selects(selector, [pod]) for selector in selectors):
+            return True
+    return not monitors
 
 
 def _backends(each: Object) -> Iterator[Object]:

@@ -117,6 +117,20 @@ def test_a_server_gets_what_the_values_say(chart: Chart) -> None:
     assert server["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"] == "100Gi"
 
 
+@pytest.mark.parametrize("monitor", ["pod", "service"])
+def test_whoever_reads_metrics_reaches_servers_and_gateways(chart: Chart, monitor: str) -> None:
+    settings = ("networkPolicy.gateways[0].podSelector.matchLabels.app=chat", f"metrics.monitor={monitor}")
+    objects = chart.render("gpu", *settings)
+    prometheus = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    for part, port in (("server", "metrics"), ("gateway", "openai")):
+        policy = find(objects, "NetworkPolicy", f"chat-{part}")["spec"]
+        assert any(prometheus in rule["from"] and {"port": port} in rule["ports"] for rule in policy["ingress"]), part
+        spec = find(objects, f"{monitor.title()}Monitor", f"chat-{part}")["spec"]
+        assert [end["port"] for end in spec.get("podMetricsEndpoints") or spec["endpoints"]] == [port]
+    (gateway,) = find(objects, "NetworkPolicy", "chat-gateway")["spec"]["ingress"]
+    assert len(gateway["from"]) == 2
+
+
 def test_notes_say_what_is_missing(chart: Chart) -> None:
     done = chart.run("install", "chat", ".", "--dry-run=client", "-f", "ci/init-values.yaml")
     notes = done.stdout.partition("NOTES:")[2]
@@ -194,7 +208,8 @@ MUTATIONS = [
     ("autoscaling.yaml", "trtstream_turns_queued", "trtstream_queue", "there is no gauge trtstream_queue"),
     ("autoscaling.yaml", "tier: engine", "tier: gpu", "trtstream_sessions has no {'tier': 'gpu'}"),
     ("networkpolicy.yaml", "- port: metrics", "- port: prometheus", "its pods have no such ports"),
-    ("monitor.yaml", "- port: metrics", "- port: prometheus", "its pods have no such port"),
+    ("monitor.yaml", '"server" "metrics"', '"server" "prometheus"', "its pods have no such port"),
+    ("monitor.yaml", 'list $ "gateway"', 'list $ "server"', "Deployment chat-gateway: its metrics are not scraped"),
     ("affinity.yaml", '"grpc" 8001', '"grpc" 9001', "it leads to chat:9001, where nothing is"),
 ]
 
