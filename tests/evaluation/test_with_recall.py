@@ -10,7 +10,7 @@ import torch
 from trtstream.evaluation.engines import open_subject
 from trtstream.evaluation.facts import PLACES, make_changes, make_facts, make_missing
 from trtstream.evaluation.tokens import TokenFile
-from trtstream.evaluation.with_recall import Ask, Reader, Score, _plan, _run
+from trtstream.evaluation.with_recall import Ask, Reader, Score, _plan, _rows, _run
 
 DISTANCES = (40, 900)
 WINDOW = 256
@@ -66,6 +66,9 @@ def test_what_has_left_the_window_is_found(checkpoint: Path, tokens: TokenFile) 
             assert (planted[tuple(ask.prompt)] in found) == (ask.distance == 900)
         if ask.distance == 900 and ask.kind == "paraphrased":
             assert any(text in found for text in planted.values())
+    assert {row["kind"]: row["counted"] for row in _rows(scores)} == {
+        "plain": "right", "paraphrased": "right", "changed": "right", "missing": "invented"
+    }  # fmt: skip
     assert sum(score.tokens for (kind, distance), score in scores.items() if distance == 900) > 0
 
 

@@ -6,7 +6,9 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -17,11 +19,16 @@ from tests.checkpoints import write_checkpoint
 from tests.pages import ROOT
 from tests.runtime.clients import ENDLESS, EOS, Client, ask, assert_same_greedy, refused, wait_until
 from tests.sessions.conftest import DATABASES
+from tests.sessions.records import commit_after, turn_after
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.build.cpu import build_cpu_engine
 from trtstream.errors import TrtstreamError
+from trtstream.runtime.journal import THREADS, Journal
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.tier_costs import TierCosts
+from trtstream.sessions.recall import Question, Vocabulary
+from trtstream.sessions.spans import Cutter
+from trtstream.sessions.turn_log import TurnLog
 from trtstream.settings import BuildConfig
 
 
@@ -363,3 +370,23 @@ def test_a_store_that_is_gone_is_named_in_the_log_and_not_to_clients(start, stor
     assert (str(error), error.code) == ("the session store does not answer; try again later", "unavailable")
     assert "sessions.db" in caplog.text
     ask(scheduler, text="Hello", max_tokens=2)
+
+
+def test_others_are_read_while_long_indexes_are_made(log: TurnLog) -> None:
+    journal = Journal(log, bytes(32), commit_timeout=5.0)
+    go_on, read = threading.Event(), threading.Event()
+
+    def decode(spans: Sequence[Sequence[int]]) -> list[str]:
+        go_on.wait()
+        return [str(ids) for ids in spans]
+
+    vocabulary = Vocabulary(Cutter(["a"], ()), decode)
+    turn = turn_after(None, Random(0), tokens=[0] * 20, pending=0)
+    assert log.commit([commit_after("s", None, turn)]) == [None]
+    question = Question("a", turn.position, 0, 8, 8)
+    for key in range(THREADS - 1):
+        journal.read(partial(journal.recall, key, turn, question, vocabulary))
+    journal.read(read.set)
+    assert read.wait(60)
+    go_on.set()
+    journal.close()

@@ -105,6 +105,22 @@ def test_a_span_in_the_window_is_not_read_again(scheduler: Scheduler, log: TurnL
     assert recalled(log, say(scheduler, QUESTION, recall=RECALL)) == ""
 
 
+def test_a_window_that_answers_is_left_alone(scheduler: Scheduler, log: TurnLog) -> None:
+    say(scheduler, "The brave badger lives in Oslo. ")
+    say(scheduler, FILLER)
+    assert "badger lives" in recalled(log, say(scheduler, "Where does the badger live?", "s", recall=RECALL))
+    say(scheduler, FILLER)
+    say(scheduler, FACT)
+    assert recalled(log, say(scheduler, QUESTION, recall=RECALL)) == ""
+
+
+def test_a_turn_that_says_it_means_what_the_turn_before_did(scheduler: Scheduler, log: TurnLog) -> None:
+    for text in (FACT, FILLER, "Tell me about the brave otter!"):
+        say(scheduler, text, chat=True)
+    client = say(scheduler, "Where does it live?", chat=True, recall=RECALL)
+    assert "otter lives in Rome" in recalled(log, client)
+
+
 def test_a_copy_is_neither_found_nor_made_twice(scheduler: Scheduler, log: TurnLog) -> None:
     say(scheduler, FACT)
     say(scheduler, FILLER)

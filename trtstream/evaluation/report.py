@@ -109,14 +109,15 @@ def print_recall(answers: Iterable[dict[str, Any]]) -> None:
 
 def print_with_recall(rows: Sequence[dict[str, Any]]) -> None:
     print_table(
-        ("questions", "tokens back", "asked", "right", "with recall", "tokens again"),
+        ("questions", "tokens back", "asked", "answers", "without", "with recall", "tokens again"),
         (
             (
                 row["kind"],
                 f"{row['distance']:,}",
                 str(row["questions"]),
-                f"{row['right'] / row['questions']:.0%}",
-                f"{row['right_with_recall'] / row['questions']:.0%}",
+                row["counted"],
+                f"{row['without_recall'] / row['questions']:.0%}",
+                f"{row['with_recall'] / row['questions']:.0%}",
                 f"{row['tokens_read_again']:.0f}",
             )
             for row in rows

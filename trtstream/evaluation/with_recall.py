@@ -7,14 +7,14 @@ million tokens takes no longer than one of 20,000.
 
 Four kinds of questions: ``plain`` repeats the fact up to its last word, ``paraphrased`` asks in other words,
 ``changed`` is about a fact that was planted twice with different places, of which the later counts, and ``missing``
-about one that was not planted: there an answer that names a place counts as ``right``, for it is invented. Each fact is
-among as many others of its form as there are ``--facts``.
+about one that was not planted: there an answer that names a place is invented, and counted as that. Each fact is among
+as many others of its form as there are ``--facts``.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count as numbers
 from typing import TYPE_CHECKING, Any
@@ -54,10 +54,13 @@ class Ask:
 
 @dataclass
 class Score:
-    """How many of the ``questions`` were ``right``, and ``recalled`` with recall, which read ``tokens`` again."""
+    """How many answers to the ``questions`` were right (of ``missing`` facts: invented) ``without`` recall and with.
+
+    Recall read ``tokens`` again.
+    """
 
     questions: int = 0
-    right: int = 0
+    without: int = 0
     recalled: int = 0
     tokens: int = 0
 
@@ -109,17 +112,18 @@ class Reader:
     def answer(self, ask: Ask, score: Score) -> None:
         """Ask without recall and with it; the session stays as it is."""
         self._index_spans()
-        score.questions += 1
-        score.right += self._is_right([*ask.prompt], ask)
+        without = self._counts([*ask.prompt], ask)
         text = str(self._tokenizer.decode([*ask.prompt]))
         sinks = self._engine.build.sink_token_length
         question = self._recalling.question(text, self.fed, sinks, self._max_tokens)
         block = None if question is None else self._recalling.block(self._index.search(question))
         again = [] if block is None else block.ids(self._tokenizer, text_of(self._tokenizer, self._unindexed[-1]))
+        score.questions += 1
+        score.without += without
+        score.recalled += self._counts([*again, *ask.prompt], ask) if again else without
         score.tokens += len(again)
-        score.recalled += self._is_right([*again, *ask.prompt], ask)
 
-    def _is_right(self, prompt: list[int], ask: Ask) -> bool:
+    def _counts(self, prompt: list[int], ask: Ask) -> bool:
         said = greedy(self._engine, prompt, len(ask.answer) or MAX_ANSWER)
         if ask.answer:
             return said == [*ask.answer]
@@ -140,17 +144,7 @@ def evaluate_with_recall(options: Options, subject: Subject) -> dict[str, Any]:
         plan = _plan(subject.tokenizer, engine.build.max_attention_window, options.facts, options.recall)
         with progress_bar("recall, tokens") as progress:
             scores = _run(reader, engine.receptive_field, ids, plan, progress)
-    rows = [
-        {
-            "kind": kind,
-            "distance": distance,
-            "questions": score.questions,
-            "right": score.right,
-            "right_with_recall": score.recalled,
-            "tokens_read_again": score.tokens / score.questions,
-        }
-        for (kind, distance), score in sorted(scores.items())
-    ]
+    rows = _rows(scores)
     print_with_recall(rows)
     return {
         **heading(options, subject, ids.count),
@@ -160,6 +154,21 @@ def evaluate_with_recall(options: Options, subject: Subject) -> dict[str, Any]:
         "recall_tokens": options.with_recall,
         "with_recall": rows,
     }
+
+
+def _rows(scores: Mapping[tuple[str, int], Score]) -> list[dict[str, Any]]:
+    return [
+        {
+            "kind": kind,
+            "distance": distance,
+            "questions": score.questions,
+            "counted": "invented" if kind == "missing" else "right",
+            "without_recall": score.without,
+            "with_recall": score.recalled,
+            "tokens_read_again": score.tokens / score.questions,
+        }
+        for (kind, distance), score in sorted(scores.items())
+    ]
 
 
 def _plan(

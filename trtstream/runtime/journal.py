@@ -24,7 +24,8 @@ from trtstream.sessions.recall import Found, Question, Recall, Vocabulary
 from trtstream.sessions.records import Commit, TurnRecord, unknown_outcome
 from trtstream.sessions.turn_log import TurnLog
 
-READERS = 2
+READERS = 2  # read at once, and as many more as are making an index
+THREADS = 8
 GROUP = 64  # turns in one transaction
 SWEEP_SECONDS = 600.0
 CACHE_SWEEP_SECONDS = 60.0
@@ -60,14 +61,19 @@ class Journal:
         self.costs = TierCosts() if snapshots is None else snapshots.costs
         self._log = log
         self._recall = Recall(log)
-        self._readers = ThreadPoolExecutor(READERS, "trtstream-session-reader")
+        self._readers = ThreadPoolExecutor(THREADS, "trtstream-session-reader")
+        self._places = threading.Semaphore(READERS)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="trtstream-session-writer", daemon=True)
         self._writer.start()
 
     def read(self, work: Callable[[], None]) -> None:
         """Run ``work`` on a thread that may wait for the database."""
-        self._readers.submit(work)
+        self._readers.submit(self._read, work)
+
+    def _read(self, work: Callable[[], None]) -> None:
+        with self._places:
+            work()
 
     def find(self, request: TurnRequest, request_hash: bytes) -> Continuation:
         """As `find_continuation`, in the database. Raises TrtstreamError for another checkpoint's turns too."""
@@ -100,9 +106,16 @@ class Journal:
             return restored
 
     def recall(self, key: Hashable, turn: TurnRecord, question: Question, vocabulary: Vocabulary) -> list[Found]:
-        """The spans that a turn of the conversation ``key`` behind ``turn`` should read again."""
-        with _for_clients():
-            return self._recall.find(key, turn, question, vocabulary)
+        """The spans that a turn of the conversation ``key`` behind ``turn`` should read again.
+
+        A long conversation's first index takes seconds. Another turn has this thread's place meanwhile.
+        """
+        self._places.release()
+        try:
+            with _for_clients():
+                return self._recall.find(key, turn, question, vocabulary)
+        finally:
+            self._places.acquire()
 
     def commit(self, commit: Commit, done: OnCommit) -> None:
         """Have the writer commit; ``done`` gets None or the error, on the writer's thread."""

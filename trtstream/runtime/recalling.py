@@ -56,16 +56,19 @@ class Recalling:
         cutter = Cutter([piece or "" for piece in pieces], control_tokens(tokenizer), longest)
         self.vocabulary = Vocabulary(cutter, self._texts)
 
-    def question(self, text: str, position: int, sink_token_length: int, max_tokens: int) -> Question | None:
+    def question(
+        self, text: str, position: int, sink_token_length: int, max_tokens: int, before: str = ""
+    ) -> Question | None:
         """What to search for a turn with this text, in a session that has been fed ``position`` tokens.
 
+        ``before`` is the text of the turn before, to which this one may refer.
         What is found has at most ``max_tokens`` tokens, marks included, and is at most a quarter of the ring. None if
         that is nothing.
         """
         room = min(max_tokens - self._marks, self._limit)
         if room <= 0 or not text:
             return None
-        return Question(text, position, sink_token_length, self._ring, room, self._gap)
+        return Question(text, position, sink_token_length, self._ring, room, self._gap, before)
 
     def block(self, found: Sequence[Found]) -> Block | None:
         """What was found, between marks; None for nothing."""

@@ -159,7 +159,9 @@ class TurnReader:
         text = turn.text
         if text is None:
             text = str(self._tokenizer.decode([*(request.input_ids or ())], skip_special_tokens=True))
-        question = self._recalling.question(text, parent.position, parent.sink_token_length, count)
+        question = self._recalling.question(
+            text, parent.position, parent.sink_token_length, count, before=parent.prompt or ""
+        )
         if question is None:
             return None
         key = parent.root if turn.key is None else turn.key

@@ -27,11 +27,18 @@ BATCH = 256  # turns that are read and added at once
 MAX_WORDS = 32  # of a text that are searched: its last ones, as questions end texts
 COMMON = 1024  # a word in so many spans says little, and takes long
 MAX_MATCHES = 4096  # of all words, the rarest first
-MIN_SHARE = 0.35  # of the weight of the question's words that are here, for a span to be worth its tokens
+MIN_SHARE = 0.28  # of the weight of the question's words that are here, for a span to be worth its tokens
 NEARLY_BEST = 0.95
+RARE = 0.7  # of the rarest word's weight: two such words side by side name one thing
 BEST = 32  # spans whose lengths are looked at
+FEW = 3  # words: so short a text refers to the one before, as one with these words does
+REFERRING = {
+    "he", "she", "it", "they", "him", "her", "them", "his", "hers", "its", "their", "theirs",
+    "this", "that", "these", "those", "there", "then",
+}  # fmt: skip
 SATURATION, LENGTH_WEIGHT = 1.2, 0.5  # bm25's k1 and b
 WORD = re.compile(r"\w+")
+NEIGHBOURS = re.compile(r"\b(\w+)(?=\s(\w+))")
 ROLES = {"system", "user", "assistant"}  # which templates write in front of messages
 
 
@@ -55,8 +62,9 @@ class Found:
 class Question:
     """What to search for: what ``text`` may refer to, at most ``max_tokens`` tokens of it.
 
-    The session has been fed ``position`` tokens, of which it sees the first ``sink_token_length`` and the last ``ring``
-    - 1. Each span beyond the first takes ``gap`` tokens more.
+    Where the text refers to the one ``before`` it, that one's words are searched too. The session has been fed
+    ``position`` tokens, of which it sees the first ``sink_token_length`` and the last ``ring`` - 1. Each span beyond
+    the first takes ``gap`` tokens more.
     """
 
     text: str
@@ -65,6 +73,24 @@ class Question:
     ring: int
     max_tokens: int
     gap: int = 0
+    before: str = ""
+
+    def searched(self) -> str:
+        """The text, behind the one before where it says "it" or little."""
+        words = _words(self.text)
+        return f"{self.before}\n{self.text}" if len(words) <= FEW or REFERRING.intersection(words) else self.text
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A span that has the ``words`` of a question, a bit for each. ``rank`` is how good it is, more is better."""
+
+    row: int
+    found: Found
+    text: str
+    words: int
+    rank: float
+    is_visible: bool
 
 
 class SpanIndex:
@@ -72,6 +98,7 @@ class SpanIndex:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.turns: list[bytes] = []
+        self.is_closed = False
         self._vocabulary = vocabulary
         self._rows = self._tokens = 0
         self._ends: list[tuple[int, int]] = []  # rows and tokens after each turn
@@ -83,6 +110,7 @@ class SpanIndex:
 
     def close(self) -> None:
         self._database.close()
+        self.is_closed = True
 
     def follow(self, turn: TurnRecord, log: TurnLog) -> None:
         """Have the spans of ``turn`` and of those before it, and no others."""
@@ -139,51 +167,89 @@ class SpanIndex:
         """The spans that are worth reading again, in their old order; neighbours are one.
 
         Nothing that the session still sees is among them, be it the span itself or a copy that an earlier turn was fed.
+        Nor is there anything where it sees a span that is as good, or has the same words of the question.
         """
-        words = _words(question.text)
-        scores, enough = self._scores(words[-MAX_WORDS:])
-        visible = question.position - question.ring + 1
-        seen = [range(question.sink_token_length), range(visible, question.position + 1)]
-        for recalled in reversed(self._recalled):
-            if recalled is not None and recalled.first >= visible:
-                seen += [range(first, end) for _, first, end in recalled.spans]
-        known = ROLES.union(words)
-        candidates: dict[int, tuple[float, Found]] = {}
-        for row in nlargest(8 * BEST, scores, key=lambda row: (scores[row], row)):
-            if len(candidates) == BEST or scores[row] < enough:
-                break
-            found, text = self._found(row)
-            says_more = not known.issuperset(_words(text))  # than the question, which may have been asked before
-            if says_more and not any(found.span.first in part and found.span.end - 1 in part for part in seen):
-                candidates[row] = (self._rank(scores[row], found.span), found)
-        best = max((rank for rank, _ in candidates.values()), default=0.0)
+        candidates = self._candidates(question)
+        best = max((candidate.rank for candidate in candidates), default=0.0)
+        nearly = [candidate for candidate in candidates if candidate.rank >= NEARLY_BEST * best]
+        visible = [candidate.words for candidate in candidates if candidate.is_visible]
+        if any(candidate.is_visible for candidate in nearly):
+            return []
+        kept: list[Candidate] = []
+        for candidate in sorted(nearly, key=lambda candidate: -candidate.row):
+            is_seen = any(candidate.words | words == words for words in visible)
+            if not is_seen and not any(_says_again(later.text, candidate.text) for later in kept):
+                kept.append(candidate)
         chosen: dict[int, Found] = {}
         left = question.max_tokens
-        for row, (rank, found) in sorted(candidates.items(), key=lambda item: (item[1][0], item[0]), reverse=True):
-            if rank >= NEARLY_BEST * best and len(found.span.ids) <= left:
-                chosen[row] = found
-                left -= len(found.span.ids) + question.gap
+        for candidate in sorted(kept, key=lambda candidate: (candidate.rank, candidate.row), reverse=True):
+            if len(candidate.found.span.ids) <= left:
+                chosen[candidate.row] = candidate.found
+                left -= len(candidate.found.span.ids) + question.gap
         return _merged([chosen[row] for row in sorted(chosen)])
 
-    def _scores(self, words: Sequence[str]) -> tuple[dict[int, float], float]:
-        """Each row's sum of the weights of those words that it has, and how much is enough to be chosen.
+    def _candidates(self, question: Question) -> list[Candidate]:
+        """The spans with enough of the question's words that say more than it does, seen or not."""
+        text = question.searched()
+        matches, scores, enough = self._matches(text)
+        first_visible = question.position - question.ring + 1
+        seen = [range(question.sink_token_length), range(first_visible, question.position + 1)]
+        for recalled in reversed(self._recalled):
+            if recalled is not None and recalled.first >= first_visible:
+                seen += [range(first, end) for _, first, end in recalled.spans]
+        known = ROLES.union(_words(text))
+        candidates: list[Candidate] = []
+        for row in nlargest(8 * BEST, matches, key=lambda row: (scores[matches[row]], row)):
+            score = scores[matches[row]]
+            if len(candidates) == BEST or score < enough:
+                break
+            found, says = self._found(row)
+            is_visible = any(found.span.first in part and found.span.end - 1 in part for part in seen)
+            says_more = not known.issuperset(_words(says))  # than the question, which may have been asked before
+            if says_more and not (is_visible and says.rstrip().endswith("?")):  # a question answers none
+                rank = self._rank(score, found.span)
+                candidates.append(Candidate(row, found, says, matches[row], rank, is_visible))
+        return candidates
 
-        A rare word weighs more than a common one, and counts once in a span, however often it is there.
+    def _matches(self, text: str) -> tuple[dict[int, int], dict[int, float], float]:
+        """Each row's words of ``text``, a bit for each; what such sets of words weigh; and how much is enough.
+
+        A rare word weighs more than a common one, and counts once in a span, however often it is there. Two rare words
+        that stand side by side in ``text`` name one thing: a span with one of them alone is about another.
         """
         # In quotes, and of letters and digits alone: nothing of a text is FTS5's syntax.
         query = "SELECT rowid FROM words WHERE words MATCH ? LIMIT ?"
-        matches = [[row for (row,) in self._database.execute(query, (f'"{word}"', COMMON))] for word in words]
-        scores: dict[int, float] = {}
-        total, left = 0.0, MAX_MATCHES
-        for rows in sorted(matches, key=len):
+        words = _words(text)[-MAX_WORDS:]
+        rows_of = {word: [row for (row,) in self._database.execute(query, (f'"{word}"', COMMON))] for word in words}
+        matches: dict[int, int] = {}
+        weights: dict[str, float] = {}
+        left = MAX_MATCHES
+        for word in sorted(words, key=lambda word: len(rows_of[word])):
+            rows = rows_of[word]
             left -= len(rows)
             if len(rows) == COMMON or left < 0:
                 break
-            weight = math.log(1 + (self._rows - len(rows) + 0.5) / (len(rows) + 0.5))
-            total += weight if rows else 0.0
-            for row in rows:
-                scores[row] = scores.get(row, 0.0) + weight
-        return scores, MIN_SHARE * total
+            if rows:
+                for row in rows:
+                    matches[row] = matches.get(row, 0) | 1 << len(weights)
+                weights[word] = math.log(1 + (self._rows - len(rows) + 0.5) / (len(rows) + 0.5))
+        least = RARE * max(weights.values(), default=0.0)
+        bits = {word: 1 << number for number, word in enumerate(weights)}
+        partners = dict.fromkeys(weights, 0)
+        for pair in NEIGHBOURS.findall(text.lower()):
+            if all(word in weights and weights[word] >= least for word in pair):
+                first, second = pair
+                partners[first] |= bits[second]
+                partners[second] |= bits[first]
+        scores = {
+            held: sum(
+                weight
+                for word, weight in weights.items()
+                if held & bits[word] and (not partners[word] or held & partners[word])
+            )
+            for held in {*matches.values()}
+        }
+        return matches, scores, MIN_SHARE * sum(weights.values())
 
     def _rank(self, score: float, span: Span) -> float:
         """bm25 of a span whose words each count once."""
@@ -199,6 +265,11 @@ class SpanIndex:
 def _words(text: str) -> list[str]:
     """A text's different words, those that come last at the end."""
     return [*dict.fromkeys(reversed(WORD.findall(text.lower())))][::-1]
+
+
+def _says_again(later: str, earlier: str) -> bool:
+    """Whether ``later`` says what ``earlier`` does but for a word, which has changed."""
+    return len({*_words(earlier)}.difference(_words(later))) <= 1
 
 
 def _merged(found: Sequence[Found]) -> list[Found]:
@@ -222,23 +293,31 @@ class Recall:
 
     def find(self, key: Hashable, turn: TurnRecord, question: Question, vocabulary: Vocabulary) -> list[Found]:
         """`SpanIndex.search` in the conversation ``key``, up to ``turn``."""
+        while True:
+            lock, index = self._index(key, vocabulary)
+            with lock:
+                if index.is_closed:  # it was dropped before this thread had its lock
+                    continue
+                try:
+                    index.follow(turn, self._log)
+                    return index.search(question)
+                except BaseException:  # it may have a part of a turn
+                    with self._lock:
+                        if self._indexes.get(key) == (lock, index):
+                            del self._indexes[key]
+                    index.close()
+                    raise
+
+    def _index(self, key: Hashable, vocabulary: Vocabulary) -> tuple[threading.Lock, SpanIndex]:
         with self._lock:
             if key not in self._indexes:
                 self._indexes[key] = threading.Lock(), SpanIndex(vocabulary)
             self._indexes.move_to_end(key)
-            lock, index = self._indexes[key]
+            found = self._indexes[key]
             excess = [*islice(self._indexes, max(len(self._indexes) - MAX_INDEXES, 0))]
         for oldest in excess:
             self.drop(oldest)
-        with lock:
-            try:
-                index.follow(turn, self._log)
-                return index.search(question)
-            except BaseException:  # it may have a part of a turn
-                with self._lock:
-                    self._indexes.pop(key, None)
-                index.close()
-                raise
+        return found
 
     def drop(self, key: Hashable) -> None:
         """Forget a conversation's index, if there is one."""
