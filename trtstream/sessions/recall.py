@@ -25,8 +25,8 @@ from trtstream.sessions.turn_log import ID_TYPE, TurnLog
 MAX_INDEXES = 64  # the least recently used leave
 BATCH = 256  # turns that are read and added at once
 MAX_WORDS = 32  # of a text that are searched: its last ones, as questions end texts
-COMMON = 1024  # a word in so many spans says little, and takes long
-MAX_MATCHES = 4096  # of all words, the rarest first
+COMMON = 512  # a word in so many spans says little, and takes long
+MAX_MATCHES = 2048  # of all words, the rarest first
 MIN_SHARE = 0.28  # of the weight of the question's words that are here, for a span to be worth its tokens
 NEARLY_BEST = 0.95
 RARE = 0.7  # of the rarest word's weight: two such words side by side name one thing
@@ -103,6 +103,7 @@ class SpanIndex:
         self._rows = self._tokens = 0
         self._ends: list[tuple[int, int]] = []  # rows and tokens after each turn
         self._recalled: list[Recalled | None] = []  # in each turn
+        self._common: set[str] = set()  # words that were searched and found to be
         # Private, on the disk where it grows beyond SQLite's cache, and gone once it is closed.
         self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._database.execute("CREATE VIRTUAL TABLE words USING fts5(text, tokenize='porter unicode61')")
@@ -159,6 +160,7 @@ class SpanIndex:
     def _cut_back(self, count: int) -> None:
         """Forget all turns but the first ``count``."""
         del self.turns[count:], self._ends[count:], self._recalled[count:]
+        self._common.clear()
         self._rows, self._tokens = self._ends[-1] if self._ends else (0, 0)
         self._database.execute("DELETE FROM spans WHERE row > ?", (self._rows,))
         self._database.execute("DELETE FROM words WHERE rowid > ?", (self._rows,))
@@ -199,9 +201,9 @@ class SpanIndex:
                 seen += [range(first, end) for _, first, end in recalled.spans]
         known = ROLES.union(_words(text))
         candidates: list[Candidate] = []
-        for row in nlargest(8 * BEST, matches, key=lambda row: (scores[matches[row]], row)):
-            score = scores[matches[row]]
-            if len(candidates) == BEST or score < enough:
+        worth = [(scores[held], row) for row, held in matches.items() if scores[held] >= enough]
+        for score, row in nlargest(8 * BEST, worth):
+            if len(candidates) == BEST:
                 break
             found, says = self._found(row)
             is_visible = any(found.span.first in part and found.span.end - 1 in part for part in seen)
@@ -219,20 +221,24 @@ class SpanIndex:
         """
         # In quotes, and of letters and digits alone: nothing of a text is FTS5's syntax.
         query = "SELECT rowid FROM words WHERE words MATCH ? LIMIT ?"
-        words = _words(text)[-MAX_WORDS:]
-        rows_of = {word: [row for (row,) in self._database.execute(query, (f'"{word}"', COMMON))] for word in words}
+        rows_of: dict[str, list[int]] = {}
+        for word in _words(text)[-MAX_WORDS:]:
+            if word not in self._common:
+                rows = [row for (row,) in self._database.execute(query, (f'"{word}"', COMMON))]
+                if len(rows) == COMMON:
+                    self._common.add(word)
+                elif rows:
+                    rows_of[word] = rows
         matches: dict[int, int] = {}
         weights: dict[str, float] = {}
         left = MAX_MATCHES
-        for word in sorted(words, key=lambda word: len(rows_of[word])):
-            rows = rows_of[word]
+        for word, rows in sorted(rows_of.items(), key=lambda item: len(item[1])):
             left -= len(rows)
-            if len(rows) == COMMON or left < 0:
+            if left < 0:
                 break
-            if rows:
-                for row in rows:
-                    matches[row] = matches.get(row, 0) | 1 << len(weights)
-                weights[word] = math.log(1 + (self._rows - len(rows) + 0.5) / (len(rows) + 0.5))
+            for row in rows:
+                matches[row] = matches.get(row, 0) | 1 << len(weights)
+            weights[word] = math.log(1 + (self._rows - len(rows) + 0.5) / (len(rows) + 0.5))
         least = RARE * max(weights.values(), default=0.0)
         bits = {word: 1 << number for number, word in enumerate(weights)}
         partners = dict.fromkeys(weights, 0)
