@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -61,13 +62,18 @@ class Step:
     def __str__(self) -> str:
         return f"{self.kind} {self.layer.name!r}"
 
+    @cached_property
+    def inferred(self) -> tuple[torch.dtype, tuple[int, ...]]:
+        """The output's type and shape, for which TensorRT takes longer than the layer's function."""
+        return DTYPES[self.output.dtype.name], tuple(self.output.shape)
+
     def compute(self, tensors: list[torch.Tensor | None]) -> torch.Tensor:
         """Raises ValueError for inputs that the layer refuses, and where TensorRT infers another type or shape."""
         try:
             out = FUNCTIONS[self.kind](self.layer, *tensors)
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{self}: {error}") from error
-        dtype, shape = DTYPES[self.output.dtype.name], tuple(self.output.shape)
+        dtype, shape = self.inferred
         if out.dtype == torch.float32 and dtype in layer_functions.FLOATS:
             out = out.to(dtype)
         if out.dtype != dtype or not _fits(out.shape, shape):
