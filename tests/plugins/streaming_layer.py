@@ -39,7 +39,7 @@ LAYOUTS = {
     "mqa": Layout(20, 1, 16),  # more queries than a tile of float32 takes
     "odd": Layout(2, 1, 80),
     "wide": Layout(2, 1, 128),
-    "alibi": Layout(32, 2, 16, alibi=True),
+    "alibi": Layout(8, 2, 16, alibi=True),
 }
 
 
