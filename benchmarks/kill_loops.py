@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
-import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks import write_json
+from tests.deploy.server import serving
+from tests.deploy.serving.processes import of_kind
 from trtstream.deploy.client.client import Client
 from trtstream.errors import TrtstreamError
 from trtstream.machine import machine
@@ -62,22 +63,6 @@ class Load(threading.Thread):
         self.ended_at = time.monotonic()
 
 
-def process_of(serve: int, name: str) -> int:
-    """The id of the descendant of ``serve`` whose executable has ``name``."""
-    parents: dict[int, int] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-    for process in parents:
-        ancestor = process
-        while ancestor := parents.get(ancestor, 0):
-            if ancestor == serve and Path(os.readlink(f"/proc/{process}/exe")).name == name:
-                return process
-    raise RuntimeError(f"serve runs no {name}")
-
-
 def wait(done: threading.Event | threading.Thread, what: str) -> None:
     if isinstance(done, threading.Event):
         reached = done.wait(GIVE_UP_SECONDS)
@@ -109,7 +94,7 @@ def kill_once(serve: int, url: str, victim: str, clients: int, load_seconds: flo
     early = [load.error for load in loads if load.ended_at is not None]
     if early:
         raise RuntimeError(f"a client's stream ended before the kill: {early[0]}")
-    process = process_of(serve, VICTIMS[victim])
+    process = of_kind(serve, VICTIMS[victim])
     killed_at = time.monotonic()
     os.kill(process, signal.SIGKILL)
     for load in loads:
@@ -123,19 +108,10 @@ def kill_once(serve: int, url: str, victim: str, clients: int, load_seconds: flo
 
 def kill_loops(engine: Path, kills: int, clients: int, load_seconds: float = LOAD_SECONDS) -> list[Kill]:
     """Kill each victim ``kills`` times, in turn, while ``clients`` stream."""
-    ports = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
     limit = ("--max-restarts", str(len(VICTIMS) * kills))
-    command = [sys.executable, "-m", "trtstream", "serve", str(engine), *ports, *limit]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as serve:
-        try:
-            assert serve.stdout is not None
-            ready = re.match(r"ready: grpc=(\S+)", serve.stdout.readline())
-            if ready is None:
-                raise RuntimeError("serve did not start; its error is above")
-            victims = [victim for _ in range(kills) for victim in VICTIMS]
-            return [kill_once(serve.pid, ready[1], victim, clients, load_seconds) for victim in victims]
-        finally:
-            serve.terminate()
+    victims = [victim for _ in range(kills) for victim in VICTIMS]
+    with tempfile.TemporaryDirectory() as folder, serving(engine, Path(folder, "log"), *limit) as server:
+        return [kill_once(server.process.pid, server.grpc_url, victim, clients, load_seconds) for victim in victims]
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from trtstream.sessions.turn_log import TurnLog
 pytestmark = pytest.mark.triton
 
 Start = Callable[..., Server]
-TEXTS = ("Hello, how are you?", "And then? " * 20, "Tell me more.", "Go on.")
+TEXTS = ("Hello, how are you?", "And then? " * 20, "Tell me more.")
 OPTIONS = {"max_tokens": 30, "ignore_eos": True}
 
 
@@ -35,7 +35,7 @@ def same(answer: Response, other: Response) -> bool:
 
 
 def test_sessions_outlive_a_server_that_is_killed(start: Start, tmp_path: Path) -> None:
-    """Twice; the third time it is stopped, and leaves a snapshot."""
+    """Then it is stopped, and leaves a snapshot."""
     store = f"sqlite:///{tmp_path}/sessions.db"
     turn: Response | None = None
     turns = []

@@ -24,12 +24,12 @@ Start = Callable[..., Server]
 STUB, TRITON = "python_backend_stub", "tritonserver"
 
 
-def wait_for_log(log: Path, words: str) -> str:
-    """The first line of the log that has ``words``."""
+def wait_for_log(log: Path, words: str, number: int = 1) -> str:
+    """The log's line that has ``words`` for the first time, or for the time ``number``."""
     for _ in range(START_SECONDS * 20):
-        for line in log.read_text().splitlines():
-            if words in line:
-                return line
+        found = [line for line in log.read_text().splitlines() if words in line]
+        if len(found) >= number:
+            return found[number - 1]
         time.sleep(0.05)
     pytest.fail(f"no {words!r} in the log:\n{log.read_text()}")
 
@@ -42,25 +42,25 @@ def answers(server: Server) -> bool:
         stream.close()
 
 
-@pytest.mark.parametrize("victim", [STUB, TRITON])
-def test_what_dies_is_started_again(start: Start, victim: str) -> None:
+def test_what_dies_is_started_again(start: Start) -> None:
     server = start()
-    before = family(server.process.pid)
-    stream = Stream(server.grpc_url)
-    stream.send(text_input="a", max_tokens=1_000_000, ignore_eos=True, stream=True)
-    stream.next()
-    os.kill(of_kind(server.process.pid, victim), signal.SIGKILL)
-    with pytest.raises(InferenceServerException) as error:
-        stream.all()
-    assert error.value.status() == "StatusCode.UNAVAILABLE"
-    stream.close()
-    line = wait_for_log(server.log, "starting Triton again")
-    reason = "a model's process died" if victim == STUB else "tritonserver exited with code -9"
-    assert line.startswith(reason)
-    assert "restart 1 of at most 5 in 10 minutes" in line
-    wait_for_log(server.log, "ready again")
-    wait_for_death(before)
-    assert answers(server)
+    deaths = ((STUB, "a model's process died"), (TRITON, "tritonserver exited with code -9"))
+    for number, (victim, reason) in enumerate(deaths, start=1):
+        before = family(server.process.pid)
+        stream = Stream(server.grpc_url)
+        stream.send(text_input="a", max_tokens=1_000_000, ignore_eos=True, stream=True)
+        stream.next()
+        os.kill(of_kind(server.process.pid, victim), signal.SIGKILL)
+        with pytest.raises(InferenceServerException) as error:
+            stream.all()
+        assert error.value.status() == "StatusCode.UNAVAILABLE"
+        stream.close()
+        line = wait_for_log(server.log, "starting Triton again", number)
+        assert line.startswith(reason)
+        assert f"restart {number} of at most 5 in 10 minutes" in line
+        wait_for_log(server.log, "ready again", number)
+        wait_for_death(before)
+        assert answers(server)
     assert server.stop() == 0, server.log.read_text()
     assert server.process.stdout.read() == ""  # the ready line was all
 
@@ -76,23 +76,17 @@ def test_never_restarted(start: Start, victim: str) -> None:
     wait_for_death(children)
 
 
-def test_restarts_have_a_limit(start: Start) -> None:
-    server = start("--max-restarts", "1")
-    os.kill(of_kind(server.process.pid, STUB), signal.SIGKILL)
-    wait_for_log(server.log, "ready again")
-    os.kill(of_kind(server.process.pid, STUB), signal.SIGKILL)
-    assert server.process.wait(30) == 1
-    assert "1 times in 10 minutes, which is the limit (--max-restarts)" in server.log.read_text().splitlines()[-1]
-
-
-def test_a_stopped_model_is_a_hang(start: Start) -> None:
-    server = start("--hang-timeout", "2")
+def test_a_stopped_model_is_a_hang_and_restarts_have_a_limit(start: Start) -> None:
+    server = start("--hang-timeout", "2", "--max-restarts", "1")
     stub = of_kind(server.process.pid, STUB)
     os.kill(stub, signal.SIGSTOP)
     assert wait_for_log(server.log, "starting Triton again").startswith("a model has done nothing for ")
     wait_for_log(server.log, "ready again")
     wait_for_death({stub})
     assert answers(server)
+    os.kill(of_kind(server.process.pid, STUB), signal.SIGKILL)
+    assert server.process.wait(30) == 1
+    assert "1 times in 10 minutes, which is the limit (--max-restarts)" in server.log.read_text().splitlines()[-1]
 
 
 def edited(engine: Path, repository: Path, code: str) -> Path:
