@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 
-# A size that was not seen before costs more, as oneDNN and cuBLAS prepare for it. So chunks come in few sizes, each at
-# most a quarter larger than the one before, from 8 tokens on.
-SIZES = [8, 12, *(quarters * 2**power for power in range(2, 18) for quarters in (4, 5, 6, 7))]
+# A size that was not seen before costs more, as oneDNN and cuBLAS prepare for it. So chunks come in few sizes: from 16
+# tokens on each is at most a quarter larger than the one before.
+SIZES = [4, 6, 8, 10, 12, 14, *(quarters * 2**power for power in range(2, 18) for quarters in (4, 5, 6, 7))]
 FIRST = 16
-HEADROOM = 0.85  # of the time that is aimed for, so that nearly all tokens come in time
+HEADROOM = 0.8  # of the time that is aimed for, so that nearly all tokens come in time
 MAX_GROWTH = 2.0
 MAX_SHRINKAGE = 0.25
 DECODE_WEIGHT = 0.1  # of the newest step in the mean time of a decode step
