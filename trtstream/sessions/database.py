@@ -19,6 +19,8 @@ from trtstream.extras import require_extra
 DRIVERS = ("sqlite", "postgresql+psycopg")
 SECONDS = 5
 """For a connection, a statement, and SQLite's lock."""
+CACHE_KIB = 256
+"""Of an SQLite connection, for its pages. More fills up as the log grows, and the system has them in memory too."""
 
 
 def session_store_url(text: str) -> str:
@@ -132,6 +134,7 @@ def _set_pragmas(connection: Any, _: Any) -> None:
         "synchronous=FULL",  # a commit is on the disk before its turn is answered
         "foreign_keys=ON",
         "secure_delete=ON",  # what is deleted is overwritten
+        f"cache_size=-{CACHE_KIB}",
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
