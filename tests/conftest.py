@@ -22,24 +22,24 @@ from trtstream.samples.smollm2 import fetch_smollm2
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The Triton language decides at its first import whether kernels run in its interpreter, and torch may import it any
-# time, so that happens here. Engines on the CPU go on computing the kernels' definition, which is faster.
+# time: `pytest_configure` does. Engines on the CPU go on computing the kernels' definition, which is faster.
 os.environ["TRITON_INTERPRET"] = "1"
-import trtstream.plugins.cuda_decode
-import trtstream.plugins.cuda_prefill
-import trtstream.plugins.cuda_quantized  # noqa: F401
-
-del os.environ["TRITON_INTERPRET"]
-
-from trtstream.build.checkpoint import open_checkpoint
-from trtstream.build.cpu import build_cpu_engine
-from trtstream.settings import BuildConfig
 
 SHARED_FOLDER = "TRTSTREAM_TESTS_FOLDER"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the folder of what all tests of a run share; pytest-xdist's workers inherit its name."""
-    if not hasattr(config, "workerinput"):
+    """Make the folder of what all tests of a run share; pytest-xdist's workers inherit its name.
+
+    The process that has workers runs no test itself, and starts them seconds earlier without torch.
+    """
+    is_worker = hasattr(config, "workerinput")
+    if is_worker or not getattr(config.option, "numprocesses", None):
+        import trtstream.plugins.cuda_decode
+        import trtstream.plugins.cuda_prefill
+        import trtstream.plugins.cuda_quantized  # noqa: F401
+    del os.environ["TRITON_INTERPRET"]
+    if not is_worker:
         folder = tempfile.TemporaryDirectory(prefix="trtstream-tests-")
         config.add_cleanup(folder.cleanup)
         os.environ[SHARED_FOLDER] = folder.name
@@ -82,6 +82,10 @@ def smollm2_engine(smollm2_gguf: Path) -> Path:
     A session has 4 sink tokens and sees 128, or up to 64 sinks and 124 more.
     On the first 700 tokens of the GPL mit-han-lab/streaming-llm has a perplexity of 21.1092 on the same checkpoint.
     """
+    from trtstream.build.checkpoint import open_checkpoint
+    from trtstream.build.cpu import build_cpu_engine
+    from trtstream.settings import BuildConfig
+
     engine = Path(os.environ[SHARED_FOLDER], "smollm2")
     with engine.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
