@@ -28,7 +28,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def server(engine: Path, store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(engine, tmp_path_factory.mktemp("server") / "log", "--session-store", store) as server:
+    log = tmp_path_factory.mktemp("server") / "log"
+    # So short a template leaves room for five letters in a quarter of this engine's ring.
+    with serving(engine, log, "--session-store", store, "--recall-template", "{recalled} ") as server:
         yield server
 
 
@@ -70,6 +72,17 @@ def test_a_turn_is_taken_back(store: str, chat: Conversation, client: Client, ca
     chat.say("four")
     assert chat.session_id != before
     assert kept(store, chat.session_id) == ["four"]
+
+
+def test_what_has_left_the_window_is_read_again(store: str, client: Client) -> None:
+    for text in ("ox 7. It is so.", "a" * 80):
+        client.answer(text_input=text, session_id="recall", **OPTIONS)
+    answer = client.answer(text_input="ox?", session_id="recall", recall=8, **OPTIONS)
+    assert answer.recalled == (1, 0, 5)
+    with closing(TurnLog(store)) as log:
+        head = log.head("recall")
+        assert head is not None
+        assert bytes(head.tokens).startswith(b"ox 7. ox?", 1)  # behind the pending token
 
 
 def test_a_message_is_asked_again(store: str, chat: Conversation, capsys) -> None:
