@@ -44,6 +44,7 @@ class Recorder:
     def __init__(self, engine: StreamingEngine) -> None:
         self.engine = engine
         self.build = engine.build
+        self.receptive_field = engine.receptive_field
         self.fed: list[int] = []
         self.asked: list[tuple[int, list[int]]] = []  # at which token, and what
         self._asking = False
@@ -71,8 +72,8 @@ class Recorder:
 
 def test_facts_are_asked_for_at_their_distances(checkpoint: Path, tmp_path: Path) -> None:
     subject = open_subject(checkpoint, None)
-    engine = Recorder(subject.engine(4, 64))
-    tokens = stream(subject, tmp_path, 64, 5)
+    engine = Recorder(subject.engine(4, 128))  # which looks back further than there is between two events
+    tokens = stream(subject, tmp_path, 128, 5)
     recall(engine, subject.tokenizer, tokens, DISTANCES, 5, ignore)
 
     def find(part: list[int]) -> int:
@@ -93,8 +94,8 @@ def test_facts_are_asked_for_at_their_distances(checkpoint: Path, tmp_path: Path
     assert subject.tokenizer.decode(facts[0].question + facts[0].answer + [ord("."), ord("\n")]) == (
         subject.tokenizer.decode(facts[0].planted)
     )
-    assert engine.engine.visible_tokens(0) == engine.fed[:4] + engine.fed[-60:]
-    fresh = subject.engine(4, 64)
+    assert engine.engine.visible_tokens(0) == engine.fed[:4] + engine.fed[-124:]
+    fresh = subject.engine(4, 128)
     fresh.prefill(0, engine.fed)
     after = [e.prefill(0, [65]) for e in (engine.engine, fresh)]
     assert torch.allclose(*after, atol=1e-3)

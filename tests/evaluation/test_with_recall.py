@@ -9,8 +9,9 @@ import torch
 
 from trtstream.evaluation.engines import open_subject
 from trtstream.evaluation.facts import PLACES, make_changes, make_facts, make_missing
+from trtstream.evaluation.recall import Ask, listen
 from trtstream.evaluation.tokens import TokenFile
-from trtstream.evaluation.with_recall import Ask, Reader, Score, _plan, _rows, _run
+from trtstream.evaluation.with_recall import Reader, _plan, _rows
 
 DISTANCES = (40, 900)
 WINDOW = 256
@@ -27,8 +28,8 @@ class Noting(Reader):
         super().__init__(*arguments)
         self.asked: list[tuple[int, Ask, str]] = []
 
-    def answer(self, ask: Ask, score: Score) -> None:
-        super().answer(ask, score)
+    def ask(self, ask: Ask) -> None:
+        super().ask(ask)
         question = self._recalling.question(self._tokenizer.decode(ask.prompt), self.fed, 4, self._max_tokens)
         found = self._index.search(question)
         self.asked.append((self.fed, ask, " ".join(self._tokenizer.decode(part.span.ids) for part in found)))
@@ -51,7 +52,8 @@ def test_what_has_left_the_window_is_found(checkpoint: Path, tokens: TokenFile) 
     engine = subject.engine(4, WINDOW)
     reader = Noting(engine, subject.tokenizer, 128)
     plan = [*_plan(subject.tokenizer, WINDOW, 5, DISTANCES)]
-    scores = _run(reader, engine.receptive_field, tokens, iter(plan), ignore)
+    listen(reader, engine.receptive_field, tokens, plan, ignore)
+    scores = reader.scores
     assert {key: score.questions for key, score in scores.items()} == {
         (kind, distance): number
         for distance in DISTANCES
@@ -81,7 +83,7 @@ def test_a_skipped_stretch_gives_the_same_state(checkpoint: Path, tokens: TokenF
         reader = Reader(engine, subject.tokenizer, 128)
         reader.feed(ids[:100])
         if skips:
-            reader.skip(ids[100:])
+            reader.take(ids[100:])
             reader.rebuild(ids[-engine.receptive_field :])
         else:
             reader.feed(ids[100:])

@@ -4,13 +4,20 @@ distances (StreamEval's idea).
 Facts read "The brave otter lives in Rome." and the question is the sentence up to its last word. The answer is the
 model's greedy continuation, and is right or wrong as a whole. A question leaves no trace in the session, so every fact
 is asked for at every distance.
+
+Where nothing is asked for longer than the model looks back, the state there is made as a session's is that is rebuilt
+from the log: from the sinks and the last L (R - 1) + 1 tokens, which are all that shape it. So a distance of a million
+tokens takes no longer than one of 20,000.
 """
 
 from __future__ import annotations
 
 import heapq
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import count as numbers
 from typing import TYPE_CHECKING, Any
 
 from trtstream.errors import TrtstreamError
@@ -23,6 +30,7 @@ from trtstream.evaluation.runs import check_run, sizes_of
 from trtstream.evaluation.scoring import Run
 from trtstream.evaluation.tokens import TokenFile, temporary_tokens
 from trtstream.progress import Progress, progress_bar
+from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.streaming_engine import StreamingEngine
 
 if TYPE_CHECKING:
@@ -30,6 +38,81 @@ if TYPE_CHECKING:
 
 SPACING = 128  # tokens from one fact to the next
 STEP = 2048  # tokens between two reports of progress
+
+
+@dataclass(frozen=True)
+class Ask:
+    """``prompt`` is asked ``distance`` tokens after its fact. ``answer`` is right; any place, where it is empty."""
+
+    kind: str
+    distance: int
+    prompt: Sequence[int]
+    answer: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Planting:
+    """``ids`` come when ``at`` tokens have been fed; ``asks`` are asked at their distances from there."""
+
+    at: int
+    ids: list[int]
+    asks: Sequence[Ask]
+
+
+class Listener(ABC):
+    """A session that reads text, ``fed`` tokens so far, and is asked questions."""
+
+    def __init__(self, engine: StreamingEngine) -> None:
+        self.fed = 0
+        self._engine = engine
+        self._sinks: list[int] = []
+        engine.reset(0)
+
+    def feed(self, ids: list[int]) -> None:
+        self._engine.prefill(0, ids)
+        self.take(ids)
+
+    def take(self, ids: list[int]) -> None:
+        """Read tokens that nothing is computed for: `rebuild` before the next ones."""
+        self._sinks = (self._sinks + ids)[: self._engine.build.sink_token_length]
+        self.fed += len(ids)
+
+    def rebuild(self, last: list[int]) -> None:
+        """Have the state that a session has whose last tokens are ``last``, which it has taken."""
+        sinks = self._engine.build.sink_token_length
+        state = SessionState(sinks, self.fed - len(last) + 1, [*self._sinks[:sinks], last[0]])
+        self._engine.import_state(0, state)
+        self._engine.prefill(0, last[1:])
+
+    @abstractmethod
+    def ask(self, ask: Ask) -> None:
+        """Ask; the session stays as it is."""
+
+
+def listen(listener: Listener, look_back: int, tokens: TokenFile, plan: Iterable[Planting], progress: Progress) -> None:
+    """Read text in which the facts of ``plan`` are planted, and ask. An answer depends on ``look_back`` tokens."""
+    order = numbers()
+    # At which token, in which order there, and what.
+    events: list[tuple[int, int, Planting | Ask]] = [(planting.at, next(order), planting) for planting in plan]
+    heapq.heapify(events)
+    read = 0  # of the text
+    while events:
+        at, _, event = heapq.heappop(events)
+        skips = at - listener.fed > look_back
+        while listener.fed < at:
+            step = min(at - listener.fed, STEP)
+            (listener.take if skips else listener.feed)(tokens.read(read, read + step).tolist())
+            read += step
+            progress(read, tokens.count)
+        if skips:
+            listener.rebuild(tokens.read(read - look_back, read).tolist())
+        if isinstance(event, Ask):
+            listener.ask(event)
+        else:
+            listener.feed(event.ids)
+            for ask in event.asks:
+                heapq.heappush(events, (listener.fed + ask.distance, next(order), ask))
+    progress(tokens.count, tokens.count)
 
 
 def evaluate_recall(options: Options, subject: Subject) -> dict[str, Any]:
@@ -83,29 +166,22 @@ def recall(
     """
     facts = make_facts(count, tokenizer)
     window = engine.build.max_attention_window
-    needed = tokens_needed(window, distances, count)
-    check_length(tokens, needed, distances, count)
-    engine.reset(0)
+    check_length(tokens, tokens_needed(window, distances, count), distances, count)
+    plan = [
+        Planting(
+            window + number * SPACING,
+            fact.planted,
+            [Ask("plain", distance, fact.question, fact.answer) for distance in distances],
+        )
+        for number, fact in enumerate(facts)
+    ]
     right: Counter[int] = Counter()
-    fed = read = 0  # tokens of the stream, and of the text
-    # At which token, which fact, and at what distance it is asked for; distance 0 plants it.
-    events = [(window + number * SPACING, number, 0) for number in range(count)]
-    while events:
-        at, number, distance = heapq.heappop(events)
-        while fed < at:
-            step = min(at - fed, STEP)
-            engine.prefill(0, tokens.read(read, read + step).tolist())
-            read, fed = read + step, fed + step
-            progress(read, needed)
-        fact = facts[number]
-        if distance == 0:
-            engine.prefill(0, fact.planted)
-            fed += len(fact.planted)
-            for distance in distances:
-                heapq.heappush(events, (fed + distance, number, distance))
-        else:
-            right[distance] += greedy(engine, fact.question, len(fact.answer)) == fact.answer
-    progress(needed, needed)
+
+    class Answers(Listener):
+        def ask(self, ask: Ask) -> None:
+            right[ask.distance] += greedy(engine, ask.prompt, len(ask.answer)) == ask.answer
+
+    listen(Answers(engine), engine.receptive_field, tokens, plan, progress)
     longest = max(len(fact.planted) + len(fact.question) for fact in facts)
     return [
         {

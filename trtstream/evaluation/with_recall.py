@@ -1,9 +1,7 @@
 """``trtstream eval --recall --with-recall``: facts that have left the window, asked for with recall and without.
 
 Text with facts in it is one long turn, all of which is indexed. A question is asked of the session's state at that
-point. Where nothing is asked for longer than the model looks back, the state there is made as a session's is that is
-rebuilt from the log: from the sinks and the last L (R - 1) + 1 tokens, which are all that shape it. So a distance of a
-million tokens takes no longer than one of 20,000.
+point.
 
 Four kinds of questions: ``plain`` repeats the fact up to its last word, ``paraphrased`` asks in other words,
 ``changed`` is about a fact that was planted twice with different places, of which the later counts, and ``missing``
@@ -13,25 +11,22 @@ as many others of its form as there are ``--facts``.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count as numbers
 from typing import TYPE_CHECKING, Any
 
 from trtstream.evaluation.engines import Subject
 from trtstream.evaluation.facts import CHANCE, PLACES, make_changes, make_facts, make_missing
 from trtstream.evaluation.options import Options
-from trtstream.evaluation.recall import SPACING, STEP, check_length, greedy, tokens_needed
+from trtstream.evaluation.recall import SPACING, Ask, Listener, Planting, check_length, greedy, listen, tokens_needed
 from trtstream.evaluation.report import heading, print_with_recall
 from trtstream.evaluation.runs import check_run, sizes_of
 from trtstream.evaluation.scoring import Run
-from trtstream.evaluation.tokens import TokenFile, temporary_tokens
-from trtstream.progress import Progress, progress_bar
+from trtstream.evaluation.tokens import temporary_tokens
+from trtstream.progress import progress_bar
 from trtstream.runtime.encoding import text_of
 from trtstream.runtime.recalling import Recalling
 from trtstream.runtime.scheduler_limits import SchedulerLimits
-from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.sessions.recall import SpanIndex
 
@@ -40,16 +35,6 @@ if TYPE_CHECKING:
 
 FEWER = 4  # plain facts for each changed one and each missing one
 MAX_ANSWER = 6  # tokens in which a place is looked for
-
-
-@dataclass(frozen=True)
-class Ask:
-    """``prompt`` is asked ``distance`` tokens after its fact. ``answer`` is right; any place, where it is empty."""
-
-    kind: str
-    distance: int
-    prompt: Sequence[int]
-    answer: Sequence[int]
 
 
 @dataclass
@@ -65,40 +50,22 @@ class Score:
     tokens: int = 0
 
 
-class Reader:
-    """A session that reads text, all of which is indexed."""
+class Reader(Listener):
+    """A session that reads text, all of which is indexed, and is asked without recall and with it."""
 
     def __init__(self, engine: StreamingEngine, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
-        self.fed = 0
-        self._engine = engine
+        super().__init__(engine)
+        self.scores: dict[tuple[str, int], Score] = {}
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
         template = SchedulerLimits().recall_template
         self._recalling = Recalling(tokenizer, engine.model.vocab_size, engine.build.ring, template)
         self._index = SpanIndex(self._recalling.vocabulary)
         self._unindexed: list[int] = []
-        self._sinks: list[int] = []
-        engine.reset(0)
 
-    def feed(self, ids: list[int]) -> None:
-        self._engine.prefill(0, ids)
-        self._take(ids)
-
-    def skip(self, ids: list[int]) -> None:
-        """Read tokens that nothing is computed for: `rebuild` before the next ones."""
-        self._take(ids)
-
-    def rebuild(self, last: list[int]) -> None:
-        """Have the state that a session has whose last tokens are ``last``, which `skip` has read."""
-        sinks = self._engine.build.sink_token_length
-        state = SessionState(sinks, self.fed - len(last) + 1, [*self._sinks[:sinks], last[0]])
-        self._engine.import_state(0, state)
-        self._engine.prefill(0, last[1:])
-
-    def _take(self, ids: list[int]) -> None:
-        self._sinks = (self._sinks + ids)[: self._engine.build.sink_token_length]
+    def take(self, ids: list[int]) -> None:
+        super().take(ids)
         self._unindexed += ids
-        self.fed += len(ids)
 
     def _index_spans(self) -> None:
         """All but the last, which may go on."""
@@ -109,9 +76,9 @@ class Reader:
             self._index.add(first.to_bytes(16, "big"), first, self._unindexed[:count])
             self._unindexed = self._unindexed[count:]
 
-    def answer(self, ask: Ask, score: Score) -> None:
-        """Ask without recall and with it; the session stays as it is."""
+    def ask(self, ask: Ask) -> None:
         self._index_spans()
+        score = self.scores.setdefault((ask.kind, ask.distance), Score())
         without = self._counts([*ask.prompt], ask)
         text = str(self._tokenizer.decode([*ask.prompt]))
         sinks = self._engine.build.sink_token_length
@@ -143,8 +110,8 @@ def evaluate_with_recall(options: Options, subject: Subject) -> dict[str, Any]:
         reader = Reader(engine, subject.tokenizer, options.with_recall)
         plan = _plan(subject.tokenizer, engine.build.max_attention_window, options.facts, options.recall)
         with progress_bar("recall, tokens") as progress:
-            scores = _run(reader, engine.receptive_field, ids, plan, progress)
-    rows = _rows(scores)
+            listen(reader, engine.receptive_field, ids, plan, progress)
+    rows = _rows(reader.scores)
     print_with_recall(rows)
     return {
         **heading(options, subject, ids.count),
@@ -171,10 +138,7 @@ def _rows(scores: Mapping[tuple[str, int], Score]) -> list[dict[str, Any]]:
     ]
 
 
-def _plan(
-    tokenizer: PreTrainedTokenizerBase, window: int, count: int, distances: Sequence[int]
-) -> Iterator[tuple[int, list[int], list[Ask]]]:
-    """From which token on to plant what, and what to ask at its distances from there."""
+def _plan(tokenizer: PreTrainedTokenizerBase, window: int, count: int, distances: Sequence[int]) -> Iterator[Planting]:
     fewer = -(-count // FEWER)
     changes, missing = make_changes(fewer, tokenizer), make_missing(fewer, tokenizer)
     for number, fact in enumerate(make_facts(count, tokenizer)):
@@ -183,44 +147,8 @@ def _plan(
         asks += [Ask("paraphrased", d, fact.paraphrase, fact.answer) for d in distances]
         if number % FEWER == 0:
             first, later = changes[number // FEWER]
-            yield at + SPACING // 4, first.planted, []
-            yield at + SPACING // 2, later.planted, [Ask("changed", d, later.question, later.answer) for d in distances]
+            changed = [Ask("changed", d, later.question, later.answer) for d in distances]
+            yield Planting(at + SPACING // 4, first.planted, [])
+            yield Planting(at + SPACING // 2, later.planted, changed)
             asks += [Ask("missing", d, missing[number // FEWER].question, ()) for d in distances]
-        yield at, fact.planted, asks
-
-
-def _run(
-    reader: Reader,
-    look_back: int,
-    tokens: TokenFile,
-    plan: Iterator[tuple[int, list[int], list[Ask]]],
-    progress: Progress,
-) -> dict[tuple[str, int], Score]:
-    scores: dict[tuple[str, int], Score] = {}
-    order = numbers()
-    # At which token, in which order there, and what: ids with what to ask of them, or a question.
-    events: list[tuple[int, int, list[int] | Ask, list[Ask]]] = [(at, next(order), ids, asks) for at, ids, asks in plan]
-    heapq.heapify(events)
-    read = 0  # of the text
-    while events:
-        at, _, event, asks = heapq.heappop(events)
-        while reader.fed < at:
-            if at - reader.fed > look_back:
-                while reader.fed < at:
-                    step = min(at - reader.fed, STEP)
-                    reader.skip(tokens.read(read, read + step).tolist())
-                    read += step
-                reader.rebuild(tokens.read(read - look_back, read).tolist())
-            else:
-                step = min(at - reader.fed, STEP)
-                reader.feed(tokens.read(read, read + step).tolist())
-                read += step
-            progress(read, tokens.count)
-        if isinstance(event, Ask):
-            reader.answer(event, scores.setdefault((event.kind, event.distance), Score()))
-        else:
-            reader.feed(event)
-            for ask in asks:
-                heapq.heappush(events, (reader.fed + ask.distance, next(order), ask, []))
-    progress(tokens.count, tokens.count)
-    return scores
+        yield Planting(at, fact.planted, asks)
