@@ -29,6 +29,9 @@ def binary() -> Path:
 class Envoy:
     """Listens at ``url``, for the servers whose (gRPC port, HTTP port) ``servers`` are; `stop` and `start` at will."""
 
+    pings = True
+    """Whether it ends the turns of a server that has stopped."""
+
     def __init__(self, folder: Path, servers: list[tuple[int, int]]) -> None:
         port, self._admin = free_ports(2)
         self.url = f"127.0.0.1:{port}"
@@ -76,7 +79,7 @@ class Envoy:
         return hosts
 
     def wait_for(self, healthy: int) -> None:
-        """Wait until ``count`` servers are healthy."""
+        """Wait until ``healthy`` servers are healthy."""
         give_up = time.monotonic() + START_SECONDS
         while sum(host["healthy"] for host in self.hosts().values()) != healthy:
             if time.monotonic() > give_up:
