@@ -6,8 +6,10 @@ away, so that no answer depends on the batch or on how a session's cache was mad
 
 from __future__ import annotations
 
+import string
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -17,11 +19,16 @@ import torch
 from sqlalchemy import create_engine, text
 
 from benchmarks.models import TINY_LLAMA, RandomCheckpoint
+from tests.deploy.tokenizer import write_byte_tokenizer
 from trtstream.build.cpu import build_cpu_engine
 from trtstream.deploy.client.client import Client
 from trtstream.deploy.client.triton import Response
+from trtstream.engine_dir import TOKENIZER
 from trtstream.errors import TrtstreamError
+from trtstream.runtime.llm import load_tokenizer
 from trtstream.runtime.loading import load_engine
+from trtstream.runtime.prompt import first_prompt, next_prompt
+from trtstream.runtime.requests import TurnRequest
 from trtstream.sessions.turn_log import TurnLog
 from trtstream.settings import BuildConfig
 
@@ -34,9 +41,18 @@ GONE = (None, "draining")
 """Codes of errors, None among them, with which a server ends."""
 
 
-def build_tiny_engine(folder: Path, lanes: int) -> Path:
-    """A random Llama of two layers without a tokenizer, whose sessions see 64 tokens."""
-    checkpoint = RandomCheckpoint(TINY_LLAMA, torch.float32, torch.device("cpu"), std=0.2)
+class ChatCheckpoint(RandomCheckpoint):
+    """Random weights with a tokenizer of ASCII's characters and a chat template."""
+
+    def save_tokenizer(self, folder: Path) -> bool:
+        write_byte_tokenizer(folder, self.model.vocab_size)
+        return True
+
+
+def build_tiny_engine(folder: Path, lanes: int, chats: bool = False) -> Path:
+    """A random Llama of two layers, whose sessions see 64 tokens; without a tokenizer, unless it ``chats``."""
+    kind = ChatCheckpoint if chats else RandomCheckpoint
+    checkpoint = kind(TINY_LLAMA, torch.float32, torch.device("cpu"), std=0.2)
     sizes = BuildConfig(max_batch_size=lanes, max_num_tokens=32, max_attention_window=64)
     build_cpu_engine(checkpoint, sizes, folder, lambda done, total: None)  # type: ignore[arg-type]
     return folder
@@ -44,17 +60,20 @@ def build_tiny_engine(folder: Path, lanes: int) -> Path:
 
 @dataclass(frozen=True)
 class ScriptedTurn:
-    """A prompt and its greedy answer, as token ids."""
+    """A prompt and its greedy answer, as token ids. In a chat, ``said`` and ``heard`` are both as texts."""
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    said: str = ""
+    heard: str = ""
 
 
 class Undisturbed:
     """Makes conversations, each in a lane of an engine that it shares with nobody."""
 
-    def __init__(self, folder: Path, conversations: int, seed: int) -> None:
-        self._engine = load_engine(build_tiny_engine(folder, conversations))
+    def __init__(self, folder: Path, conversations: int, seed: int, chats: bool = False) -> None:
+        self._engine = load_engine(build_tiny_engine(folder, conversations, chats))
+        self._tokenizer = load_tokenizer(folder / TOKENIZER)
         self._random = Random(seed)
         self._pending: dict[int, int] = {}
         self.near_ties = 0
@@ -70,14 +89,30 @@ class Undisturbed:
                 return ScriptedTurn(tuple(prompt), tuple(answer))
             self.near_ties += 1
 
-    def _answer(self, lane: int, prompt: list[int], count: int) -> list[int]:
+    def next_chat_turn(self, lane: int) -> ScriptedTurn:
+        """The same of a chat: the template's text begins its turns, and no token ends one early."""
+        assert self._tokenizer is not None
+        ends = self._engine.model.eos_token_ids
+        while True:
+            said = "".join(self._random.choices(string.ascii_letters, k=self._random.randint(1, MAX_PROMPT)))
+            request, pending = TurnRequest(text=said, chat=True), self._pending.get(lane)
+            if pending is None:
+                prompt = first_prompt(request, self._tokenizer, self._engine.build).token_ids
+            else:
+                prompt = next_prompt(request, self._tokenizer, pending).token_ids
+            answer = self._answer(lane, prompt, self._random.randint(1, MAX_ANSWER), ends)
+            if answer:
+                return ScriptedTurn(tuple(prompt), tuple(answer), said, str(self._tokenizer.decode(answer)))
+            self.near_ties += 1
+
+    def _answer(self, lane: int, prompt: list[int], count: int, refused: Sequence[int] = ()) -> list[int]:
         engine, pending = self._engine, self._pending.get(lane)
         engine.begin_turn(lane)
         logits = engine.prefill(lane, prompt if pending is None else [pending, *prompt])
         answer: list[int] = []
         while True:
             best = logits.topk(2)
-            if best.values[0] - best.values[1] < TIE:
+            if best.values[0] - best.values[1] < TIE or int(best.indices[0]) in refused:
                 engine.rollback_turn(lane)
                 return []
             answer.append(int(best.indices[0]))
@@ -125,6 +160,13 @@ class Conversation:
             self.faults.append(f"{self.key}: turn {self.said} is {answer.token_ids} and should be {turn.answer}")
         self.turn_ids.append(answer.turn_id)
 
+    def hear_text(self, text: str, turn_id: str) -> None:
+        """The same of an answer in a chat."""
+        turn = self.script[self.said]
+        if text != turn.heard:
+            self.faults.append(f"{self.key}: turn {self.said} is {text!r} and should be {turn.heard!r}")
+        self.turn_ids.append(turn_id)
+
     def converse(self, url: str, random: Random) -> None:
         """Say the script, until its end or that of the server. A turn that fails is said again."""
         with Client(url) as client:
@@ -138,6 +180,27 @@ class Conversation:
                         self.faults.append(f"{self.key}: turn {self.said} was refused: {error.code}: {error}")
                     if error.code not in TRY_AGAIN:
                         return
+
+
+def check_chats(store: str, conversations: list[Conversation]) -> list[str]:
+    """What is wrong with chats in the store of servers that are down, whose clients had no ids for their requests.
+
+    It must have each answered turn, in order; a client that asked again may have left another beside one.
+    """
+    faults: list[str] = []
+    log = TurnLog(store)
+    try:
+        for conversation in conversations:
+            branch = log.branch(bytes.fromhex(conversation.turn_ids[-1])) if conversation.said else []
+            ids = [turn.id.hex() for turn in branch]
+            if ids != conversation.turn_ids:
+                faults.append(f"{conversation.key}: the log has {ids} and its client {conversation.turn_ids}")
+            for number, (turn, scripted) in enumerate(zip(branch, conversation.script, strict=False)):
+                if (turn.output_ids, turn.text) != (scripted.answer, scripted.heard):
+                    faults.append(f"{conversation.key}: turn {number} in the log is another than the script's")
+    finally:
+        log.close()
+    return faults
 
 
 def check_log(store: str, conversations: list[Conversation], others: int = 0) -> tuple[list[str], int]:

@@ -10,7 +10,8 @@ from random import Random
 
 import pytest
 
-from benchmarks.conversations import TIE, Conversation, ScriptedTurn, Undisturbed, check_log
+import trtstream
+from benchmarks.conversations import TIE, Conversation, ScriptedTurn, Undisturbed, check_chats, check_log
 from tests.sessions.records import commit_after, turn_after
 from trtstream.sessions.records import TurnRecord
 from trtstream.sessions.turn_log import TurnLog
@@ -89,3 +90,19 @@ def test_scripts_have_no_near_ties(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 if number < len(turn.answer):
                     logits = engine.decode([0], [token])[0]
             pending = [turn.answer[-1]]
+
+
+def test_a_chats_script_is_what_the_model_answers(tmp_path: Path, store: str) -> None:
+    undisturbed = Undisturbed(tmp_path / "engine", 1, seed=0, chats=True)
+    chat = Conversation("k", [undisturbed.next_chat_turn(0) for _ in range(4)])
+    with trtstream.load(tmp_path / "engine", session_store=store) as llm:
+        session = llm.session("k")
+        for turn in chat.script:
+            text = "".join(session.generate(turn.said, chat=True, max_tokens=len(turn.answer)))
+            chat.hear_text(text, str(session.turn_id))
+    assert chat.faults == []
+    assert check_chats(store, [chat]) == []
+    other = Conversation("k", [*chat.script[:3], replace(chat.script[3], heard="?")], chat.turn_ids)
+    assert check_chats(store, [other]) == ["k: turn 3 in the log is another than the script's"]
+    lost = Conversation("k", chat.script, [*chat.turn_ids[:2], chat.turn_ids[3]])
+    assert "the log has" in check_chats(store, [lost])[0]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.runtime.clients import ENDLESS, IM_START, Client, ask, assert_same_greedy, started, wait_until
+from trtstream import failpoint
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.requests import TurnOutput, TurnRequest
 from trtstream.runtime.sampling import penalize_repetition
@@ -351,3 +352,13 @@ def test_inference_leaves_the_callers_torch_alone(scheduler):
     state = torch.get_rng_state()
     ask(scheduler, text="a", max_tokens=5, temperature=1.0, random_seed=1)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_every_step_waits_for_a_benchmarks_device(scheduler, engine, monkeypatch):
+    waited, real = [], engine.decode_and_prefill
+    monkeypatch.setattr(failpoint, "_step_seconds", 0.001)
+    monkeypatch.setattr(failpoint.time, "sleep", waited.append)
+    steps = []
+    monkeypatch.setattr(scheduler._engine, "decode_and_prefill", lambda *step: steps.append(step) or real(*step))
+    ask(scheduler, text="Hello", max_tokens=5, ignore_eos=True)
+    assert waited.count(0.001) == len(steps) == 5

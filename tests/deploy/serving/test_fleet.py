@@ -1,12 +1,14 @@
-"""Real servers, PostgreSQL and Envoy, of which one after the other fails; and all servers are replaced."""
+"""Real servers, PostgreSQL, a proxy and a gateway, of which one after the other fails; and all servers are replaced."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from benchmarks.fleet import ACTIONS, run_fleet
+from benchmarks.fleet.parts import ACTIONS
+from benchmarks.fleet.run import run_fleet
 from tests.sessions.postgres import NoPostgres, binaries
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
@@ -20,8 +22,16 @@ def _postgres() -> None:
         pytest.skip(str(reason))
 
 
+HAPROXY = pytest.param(
+    "haproxy",
+    ["kill", "stop"],
+    marks=pytest.mark.skipif(shutil.which("haproxy") is None, reason="HAProxy is not installed"),
+)
+
+
 @pytest.mark.timeout(900)
-def test_every_turn_is_there_once_whatever_fails(tmp_path: Path) -> None:
-    result = run_fleet(tmp_path, servers=2, sessions=6, actions=[*ACTIONS], seed=1)
+@pytest.mark.parametrize(("proxy", "actions"), [("envoy", [*ACTIONS]), HAPROXY])
+def test_every_turn_is_there_once_whatever_fails(tmp_path: Path, proxy: str, actions: list[str]) -> None:
+    result = run_fleet(tmp_path, servers=2, sessions=6, actions=actions, seed=1, proxy=proxy)
     assert result["faults"] == []
-    assert all(phase["answered"] for phases in result["phases"].values() for phase in phases), "nothing was tried"
+    assert {row["tier"] for row in result["first_tokens"]} >= {"engine", "log"}
