@@ -29,17 +29,25 @@ STOP_SECONDS = 2  # for responses that are under way when the front is stopped
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, which by itself waits without limit: for a request's headers, and for answers to be read."""
+    """uvicorn's HTTP/1.1, which by itself waits without limit: for a request's headers, and for answers to be read.
+
+    Beyond the limit of connections it ends those that wait.
+    """
 
     _due: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
     _refused = False
+    _heard = 0.0  # when its client last sent something
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
+        self._heard = self.loop.time()
         self._expect_headers()
+        if len(self.connections) >= MAX_CONNECTIONS:
+            self._make_room()
 
     def data_received(self, data: bytes) -> None:
+        self._heard = self.loop.time()
         if self._refused:  # what still comes is not read, but closing under it would take the answer away
             return
         super().data_received(data)
@@ -88,6 +96,17 @@ class PatientProtocol(H11Protocol):
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
+
+    def _make_room(self) -> None:
+        """End the connection whose request is awaited for the longest: whoever sends none keeps nobody else out."""
+        others = [one for one in self.connections if isinstance(one, PatientProtocol) and one is not self]
+        waiting = [one for one in others if one._is_waiting() and not one.transport.is_closing()]
+        if waiting:
+            min(waiting, key=lambda one: one._heard).transport.close()
+
+    def _is_waiting(self) -> bool:
+        """For a request, or for the rest of one."""
+        return not self._is_answering() or self.cycle.more_body
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete

@@ -83,6 +83,15 @@ class Process:
         _, secret = add_key(self.key_file, tenant)
         return openai.OpenAI(base_url=self.url, api_key=secret, max_retries=0)
 
+    def logged_until(self, request_id: str) -> list[dict[str, Any]]:
+        """The lines of the access log up to this request's, which comes after its answer."""
+        lines: list[dict[str, Any]] = []
+        while not lines or lines[-1]["request_id"] != request_id:
+            time.sleep(0.01)
+            complete = self.log.read_text().rpartition("\n")[0]
+            lines = [json.loads(line) for line in complete.splitlines()]
+        return lines
+
 
 @pytest.fixture
 def started(server: Server, store: str, tmp_path: Path) -> Iterator[Process]:
@@ -111,9 +120,23 @@ def test_tenants_of_a_gateway(started: Process) -> None:
         for response in (said, alone):
             with pytest.raises(openai.NotFoundError):
                 ask(response.id)
-    for ask in (other.conversations.retrieve, other.conversations.delete, other.conversations.items.list):
+    for method, path in (
+        ("get", f"/responses/{alone.id}?stream=true&starting_after=0"),
+        ("get", f"/conversations/{conversation.id}"),
+        ("get", f"/conversations/{conversation.id}/items"),
+        ("get", f"/conversations/{conversation.id}/items/{said.output[0].id}"),
+        ("post", f"/conversations/{conversation.id}"),
+        ("delete", f"/conversations/{conversation.id}"),
+    ):
         with pytest.raises(openai.NotFoundError):
-            ask(conversation.id)
+            getattr(other, method)(path, cast_to=object, **({"body": {"metadata": {}}} if method == "post" else {}))
+    running = acme.responses.create(input="Hello", background=True, model="trtstream", max_output_tokens=4000)
+    for ask in (other.responses.retrieve, other.responses.cancel, other.responses.delete):
+        with pytest.raises(openai.NotFoundError):
+            ask(running.id)
+    with pytest.raises(openai.NotFoundError):
+        other.responses.retrieve(running.id, stream=True)
+    assert acme.responses.cancel(running.id).status in ("cancelled", "completed")
     for way in ({"previous_response_id": alone.id}, {"conversation": conversation.id}):
         with pytest.raises(openai.NotFoundError):
             other.responses.create(input="x", **way, **OPTIONS)
@@ -140,8 +163,7 @@ def test_tenants_of_a_gateway(started: Process) -> None:
     revoke_key(started.key_file, key.id)
     with pytest.raises(openai.AuthenticationError) as refused:
         other.models.list()
-    lines = [json.loads(line) for line in started.log.read_text().splitlines()]
-    assert lines[-1]["request_id"] == refused.value.response.headers["x-request-id"]
+    lines = started.logged_until(refused.value.response.headers["x-request-id"])
     assert lines[-1]["status"] == 401
     foreign = next(line for line in lines if line["method"] == "GET" and line["status"] == 404)
     assert (foreign["route"], foreign["tenant"], foreign["key"]) == ("/v1/responses/{id}", "other", key.id)
