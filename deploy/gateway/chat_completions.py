@@ -24,7 +24,7 @@ from trtstream.deploy.gateway.parameters import (
     take,
     take_model,
 )
-from trtstream.deploy.gateway.turns import Outputs
+from trtstream.deploy.gateway.turns import Outputs, read_again
 from trtstream.runtime.requests import TurnOutput
 
 PARAMETERS = {**SAMPLING, "max_tokens": "max_tokens", "max_completion_tokens": "max_tokens", "recall": "recall"}
@@ -68,7 +68,7 @@ async def complete(request: CompletionRequest, outputs: Outputs) -> JSONResponse
         message: dict[str, Any] = {"role": "assistant", "content": first.text, "refusal": None, "annotations": []}
         choice = {"index": 0, "message": message, "finish_reason": first.finish_reason, "logprobs": None}
         values = {"object": "chat.completion", "choices": [choice], "usage": usage_of(first)}
-        completion = ChatCompletion.model_validate({**_common(request), **values})
+        completion = ChatCompletion.model_validate({**_common(request), **values, **read_again(first.recalled)})
         return JSONResponse(completion.model_dump(exclude_unset=True))
 
 
@@ -77,12 +77,14 @@ def _chunk(request: CompletionRequest, output: TurnOutput, is_first: bool) -> by
         {"role": "assistant", "content": output.text} if is_first else {"content": output.text} if output.text else {}
     )
     choice = {"index": 0, "delta": delta, "finish_reason": output.finish_reason or None, "logprobs": None}
-    return _event(request, [choice])
+    return _event(request, [choice], **(read_again(output.recalled) if output.finish_reason else {}))
 
 
-def _event(request: CompletionRequest, choices: list[dict[str, Any]], last: TurnOutput | None = None) -> bytes:
+def _event(
+    request: CompletionRequest, choices: list[dict[str, Any]], last: TurnOutput | None = None, **more: Any
+) -> bytes:
     """A chunk; the one with the usage has the turn's last output."""
-    values = {**_common(request), "object": "chat.completion.chunk", "choices": choices}
+    values = {**_common(request), "object": "chat.completion.chunk", "choices": choices, **more}
     if request.include_usage:
         values["usage"] = None if last is None else usage_of(last)
     return event(ChatCompletionChunk.model_validate(values))

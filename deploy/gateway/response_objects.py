@@ -7,7 +7,8 @@ from typing import Any
 from openai.types.responses import Response, ResponseInputMessageItem, ResponseOutputMessage
 
 from trtstream.deploy.gateway.errors import ApiError
-from trtstream.deploy.gateway.turns import fed_before
+from trtstream.deploy.gateway.turns import fed_before, read_again
+from trtstream.runtime.continuation import recalled_numbers
 from trtstream.runtime.requests import TurnOutput
 from trtstream.sessions.records import TurnRecord
 
@@ -40,6 +41,7 @@ def finished(
         "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
         "output": [] if status == "failed" else [message(begun["id"], text, status)],
         "usage": None if last is None else _usage(last),
+        **({} if last is None else read_again(last.recalled)),
     }
     return Response.model_validate(values)
 
@@ -69,6 +71,7 @@ def question(turn: TurnRecord) -> ResponseInputMessageItem:
         "status": "completed",
         "content": [{"type": "input_text", "text": turn.prompt or ""}],
         "token_range": [turn.start + (turn.parent is not None), _answer_start(turn)],
+        **read_again(recalled_numbers(turn.recalled)),
     }
     return ResponseInputMessageItem.model_validate(values)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -29,6 +29,15 @@ def fed_before(last: TurnOutput) -> int:
     A turn feeds the last token of the answer before it, then its input, then its answer except the last token.
     """
     return max(last.session_tokens - last.num_input_tokens - last.num_output_tokens, 0)
+
+
+def read_again(recalled: Sequence[int]) -> dict[str, Any]:
+    """``recalled``, an extension of answers to turns that read something again: a list of [turn, first, end).
+
+    The turn's number in the conversation is from 1 on; first and end are tokens, as in ``token_range``.
+    """
+    spans = [list(recalled[at : at + 3]) for at in range(0, len(recalled), 3)]
+    return {"recalled": spans} if spans else {}
 
 
 async def window_sizes(triton: InferenceServerClient, model: str) -> dict[str, int]:

@@ -16,8 +16,13 @@ export function seen(range, tokens, { sinks, ring }) {
   return end <= from && first >= sinks ? "out" : "part";
 }
 
-/** Show the figures and the bar, in which the whole conversation has the width. */
-export function draw(tokens, size) {
+/** Whether any of tokens [first, end) was read again: is in one of the `spans`, [turn, first, end). */
+export function readAgain([first, end], spans) {
+  return spans.some(([, begin, behind]) => begin < end && first < behind);
+}
+
+/** Show the figures and the bar, in which the whole conversation has the width. `recalled` are spans of the last answer. */
+export function draw(tokens, size, recalled) {
   const kept = Math.min(tokens, size.sinks);
   const latest = Math.min(tokens - kept, size.ring);
   const out = tokens - kept - latest;
@@ -25,6 +30,7 @@ export function draw(tokens, size) {
   set("window-size", size.window);
   set("sink-size", size.sinks);
   set("out-size", out);
+  set("again-size", recalled.reduce((sum, [, first, end]) => sum + end - first, 0));
   const parts = [["sinks", kept], ["out", out], ["seen", latest], ["free", tokens ? 0 : 1]];
   if (!out) parts.push(["free", size.window - tokens]);
   bar.replaceChildren(...parts.filter(([, count]) => count > 0).map(([kind, count]) => part(kind, count)));

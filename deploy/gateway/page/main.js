@@ -277,8 +277,8 @@ function draw() {
     choose,
   };
   const versions = (message) => conversations.versions(conversation, message.turn);
-  const { tokens, size } = drawPanel();
-  messages.render(all, { tokens, size, editing: shown.editing, busy: Boolean(answer), versions, on });
+  const { tokens, size, recalled } = drawPanel();
+  messages.render(all, { tokens, size, recalled, editing: shown.editing, busy: Boolean(answer), versions, on });
   messages.setBusy(Boolean(answer));
   $("welcome").hidden = Boolean(conversation) || shown.loading;
   $("earlier").hidden = !more;
@@ -302,10 +302,11 @@ function drawPanel() {
   const tokens = answer?.tokens ?? shown.list.at(-1)?.range?.[1] ?? 0;
   const known = model?.max_attention_window !== undefined;
   const size = known ? attention.sizes(model, shown.sinks ?? model.sink_token_length) : null;
-  if (size) attention.draw(tokens, size);
+  const recalled = (answer ? null : shown.list.at(-1)?.recalled) ?? [];
+  if (size) attention.draw(tokens, size, recalled);
   latency.draw(shown.points, size?.window ?? 0);
   $("first-token").textContent = shown.firstToken === null ? "–" : latency.format(shown.firstToken);
-  return { tokens, size };
+  return { tokens, size, recalled };
 }
 
 let drawing = 0;

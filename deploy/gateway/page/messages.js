@@ -1,6 +1,6 @@
 // The list of messages. What people and models write is text here, never HTML.
 
-import { seen } from "./attention.js";
+import { readAgain, seen } from "./attention.js";
 
 const ol = document.getElementById("messages");
 const scroll = document.getElementById("scroll");
@@ -15,12 +15,13 @@ const HIDDEN = { out: "no longer seen by the model", part: "seen in part by the 
  * Show `messages`. `on` has what can be done with them: edit(message), save(message, text), regenerate(message),
  * choose(id). `editing` is the message that is edited. `versions(message)` are the responses among which one can choose.
  */
-export function render(messages, { tokens, size, editing, busy, versions, on }) {
+export function render(messages, { tokens, size, recalled, editing, busy, versions, on }) {
   const stays = isAtEnd();
   const states = messages.map((message) => (size && message.range ? seen(message.range, tokens, size) : "in"));
   const lastHidden = states.findLastIndex((state) => state !== "in");
   const nodes = messages.flatMap((message, i) => {
-    const node = editing === message ? editor(message, on) : item(message, states[i], { busy, versions, on });
+    const again = Boolean(message.range) && readAgain(message.range, recalled);
+    const node = editing === message ? editor(message, on) : item(message, states[i], { again, busy, versions, on });
     return i === lastHidden ? [node, divider()] : [node];
   });
   ol.replaceChildren(...nodes);
@@ -54,11 +55,12 @@ function isAtEnd() {
   return scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 80;
 }
 
-function item(message, state, { busy, versions, on }) {
+function item(message, state, { again, busy, versions, on }) {
   const li = make("li", `message ${message.role}`);
   li.dataset.seen = state;
   const who = make("div", "who", NAMES[message.role]);
-  if (HIDDEN[state]) who.append(make("span", "tag", HIDDEN[state]));
+  const tags = [HIDDEN[state], again && "read again for the last answer"].filter(Boolean);
+  if (tags.length) who.append(make("span", "tag", tags.join(", ")));
   const text = make("div", "text", message.text);
   if (message.live) li.classList.add("live");
   li.append(who, text);

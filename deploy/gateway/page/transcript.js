@@ -6,10 +6,11 @@ import { textOf } from "./answer.js";
 const PAGE = 60; // messages
 
 /**
- * The branch that ends with the response `head`: its latest messages, {turn, role, text, range, status}, the oldest
- * first; how many sink tokens it has; and whether earlier messages are `more`.
+ * The branch that ends with the response `head`: its latest messages, {turn, role, text, range, status, recalled}, the
+ * oldest first; how many sink tokens it has; and whether earlier messages are `more`.
  *
- * `range` is where a message's tokens are in the conversation: [first, end).
+ * `range` is where a message's tokens are in the conversation: [first, end). `recalled` are an answer's spans of earlier
+ * tokens that were read again for it: [turn, first, end).
  */
 export async function latest(head) {
   const [response, page] = await Promise.all([json(`v1/responses/${head}`), items(head)]);
@@ -31,6 +32,7 @@ export function answer(response) {
     text: textOf(response),
     status: response.status,
     range: usage && [usage.input_tokens, usage.total_tokens],
+    recalled: response.recalled ?? [],
   };
 }
 
