@@ -6,7 +6,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,13 +79,19 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(site: Restartable, browser: Browser) -> Iterator[Page]:
+    with opened(browser, site.url) as page:
+        yield page
+
+
+@contextmanager
+def opened(browser: Browser, url: str) -> Iterator[Page]:
     """The page for somebody new. In the end nothing in it may have failed, or broken its policy."""
     page = browser.new_page()
     page.set_default_timeout(WAIT)
     failures: list[str] = []
     page.on("pageerror", lambda error: failures.append(str(error)))
     page.on("console", lambda message: failures.append(message.text) if "Policy" in message.text else None)
-    page.goto(site.url)
+    page.goto(url)
     playwright.expect(page.locator("#model-name")).to_have_text("trtstream")
     page.get_by_label("Temperature").fill("0")
     yield page
@@ -224,3 +230,20 @@ def test_script_text_stays_text(site: Restartable, page: Page) -> None:
     assert page.title().startswith("<img")
     with pytest.raises(playwright.Error, match="TrustedHTML"):
         page.evaluate("document.body.innerHTML = '<b>'")
+
+
+def test_what_is_read_again(counting_server: Server, browser: Browser) -> None:
+    """The panel counts its tokens, and the message that they are from says so."""
+    with opened(browser, f"http://{counting_server.openai_url}/") as page:
+        page.get_by_label("Recall at most").fill("48")
+        filler = [f"In the beginning was a word, the {number}th of many. " * 6 for number in range(2)]
+        for text in ("The brave otter lives in Rome.", *filler, "Where does the brave otter live?"):
+            ask(page, text, 100)
+            await_end(page)
+        again = page.locator("#messages .user .tag", has_text="read again for the last answer")
+        for _ in range(2):
+            playwright.expect(again).to_have_count(1)
+            playwright.expect(page.locator("#messages .user").first).to_contain_text("read again for the last answer")
+            assert 10 < int(page.locator("#again-size").inner_text()) <= 48
+            page.reload()
+            playwright.expect(page.locator("#messages .text")).to_have_count(8)
