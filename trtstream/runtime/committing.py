@@ -107,10 +107,11 @@ class Committing:
             self._waiting[turn] = replace(ending, is_settled=True, is_told=is_told)
             self._outcomes.append((turn, error))  # before the session's next turn can come
             self._telling += is_told
-            self._changed.notify_all()
-        if is_told:
-            failpoint.reach("before-response")
-            turn.emit(ending.output)
-            with self._changed:
-                self._telling -= 1
+            if not is_told:
                 self._changed.notify_all()
+                return
+        failpoint.reach("before-response")
+        turn.emit(ending.output)
+        with self._changed:
+            self._telling -= 1
+            self._changed.notify_all()  # only now: the scheduler's thread would compete with the client's answer

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from sqlalchemy import CTE, Connection, Row, delete, exists, insert, select, update
+from sqlalchemy import CTE, Connection, Row, Select, bindparam, delete, exists, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from trtstream import failpoint
@@ -32,6 +32,17 @@ MAX_IDS = 500  # in one statement
 KEEP_SECONDS = 24 * 3600.0
 MAX_VARIABLES = 256  # in one query
 MAX_EQUAL = 16  # turns with one transcript, of which some process may have one at hand
+
+# What every turn runs is built once: building a statement takes longer than SQLite does to run it.
+HEAD = select(turns).join(sessions, sessions.c.turn == turns.c.id).where(sessions.c.key == bindparam("name"))
+TURN = select(turns).where(turns.c.id == bindparam("turn_id"))
+ADD_TURN = insert(turns)
+ADD_SESSION = insert(sessions)
+MOVE_SESSION = (
+    update(sessions)
+    .where(sessions.c.key == bindparam("name"), sessions.c.turn == bindparam("expected"))
+    .values({name: bindparam(name) for name in ("turn", "root", "updated", "expires")})
+)
 
 
 class TurnLog:
@@ -64,12 +75,11 @@ class TurnLog:
 
     def head(self, key: SessionKey) -> TurnRecord | None:
         """The turn that a session points to; None if there is no such session."""
-        query = select(turns).join(sessions, sessions.c.turn == turns.c.id).where(sessions.c.key == key_text(key))
-        return self._one(query)
+        return self._one(HEAD, name=key_text(key))
 
     def turn(self, turn_id: bytes) -> TurnRecord | None:
         """The turn of this id, if there is one."""
-        return self._one(select(turns).where(turns.c.id == turn_id))
+        return self._one(TURN, turn_id=turn_id)
 
     def repeated(self, parent: bytes, request_id: str, request_hash: bytes) -> TurnRecord | None:
         """The turn that continues ``parent`` and came from the same request, if there is one."""
@@ -118,8 +128,8 @@ class TurnLog:
         ids: list[int] = []
         with self._database.reading() as connection:
             for start, tokens in connection.execute(query):
-                fed = _from_bytes(tokens)
-                ids += fed[: max(sinks - start, 0)] + fed[max(first - start, 0) :]
+                fed = np.frombuffer(tokens, ID_TYPE)
+                ids += [*fed[: max(sinks - start, 0)].tolist(), *fed[max(first - start, 0) :].tolist()]
         return ids
 
     def nearest(self, turn_id: bytes, among: Collection[bytes]) -> tuple[bytes, int] | None:
@@ -173,9 +183,9 @@ class TurnLog:
                 for row in connection.execute(query)
             ]
 
-    def _one(self, query: Any) -> TurnRecord | None:
+    def _one(self, query: Select[Any], **values: Any) -> TurnRecord | None:
         with self._database.reading() as connection:
-            row = connection.execute(query).first()
+            row = connection.execute(query, values).first()
         return None if row is None else _record(row)
 
     # Writing.
@@ -247,7 +257,7 @@ class TurnLog:
     def _apply(self, connection: Connection, commit: Commit) -> None:
         turn, key = commit.turn, commit.key
         if turn is not None:
-            connection.execute(insert(turns).values(**_values(turn)))
+            connection.execute(ADD_TURN, _values(turn))
         if key is None:
             return
         name = key_text(key)
@@ -265,11 +275,9 @@ class TurnLog:
             expires = None if self._session_ttl is None else turn.created + self._session_ttl
             values = {"turn": turn.id, "root": turn.root, "updated": turn.created, "expires": expires}
             if commit.expected is None:
-                connection.execute(insert(sessions).values(key=name, **values))
+                connection.execute(ADD_SESSION, {"key": name, **values})
                 return
-            done = connection.execute(
-                update(sessions).where(sessions.c.key == name, sessions.c.turn == commit.expected).values(**values)
-            )
+            done = connection.execute(MOVE_SESSION, {"name": name, "expected": commit.expected, **values})
         if done.rowcount != 1:
             raise _conflict(key)
 
