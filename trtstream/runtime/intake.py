@@ -53,6 +53,13 @@ class Intake:
         if not self._reader.run_elsewhere(turn.request, partial(self._read_elsewhere, turn)):
             self._read(turn)
 
+    def read_again(self, turn: Turn) -> None:
+        """Take a turn out of the queue until its session's state is read."""
+        with self._changed:
+            self._queue.remove(turn)
+            self._reading.add(turn)
+        self._reader.run_again(partial(self._read_elsewhere, turn))
+
     def refuse(self, reason: str) -> None:
         """Take no new turns."""
         self._refusal = self._refusal or reason

@@ -19,7 +19,7 @@ from trtstream.runtime.requests import TurnRequest
 from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.snapshots import Snapshots
 from trtstream.runtime.tier_costs import TierCosts
-from trtstream.runtime.tiers import Restored, from_log_alone, restore
+from trtstream.runtime.tiers import Restored, restore
 from trtstream.sessions.recall import Found, Question, Recall, Vocabulary
 from trtstream.sessions.records import Commit, TurnRecord, unknown_outcome
 from trtstream.sessions.turn_log import TurnLog
@@ -93,14 +93,9 @@ class Journal:
         with _for_clients():
             return self._log.furthest(tenant, self.fingerprint, transcripts)
 
-    def restore(self, turn: TurnRecord, receptive_field: int, has_twin: bool) -> Restored:
-        """What an engine with this receptive field (tokens) needs to continue ``turn``. Reads database and files.
-
-        ``has_twin``: a session in memory ends with the turn. Its copy will do, unless it has left when it is needed.
-        """
+    def restore(self, turn: TurnRecord, receptive_field: int) -> Restored:
+        """What an engine with this receptive field (tokens) needs to continue ``turn``. Reads database and files."""
         with _for_clients():
-            if has_twin:
-                return from_log_alone(turn, receptive_field, self._log)
             restored = restore(turn, receptive_field, self._log, self.snapshots, self.costs)
             self._measure("restored_total", label="log" if restored.state.kv_cache is None else "snapshot")
             return restored

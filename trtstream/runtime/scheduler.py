@@ -21,7 +21,7 @@ from trtstream.runtime.prefill_pacing import PrefillPacing
 from trtstream.runtime.requests import TurnOutput, TurnRequest
 from trtstream.runtime.sampling import sample
 from trtstream.runtime.scheduler_limits import SchedulerLimits, SchedulerStats
-from trtstream.runtime.session import SessionStore
+from trtstream.runtime.session import SessionStore, StateMissing
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.runtime.turn import OnOutput, Turn
 from trtstream.runtime.turn_reader import TurnReader
@@ -238,6 +238,9 @@ class Scheduler:
             turn.tier = turn.tier or self._sessions.tier(turn.session)
             try:
                 rebuilt = self._sessions.enter(turn.session)
+            except StateMissing:
+                self._intake.read_again(turn)
+                continue
             except Exception as error:
                 self._fail(turn, error)
                 continue

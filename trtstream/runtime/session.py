@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from trtstream.runtime.journal import Journal
 
 
+class StateMissing(Exception):
+    """A session that was to begin with a copy of another, which has left meanwhile: its state has to be read."""
+
+
 def default_max_idle_bytes() -> int:
     """A quarter of this machine's memory."""
     return physical_memory() // 4
@@ -145,7 +149,10 @@ class SessionStore:
         return "snapshot" if session.state is not None and session.state.kv_cache is not None else "log"
 
     def enter(self, session: Session) -> list[int] | None:
-        """Bring a session into a lane. Returns the tokens to feed before its turn's prompt, None if no lane is free."""
+        """Bring a session into a lane. Returns the tokens to feed before its turn's prompt, None if no lane is free.
+
+        Raises StateMissing if the log has to be read first.
+        """
         self.snapshots.drop(session)
         if session in self.lanes:
             self._engine.begin_turn(self.lanes[session])
@@ -319,6 +326,8 @@ class SessionStore:
             if session.state is not None and (state is None or state.kv_cache is None):
                 state, behind = session.state, session.behind
                 session.snapshot_position = 0 if state.kv_cache is None else state.position
+            if state is None and self._has_log:
+                raise StateMissing
             if state is None:
                 raise TrtstreamError(
                     f"turn {session.turn.id.hex()} is not kept any longer: its session has been continued, and this "

@@ -55,9 +55,4 @@ def restore(
             )
             return Restored(state, log.fed_ids(turn, position) if behind else [])
     logger.info("turn %s... continues from the log: %d tokens, about %.2f s", turn.id.hex()[:8], tokens, from_log)
-    return from_log_alone(turn, receptive_field, log)
-
-
-def from_log_alone(turn: TurnRecord, receptive_field: int, log: TurnLog) -> Restored:
-    """The same from the ids in the log."""
     return Restored(SessionState(turn.sink_token_length, turn.position, log.recent_ids(turn, receptive_field)))

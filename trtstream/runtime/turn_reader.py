@@ -65,15 +65,25 @@ class TurnReader:
                 return True
         return False
 
+    def run_again(self, work: Callable[[], None]) -> None:
+        """Run ``work``, which reads the state of a session in the store, on another thread."""
+        assert self._journal is not None, "without a store no state is read"
+        self._journal.read(work)
+
     def close(self) -> None:
         self._long_texts.shutdown(wait=False)
 
     def read(self, turn: Turn) -> None:
         """Find what the turn continues, and tokenize its text unless it has its answer already.
 
-        Raises TrtstreamError for a turn that this engine cannot take.
+        Of a turn that was read before, read what its session is made from. Raises TrtstreamError for a turn that this
+        engine cannot take.
         """
         request = turn.request
+        if turn.prompt and self._journal is not None:
+            assert turn.session.turn is not None
+            self._restore(turn.session, turn.session.turn, self._journal)
+            return
         if request.continues:
             turn.request_hash = request.digest()
             if self._journal is not None:
@@ -131,7 +141,7 @@ class TurnReader:
             return
         if session is None:
             session = Session(turn.key, parents[0].sink_token_length, parents[0].answer_alone())
-            self._restore(session, parents[0], journal)
+            self._restore_unless_copied(session, parents[0], journal)
         assert session.turn is not None
         parent = session.turn
         turn.continuation = Continuation(parent)
@@ -190,14 +200,19 @@ class TurnReader:
             session = self._sessions.at(request.key, parent)
             is_here = self._sessions.head(request.key) is session.turn
         if self._journal is not None and not is_here and request.has_input:
-            self._restore(session, parent, self._journal)
+            self._restore_unless_copied(session, parent, self._journal)
         return session
+
+    def _restore_unless_copied(self, session: Session, turn: TurnRecord, journal: Journal) -> None:
+        """`_restore`, unless a session in memory ends with the turn: its copy will do if it is still there then."""
+        with self._changed:
+            has_twin = self._sessions.twin(turn.id) is not None
+        if not has_twin:
+            self._restore(session, turn, journal)
 
     def _restore(self, session: Session, turn: TurnRecord, journal: Journal) -> None:
         """Read what the session, which this process does not have, is made from, as of ``turn``."""
-        with self._changed:
-            has_twin = self._sessions.twin(turn.id) is not None
-        restored = journal.restore(turn, self._engine.receptive_field, has_twin)
+        restored = journal.restore(turn, self._engine.receptive_field)
         session.state, session.behind = restored.state, restored.behind
 
 
