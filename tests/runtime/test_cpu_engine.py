@@ -61,6 +61,37 @@ def test_rollback_leaves_no_trace(engine: StreamingEngine, before: int, turn: in
     assert torch.equal(*(engine.decode([lane], [5]) for lane in (0, 1)))
 
 
+@pytest.mark.parametrize("before", [0, 4, 15, 90])
+@pytest.mark.parametrize("turn", [1, 20, 33])
+def test_a_copy_from_before_the_last_turn(engine: StreamingEngine, before: int, turn: int) -> None:
+    if before:
+        engine.prefill(0, random_tokens(before))
+    was, visible = engine.export_state(0), engine.visible_tokens(0)
+    engine.begin_turn(0)
+    engine.prefill(0, random_tokens(turn, seed=1))
+    for token in random_tokens(turn, seed=2):
+        engine.decode([0], [token])
+    engine.commit_turn(0)
+    assert engine.position_before_last_turn(0) == before
+    after = engine.export_state(0)
+    for lane in (2, 3):
+        engine.copy_session_before_last_turn(0, lane)
+    engine.prefill(3, [9])
+    assert (engine.export_state(0).token_ids, engine.position(0)) == (after.token_ids, after.position)
+    assert torch.equal(engine.export_state(0).kv_cache, after.kv_cache)
+    engine.prefill(0, [7])
+    assert engine.position_before_last_turn(0) is None
+    now = engine.export_state(2)
+    assert (now.position, now.token_ids, engine.visible_tokens(2)) == (was.position, was.token_ids, visible)
+    if before > 4 + RING:  # every slot was in use, so every slot must be as it was
+        assert torch.equal(now.kv_cache[..., :4, :], was.kv_cache[..., :4, :])
+        assert torch.equal(now.kv_cache[..., 8:, :], was.kv_cache[..., 8:, :])
+    engine.import_state(1, was)
+    engine.prefill(2, random_tokens(turn, seed=3))
+    engine.prefill(1, random_tokens(turn, seed=3))
+    assert torch.equal(*(engine.decode([lane], [5]) for lane in (2, 1)))
+
+
 @pytest.mark.parametrize("has_library", [True, False])
 @pytest.mark.parametrize("lengths", [[5], [30, 1, 47]])
 @pytest.mark.parametrize("decoding", [[], [2], [5, 1]])

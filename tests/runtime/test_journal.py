@@ -6,19 +6,18 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
 
 import pytest
-from sqlalchemy import Engine, event
 
 import trtstream
 from tests.checkpoints import write_checkpoint
 from tests.pages import ROOT
-from tests.runtime.clients import ENDLESS, EOS, Client, ask, assert_same_greedy, refused, started, wait_until
+from tests.runtime.clients import ENDLESS, EOS, Client, ask, assert_same_greedy, refused, wait_until
 from tests.sessions.conftest import DATABASES
 from tests.sessions.records import commit_after, turn_after
 from trtstream.build.checkpoint import open_checkpoint
@@ -183,49 +182,6 @@ def test_turns_that_follow_at_once(start, schedule, engine, fair_share):
             expected = ask(oracle, input_ids=tuple(fed), max_tokens=len(ids), ignore_eos=True).ids
             assert_same_greedy(engine, fed, ids, expected)
             fed += ids
-
-
-@pytest.fixture
-def walks() -> Iterator[list[str]]:
-    """The statements that have walked over a conversation's turns since the test began."""
-    statements: list[str] = []
-
-    def note(connection, cursor, statement, *others) -> None:
-        if "RECURSIVE" in statement:
-            statements.append(statement)
-
-    event.listen(Engine, "before_cursor_execute", note)
-    yield statements
-    event.remove(Engine, "before_cursor_execute", note)
-
-
-def test_a_fork_copies_a_session_and_reads_no_ids(start, schedule, engine, walks):
-    scheduler, oracle = start(), schedule()
-    parent = Branch().go_on(scheduler, oracle, engine, [*range(90)], 5, session_key="s")
-    parent.go_on(scheduler, oracle, engine, [1, 2, 3], 5, session_key="fork")
-    assert not walks
-
-
-def test_a_fork_of_a_session_that_goes_on_first_reads_its_ids(start, schedule, engine, walks):
-    """The session is there when the fork is read, and has been continued when the fork gets its lane."""
-    scheduler, oracle = start(fair_share=1e9), schedule()
-    parent = Branch().go_on(scheduler, oracle, engine, [*range(90)], 5, session_key="s")
-    blockers = [started(scheduler, text="a", **ENDLESS) for _ in range(engine.build.max_batch_size)]
-    request = {"input_ids": (1, 2, 3), "max_tokens": 5, "ignore_eos": True}
-    clients = []
-    for key in ("s", "fork"):
-        clients.append(Client(scheduler, **request, session_key=key, parent_turn=parent.turn_id))
-        wait_until(lambda: scheduler.stats().queued == len(clients))
-    assert not walks
-    for blocker in blockers:
-        blocker.turn.cancel()
-    fed = [*parent.tokens, 1, 2, 3]
-    expected = ask(oracle, **{**request, "input_ids": tuple(fed)})
-    for client in clients:
-        assert_same_greedy(engine, fed, client.wait().ids, expected.ids)
-        assert client.last.session_tokens == len(fed) + 4
-    assert len(walks) == 1
-    assert scheduler.drain(60)
 
 
 def test_an_engine_with_another_window_takes_over(start, schedule, engine_folder, wider_folder):

@@ -24,10 +24,12 @@ class Lane:
     sink_ids: list[int]
     recent_ids: deque[int]
     last_logits: torch.Tensor | None = None
-    undo: Undo | None = None
+    undo: Undo | None = None  # of the turn that runs
+    last_undo: Undo | None = None  # of the one that ended last, until anything else is fed
 
     def append(self, tokens: Sequence[int]) -> None:
         """Count ``tokens`` as fed."""
+        self.last_undo = None
         missing = max(self.window.sinks - self.position, 0)
         self.sink_ids.extend(tokens[:missing])
         self.recent_ids.extend(tokens[missing:])
@@ -38,13 +40,27 @@ class Lane:
         undo, self.undo = self.undo, None
         if undo is None:
             raise TrtstreamError("the session has no turn to roll back")
+        self._undo(undo, cache)
+
+    def commit(self) -> None:
+        """End the turn, if there is one."""
+        self.undo, self.last_undo = None, self.undo
+
+    def before_last_turn(self, cache: torch.Tensor) -> Lane:
+        """The session as it was before the turn that ended last, for another lane, whose ``cache`` is a copy."""
+        assert self.last_undo is not None, "the session's last turn can be undone"
+        lane = self.copy()
+        lane._undo(replace(self.last_undo, recent_ids=self.last_undo.recent_ids.copy()), cache)
+        return lane
+
+    def _undo(self, undo: Undo, cache: torch.Tensor) -> None:
         undo.log.restore(cache)
         del self.sink_ids[undo.num_sink_ids :]
         self.position, self.recent_ids, self.last_logits = undo.position, undo.recent_ids, undo.last_logits
 
     def copy(self) -> Lane:
         """The same session for another lane, outside of any turn."""
-        return replace(self, sink_ids=[*self.sink_ids], recent_ids=self.recent_ids.copy(), undo=None)
+        return replace(self, sink_ids=[*self.sink_ids], recent_ids=self.recent_ids.copy(), undo=None, last_undo=None)
 
     def state(self, cache: torch.Tensor) -> SessionState:
         """The session outside the engine, with ``cache`` on the CPU as its cache."""

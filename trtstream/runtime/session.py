@@ -140,13 +140,23 @@ class SessionStore:
             return "new"
         source: Session | None = session
         if session not in self.lanes and session not in self.saved:
-            source = self.twin(session.turn.id)
+            source = self.twin(session.turn.id) or self.successor(session.turn)
         if source in self.lanes:
             return "engine"
         state = None if source is None else self.saved.get(source)
         if state is not None and state.kv_cache is not None:
             return "host"
         return "snapshot" if session.state is not None and session.state.kv_cache is not None else "log"
+
+    def successor(self, turn: TurnRecord) -> Session | None:
+        """An idle session in a lane whose last turn continues this one and can be undone in a copy."""
+        for session in [*self._sessions.values()]:
+            lane = self.lanes.get(session)
+            if lane is None or session in self._running or session.turn is None or session.turn.parent != turn.id:
+                continue
+            if self._engine.position_before_last_turn(lane) == turn.position:
+                return session
+        return None
 
     def enter(self, session: Session) -> list[int] | None:
         """Bring a session into a lane. Returns the tokens to feed before its turn's prompt, None if no lane is free.
@@ -162,7 +172,10 @@ class SessionStore:
         if lane is None:
             return None
         try:
+            is_parked = session in self.parked
             first = self._load(session, lane)
+            if session.turn is not None and not first and not is_parked:
+                self._engine.begin_turn(lane)
         except Exception:
             self._free_lanes.append(lane)
             raise
@@ -323,6 +336,11 @@ class SessionStore:
                     self._engine.copy_session(self.lanes[twin], lane)
                     return []
                 state = self.saved.get(twin)
+            elif successor := self.successor(session.turn):
+                if successor.snapshot_position <= session.position:
+                    session.snapshot_position = successor.snapshot_position
+                self._engine.copy_session_before_last_turn(self.lanes[successor], lane)
+                return []
             if session.state is not None and (state is None or state.kv_cache is None):
                 state, behind = session.state, session.behind
                 session.snapshot_position = 0 if state.kv_cache is None else state.position

@@ -186,6 +186,17 @@ class StreamingEngine:
         self.backend.session_cache(lane).copy_(self.backend.session_cache(source))
         self._lanes[lane] = self._lanes[source].copy()
 
+    def position_before_last_turn(self, lane: int) -> int | None:
+        """How many tokens the session had been fed before its last turn; None if that turn cannot be undone."""
+        undo = self._lanes[lane].last_undo
+        return None if undo is None else undo.position
+
+    def copy_session_before_last_turn(self, source: int, lane: int) -> None:
+        """Put the session in the lane ``source`` into ``lane`` as it was before its last turn."""
+        cache = self.backend.session_cache(lane)
+        cache.copy_(self.backend.session_cache(source))
+        self._lanes[lane] = self._lanes[source].before_last_turn(cache)
+
     def import_state(self, lane: int, state: SessionState) -> None:
         """Put a session into ``lane``; a state without ``kv_cache`` is rebuilt from its ids.
 
@@ -217,6 +228,7 @@ class StreamingEngine:
     def begin_turn(self, lane: int) -> None:
         """Start a log of overwritten slots, so that `rollback_turn` can restore this moment."""
         session = self._lanes[lane]
+        session.last_undo = None
         session.undo = Undo(
             session.position,
             len(session.sink_ids),
@@ -226,8 +238,8 @@ class StreamingEngine:
         )
 
     def commit_turn(self, lane: int) -> None:
-        """Drop the log that `begin_turn` started (a no-op without one)."""
-        self._lanes[lane].undo = None
+        """End the turn that `begin_turn` started (a no-op without one). Its log stays until the session goes on."""
+        self._lanes[lane].commit()
 
     def rollback_turn(self, lane: int) -> None:
         """Undo everything fed since `begin_turn`. Raises TrtstreamError without a log."""

@@ -204,10 +204,10 @@ class TurnReader:
         return session
 
     def _restore_unless_copied(self, session: Session, turn: TurnRecord, journal: Journal) -> None:
-        """`_restore`, unless a session in memory ends with the turn: its copy will do if it is still there then."""
+        """`_restore`, unless a session in memory ends with the turn, or with the next: a copy will do."""
         with self._changed:
-            has_twin = self._sessions.twin(turn.id) is not None
-        if not has_twin:
+            is_at_hand = self._sessions.twin(turn.id) or self._sessions.successor(turn)
+        if not is_at_hand:
             self._restore(session, turn, journal)
 
     def _restore(self, session: Session, turn: TurnRecord, journal: Journal) -> None:
