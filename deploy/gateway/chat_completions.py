@@ -30,11 +30,9 @@ from trtstream.runtime.requests import TurnOutput
 PARAMETERS = {**SAMPLING, "max_tokens": "max_tokens", "max_completion_tokens": "max_tokens", "recall": "recall"}
 KNOWN = {*PARAMETERS, "stop", "model", "messages", "store", "stream", "stream_options"}
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
     "logprobs": (False,),
     "n": (1,),
     "parallel_tool_calls": (True, False),
-    "presence_penalty": (0,),
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "tool_choice": ("auto", "none"),

@@ -30,10 +30,8 @@ KNOWN = {*PARAMETERS, "stop", "model", "prompt", "stream", "stream_options"}
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "echo": (False,),
-    "frequency_penalty": (0,),
     "logit_bias": ({},),
     "n": (1,),
-    "presence_penalty": (0,),
     "suffix": ("",),
 }
 

@@ -21,6 +21,8 @@ SAMPLING = {
     "top_p": "top_p",
     "top_k": "top_k",
     "repetition_penalty": "repetition_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "presence_penalty": "presence_penalty",
     "seed": "random_seed",
 }
 """The model's inputs by the names of parameters. OpenAI's protocols have no top_k and no repetition_penalty."""

@@ -33,9 +33,7 @@ KNOWN = {
 }  # fmt: skip
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "include": ([],),
-    "frequency_penalty": (0,),
     "parallel_tool_calls": (True, False),
-    "presence_penalty": (0,),
     "service_tier": ("auto", "default"),
     "stream_options": ({"include_obfuscation": False},),
     "text": ({"format": {"type": "text"}}, {}),
@@ -129,8 +127,8 @@ def begin(request: ResponseRequest, response_id: str) -> dict[str, Any]:
         "output": [],
         "max_tool_calls": None,
         "parallel_tool_calls": False,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
+        "presence_penalty": inputs.get("presence_penalty", 0.0),
+        "frequency_penalty": inputs.get("frequency_penalty", 0.0),
         "prompt_cache_key": None,
         "reasoning": None,
         "safety_identifier": None,

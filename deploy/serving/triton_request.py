@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -29,6 +30,17 @@ HEADERS = {"accept", "authorization", "b3", "baggage", "cookie", "forwarded", "h
 """Headers without a ``-``. A name with one is always a header's: no parameter has any."""
 
 
+@dataclass(frozen=True)
+class Delivery:
+    """How a request wants its turn's outputs: each as it comes (``stream``), or all in one response.
+
+    ``counts_apart``: each response counts its own tokens, as in Triton's other LLM backends, and not all before it.
+    """
+
+    stream: bool = False
+    counts_apart: bool = False
+
+
 def parse_turn(
     tensors: Mapping[str, np.ndarray],
     *,
@@ -38,8 +50,8 @@ def parse_turn(
     timeout_us: int = 0,
     request_id: str = "",
     public: bool = False,
-) -> tuple[TurnRequest, bool]:
-    """The turn that a request asks for, and whether it wants its outputs streamed.
+) -> tuple[TurnRequest, Delivery]:
+    """The turn that a request asks for, and how it wants its outputs.
 
     ``tensors`` are the inputs by name, strings as arrays of bytes. ``correlation_id`` and ``flags`` carry Triton's
     sequence fields over gRPC; over HTTP they arrive in ``parameters``, as the request's id and ``timeout`` do.
@@ -47,8 +59,11 @@ def parse_turn(
     no numbers. Raises TrtstreamError for what cannot be read; `Scheduler.submit` checks the values.
     """
     _check_parameters(parameters)
+    if "seed" in tensors and "random_seed" in tensors:
+        raise TrtstreamError("the request has both random_seed and seed, which are the same; send one of them")
     values = {INPUTS[name].attribute: _value(INPUTS[name], tensor) for name, tensor in tensors.items()}
-    stream = values.pop("stream", False)
+    values.pop("return_num_input_tokens", None)  # they always are
+    delivery = Delivery(values.pop("stream", False), values.pop("return_num_output_tokens", False))
     key = values.pop("session_key", None)
     if key is None:
         key = parameters.get("sequence_id") or correlation_id or None  # 0 and "" are Triton's "no sequence"
@@ -64,7 +79,7 @@ def parse_turn(
         request_id=request_id,
         **values,
     )
-    return turn, stream
+    return turn, delivery
 
 
 def _check_parameters(parameters: Mapping[str, Any]) -> None:

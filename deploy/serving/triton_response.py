@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,9 +16,11 @@ from trtstream.runtime.requests import TurnOutput, join
 logger = logging.getLogger("trtstream")
 
 
-def response_tensors(outputs: Sequence[TurnOutput]) -> dict[str, np.ndarray]:
-    """One response's tensors, by name, for consecutive outputs of a turn."""
+def response_tensors(outputs: Sequence[TurnOutput], counts_apart: bool = False) -> dict[str, np.ndarray]:
+    """One response's tensors, by name, for consecutive outputs of a turn; ``counts_apart`` as in `Delivery`."""
     joined = join(outputs)
+    if counts_apart:
+        joined = replace(joined, num_output_tokens=len(joined.token_ids))
     return {name: to_array(getattr(joined, field.attribute), field.datatype) for name, field in OUTPUTS.items()}
 
 

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from trtstream.deploy.contract import format_error, parse_error, to_array
-from trtstream.deploy.serving.triton_request import parse_turn
+from trtstream.deploy.serving.triton_request import Delivery, parse_turn
 from trtstream.deploy.serving.triton_response import error_message, response_tensors
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.request_fields import ERROR_CODES, INPUTS, OUTPUTS, Field
 from trtstream.runtime.requests import TurnOutput, TurnRequest
 
 ROOT = Path(__file__).parents[2]
-NOT_OF_A_TURN = {"stream"}
+NOT_OF_A_TURN = {"stream", "return_num_input_tokens", "return_num_output_tokens"}
 TRITONS_OWN = {"session_start", "timeout", "request_id"}
 """Fields of a turn that Triton has its own names for, and no tensors."""
 
@@ -42,11 +42,9 @@ def test_an_input_arrives(name: str) -> None:
     field = INPUTS[name]
     value = VALUES[field.datatype]
     value = (value, value) if field.vector else value
-    turn, stream = parse_turn({name: to_array(value, field.datatype)})
-    if name in NOT_OF_A_TURN:
-        assert stream is True
-    else:
-        assert turn == TurnRequest(**{field.attribute: value})
+    turn, delivery = parse_turn({name: to_array(value, field.datatype)})
+    assert turn == TurnRequest(**({} if name in NOT_OF_A_TURN else {field.attribute: value}))
+    assert delivery == Delivery(stream=name == "stream", counts_apart=name == "return_num_output_tokens")
 
 
 def test_outputs_of_a_turn_in_one_response() -> None:
@@ -66,6 +64,7 @@ def test_outputs_of_a_turn_in_one_response() -> None:
     }
     assert tensors["output_ids"].dtype == np.int32
     assert response_tensors(outputs[1:])["output_log_probs"].dtype == np.float32
+    assert response_tensors(outputs, counts_apart=True)["num_output_tokens"].tolist() == [[2]]
 
 
 def test_errors_arrive_with_their_code() -> None:
@@ -112,7 +111,7 @@ def test_the_readme_names_every_input_and_output() -> None:
     page = (ROOT / "README.md").read_text()
     table = page[page.index("| input | meaning |") :].partition("\n\n")[0]
     named = re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in table.splitlines()))
-    assert sorted(named) == sorted(INPUTS.keys() - {"stream", "chat", "return_log_probs"})
+    assert sorted(named) == sorted(INPUTS.keys() - {"chat", "return_log_probs"} - NOT_OF_A_TURN)
     outputs = page[page.index("\nOutputs: ") :].partition("\n\n")[0]
     assert set(re.findall(r"`(\w+)`", outputs)) == OUTPUTS.keys() | {"stop", "length", "cancelled"}
 

@@ -12,6 +12,7 @@ from trtstream.runtime.sampling import (
     draw,
     log_probability,
     nucleus,
+    penalize_counts,
     penalize_repetition,
     sample,
 )
@@ -29,6 +30,7 @@ REQUESTS = [
         {"temperature": 1.5, "top_p": 0.9, "top_k": 900, "return_log_probs": True},
         {"repetition_penalty": 1.3, "return_log_probs": True},
         {"temperature": 1.0, "repetition_penalty": 1.3, "top_p": 0.999, "return_log_probs": True},
+        {"frequency_penalty": 0.5, "presence_penalty": -0.25, "return_log_probs": True},
     )
 ]
 
@@ -126,6 +128,20 @@ def test_repetition_penalty_moves_the_choice():
     sampler = Sampler(TurnRequest(repetition_penalty=10.0))
     choices = sample(torch.stack((LOGITS, LOGITS)), [sampler, sampler], [[], [1]])
     assert [choice.token for choice in choices] == [1, 3]
+
+
+def test_penalties_count_what_was_sampled():
+    logits = torch.tensor([2.0, -2.0, 3.0, 1.0])
+    assert penalize_counts(logits, {0: 3, 1: 1}, 0.5, 0.25).tolist() == [0.25, -2.75, 3.0, 1.0]
+    assert logits.tolist() == [2.0, -2.0, 3.0, 1.0]
+
+
+def test_frequency_and_presence_penalty_move_the_choice():
+    """Of logits a whole number apart, the greedy choice falls back to the best once it is penalized less."""
+    logits = torch.tensor([3.0, 2.25, 0.5])
+    assert draws(logits=logits, count=6, frequency_penalty=0.5) == [0, 0, 1, 0, 1, 0]
+    assert draws(logits=logits, count=4, presence_penalty=1.0) == [0, 1, 0, 0]
+    assert draws(logits=torch.tensor([3.0, 2.25]), count=3, frequency_penalty=-2.0) == [0, 0, 0]
 
 
 def test_log_probability_is_the_models_own():

@@ -84,6 +84,17 @@ def test_the_repetition_penalty_looks_at_what_the_session_sees(scheduler, engine
     assert client.ids != ask(scheduler, input_ids=prompt, max_tokens=40, ignore_eos=True).ids
 
 
+def test_frequency_penalties_look_at_the_answer_alone(scheduler, engine):
+    prompt, penalties = tokens(10, seed=2), {"frequency_penalty": 0.5, "presence_penalty": 0.25}
+    client = ask(scheduler, input_ids=prompt, max_tokens=40, ignore_eos=True, **penalties)
+    logits, answer = engine.prefill(0, prompt), torch.zeros(engine.model.vocab_size)
+    for token in client.ids:
+        assert token == int((logits - 0.5 * answer - 0.25 * (answer > 0)).argmax())
+        answer[token] += 1
+        logits = engine.decode([0], [token])[0]
+    assert client.ids != ask(scheduler, input_ids=prompt, max_tokens=40, ignore_eos=True).ids
+
+
 def test_a_long_prompt_does_not_stall_other_sessions_tokens(scheduler):
     decoding = started(scheduler, input_ids=(1,), **ENDLESS)
     before = len(decoding.outputs)

@@ -62,6 +62,8 @@ REFUSED = [
     ({"text": "a", "top_p": 1.1}, "top_p is 1.1"),
     ({"text": "a", "repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
     ({"text": "a", "repetition_penalty": math.inf}, "repetition_penalty is inf"),
+    ({"text": "a", "frequency_penalty": 2.5}, "frequency_penalty is 2.5; it must be a number from -2 to 2 (0 is off)"),
+    ({"text": "a", "presence_penalty": math.nan}, "presence_penalty is nan"),
     ({"text": "a", "random_seed": 2**64}, "random_seed is 18446744073709551616"),
     ({"text": "a", "end_id": 100}, "end_id is 100; it must be an integer from 0 to 99"),
     ({"text": "a", "timeout": 0.0}, "timeout is 0.0; it must be a number above 0 (seconds)"),

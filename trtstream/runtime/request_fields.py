@@ -98,13 +98,34 @@ INPUTS = _by_name(
         "Makes tokens that the session sees less likely.",
         limits=Limits(0, above=True, note="1 is off"),
     ),
+    Field(
+        "frequency_penalty",
+        "FP32",
+        "Makes a token of the answer less likely with each time that it has come.",
+        limits=Limits(-2, 2, note="0 is off"),
+    ),
+    Field(
+        "presence_penalty",
+        "FP32",
+        "Makes the tokens of the answer less likely than others.",
+        limits=Limits(-2, 2, note="0 is off"),
+    ),
     Field("random_seed", "UINT64", "The same state and seed give the same answer.", limits=Limits(0, (1 << 64) - 1)),
+    Field(
+        "seed",
+        "UINT64",
+        "Another name of `random_seed`; send one of them.",
+        attribute="random_seed",
+        limits=Limits(0, (1 << 64) - 1),
+    ),
     Field("stop_words", "BYTES", "The answer ends before the first of these; one may be a special token.", vector=True),
     Field("end_id", "INT32", "The token that ends the answer, in place of the checkpoint's.", limits=Limits(0)),
     Field("ignore_eos", "BOOL", "No token ends the answer."),
     Field("return_log_probs", "BOOL", "Fill `output_log_probs`."),
+    Field("return_num_input_tokens", "BOOL", "Changes nothing: `num_input_tokens` is always there."),
+    Field("return_num_output_tokens", "BOOL", "`num_output_tokens` counts each response's own tokens."),
 )
-"""A request's tensors by name. All are optional; `stream` alone is not part of a `TurnRequest`."""
+"""A request's tensors by name. All are optional; those of how its outputs are sent are not part of a `TurnRequest`."""
 
 OUTPUTS = _by_name(
     Field("text_output", "BYTES", "New text.", attribute="text"),
@@ -112,7 +133,7 @@ OUTPUTS = _by_name(
     Field("output_log_probs", "FP32", "Their log-probabilities, if asked for.", attribute="log_probs", vector=True),
     Field("finish_reason", "BYTES", "Empty until the last response: `stop`, `length` or `cancelled`."),
     Field("num_input_tokens", "INT32", "Tokens in the turn, the template's included."),
-    Field("num_output_tokens", "INT32", "Tokens in the answer so far."),
+    Field("num_output_tokens", "INT32", "Tokens in the answer so far; see `return_num_output_tokens`."),
     Field("session_tokens", "INT32", "Tokens that the session has been fed."),
     Field("turn_id", "BYTES", "Names the turn, which is complete with its last response; empty where it is not kept."),
     Field(

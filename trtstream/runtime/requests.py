@@ -50,6 +50,8 @@ class TurnRequest:
     top_k: int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     random_seed: int | None = None
     stop_words: tuple[str, ...] = ()
     end_id: int | None = None

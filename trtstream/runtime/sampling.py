@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,14 @@ SMALLEST_TEMPERATURE = 1e-30
 
 
 class Sampler:
-    """One turn's sampling: its parameters and its own random numbers (same seed, same logits, same tokens)."""
+    """One turn's sampling: its parameters and its own random numbers (same seed, same logits, same tokens).
+
+    ``counts`` are the tokens that it has sampled, where a penalty depends on them.
+    """
 
     def __init__(self, request: TurnRequest) -> None:
         self.request = request
+        self.counts: Counter[int] = Counter()
         self._generator = torch.Generator()
         if request.random_seed is None:
             self._generator.seed()
@@ -29,6 +34,10 @@ class Sampler:
     def uniform(self) -> float:
         """The next random number in [0, 1)."""
         return float(torch.rand((), dtype=torch.float64, generator=self._generator))
+
+    def count(self, token: int) -> None:
+        if self.request.frequency_penalty or self.request.presence_penalty:
+            self.counts[token] += 1
 
 
 @dataclass(frozen=True)
@@ -44,8 +53,8 @@ def sample(
 ) -> list[Sample | None]:
     """Sample one token for each row of ``logits`` [N, vocab]; None for a row that is not finite.
 
-    A row's repetition penalty applies to its ``visible_tokens``. A log-probability is the one before penalty,
-    temperature, top-k and top-p.
+    A row's repetition penalty applies to its ``visible_tokens``, its other penalties to those sampled before. A
+    log-probability is the one before penalties, temperature, top-k and top-p.
     """
     requests = [sampler.request for sampler in samplers]
     raw_logits = logits
@@ -53,6 +62,9 @@ def sample(
         if request.repetition_penalty != 1 and seen:
             logits = logits.clone() if logits is raw_logits else logits
             logits[row] = penalize_repetition(logits[row], seen, request.repetition_penalty)
+        if counts := samplers[row].counts:
+            logits = logits.clone() if logits is raw_logits else logits
+            logits[row] = penalize_counts(logits[row], counts, request.frequency_penalty, request.presence_penalty)
 
     best, tokens = logits.max(-1)  # torch's max returns a nan where there is one
     incomplete = torch.zeros_like(best, dtype=torch.bool)  # rows whose nucleus has more tokens than were looked at
@@ -80,6 +92,7 @@ def sample(
     for row, (finite, redraw, token, value) in enumerate(results.tolist()):
         if finite and redraw:
             token, value = _draw_from_all(logits[row], raw_logits[row], requests[row], uniforms[row])
+        samplers[row].count(int(token))
         samples.append(Sample(int(token), value if requests[row].return_log_probs else None) if finite else None)
     return samples
 
@@ -109,6 +122,13 @@ def penalize_repetition(logits: torch.Tensor, tokens: Sequence[int], penalty: fl
     penalized = torch.where(seen > 0, seen / penalty, seen * penalty)
     largest = torch.finfo(logits.dtype).max / 2  # differences of two are finite too
     return logits.index_copy(0, ids, torch.where(seen.isfinite(), penalized.clamp(-largest, largest), penalized))
+
+
+def penalize_counts(logits: torch.Tensor, counts: Mapping[int, int], frequency: float, presence: float) -> torch.Tensor:
+    """Subtract ``frequency`` from the logits [vocab] of tokens for each time in ``counts``, and ``presence`` once."""
+    ids = _on_device(logits, list(counts), torch.int64)
+    penalties = [-(frequency * count + presence) for count in counts.values()]
+    return logits.index_add(0, ids, _on_device(logits, penalties, logits.dtype))
 
 
 def _scaled(logits: torch.Tensor, requests: Sequence[TurnRequest]) -> torch.Tensor:

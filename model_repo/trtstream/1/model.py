@@ -24,7 +24,7 @@ from trtstream.deploy.serving.control import ControlLine
 from trtstream.deploy.serving.environment import CONTROL_SOCKET, RESTARTS, ModelOptions
 from trtstream.deploy.serving.orphan import exit_with_parent
 from trtstream.deploy.serving.triton_metrics import TritonMetrics
-from trtstream.deploy.serving.triton_request import parse_turn
+from trtstream.deploy.serving.triton_request import Delivery, parse_turn
 from trtstream.deploy.serving.triton_response import error_message, response_tensors
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.metrics import code_of
@@ -96,7 +96,7 @@ class TritonPythonModel:
         except UnicodeDecodeError:  # Triton passes on an id and parameters as HTTP brought them
             raise TrtstreamError("the request's id or a parameter is not UTF-8; encode it as UTF-8") from None
         answer.name = parameters.get(REQUEST_NAME)
-        turn, answer.stream = parse_turn(
+        turn, answer.delivery = parse_turn(
             {tensor.name(): tensor.as_numpy() for tensor in request.inputs()},
             parameters=parameters,
             correlation_id=request.correlation_id(),
@@ -141,11 +141,11 @@ class TritonPythonModel:
 
 
 class Answer:
-    """The responses to one request: each output as it comes if ``stream``, else all of them as one response."""
+    """The responses to one request, as its ``delivery`` says."""
 
     def __init__(self, sender: Any) -> None:
         self.request_id = ""
-        self.stream = False
+        self.delivery = Delivery()
         self.name: str | None = None  # the HTTP front's
         self._sender = sender
         self._outputs: list[TurnOutput] = []
@@ -160,9 +160,10 @@ class Answer:
             self._send(pb_utils.InferenceResponse(error=error), final=True)
             return
         self._outputs.append(output)
-        if self.stream or output.finish_reason:
-            tensors = [pb_utils.Tensor(name, array) for name, array in response_tensors(self._outputs).items()]
-            self._send(pb_utils.InferenceResponse(tensors), final=bool(output.finish_reason))
+        if self.delivery.stream or output.finish_reason:
+            tensors = response_tensors(self._outputs, self.delivery.counts_apart)
+            response = pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in tensors.items()])
+            self._send(response, final=bool(output.finish_reason))
             self._outputs.clear()
 
     def is_over(self, turn: Turn) -> bool:

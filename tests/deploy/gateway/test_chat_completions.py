@@ -89,14 +89,18 @@ def test_sampling_and_stop(server: Server, client: openai.OpenAI) -> None:
     turn = {"text_input": "Hello", "chat": True, "max_tokens": 20, "random_seed": 7, "temperature": 0.9, "top_k": 20}
     messages: list[Any] = [{"role": "user", "content": "Hello"}]
     asked = {"model": "trtstream", "messages": messages, "max_tokens": 20, "seed": 7, "temperature": 0.9}
+    penalties = {"frequency_penalty": 1.5, "presence_penalty": -0.5}
     with Client(server.grpc_url) as triton:
         whole = triton.answer(**turn).text
         stop = whole[len(whole) // 2]
         cut = triton.answer(**turn, stop_words=[stop]).text
+        penalized = triton.answer(**turn, **penalties).text
     extra = {"extra_body": {"top_k": 20}}
     assert client.chat.completions.create(**asked, **extra).choices[0].message.content == whole
     choice = client.chat.completions.create(**asked, **extra, stop=stop, n=1).choices[0]
     assert (choice.message.content, choice.finish_reason) == (cut, "stop")
+    assert penalized != whole
+    assert client.chat.completions.create(**asked, **extra, **penalties).choices[0].message.content == penalized
 
 
 USER = {"role": "user", "content": "a"}

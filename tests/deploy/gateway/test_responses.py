@@ -127,7 +127,7 @@ def test_the_events_of_a_stream(client: openai.OpenAI) -> None:
 
 
 def test_stop_words_and_penalties(server: Server, client: openai.OpenAI) -> None:
-    sampling = {"repetition_penalty": 1.01, "temperature": 0.9, "top_k": 20}
+    sampling = {"repetition_penalty": 1.01, "temperature": 0.9, "top_k": 20, "frequency_penalty": 0.5}
     turn = {"text_input": "Hello", "chat": True, "max_tokens": 20, "random_seed": 7, **sampling}
     with Client(server.grpc_url) as triton:
         whole = triton.answer(**turn).text
@@ -137,6 +137,7 @@ def test_stop_words_and_penalties(server: Server, client: openai.OpenAI) -> None
     asked = client.responses.create(input="Hello", extra_body=extra, **OPTIONS)
     assert (asked.output_text, asked.status, asked.incomplete_details) == (cut, "completed", None)
     assert cut != whole
+    assert asked.to_dict()["frequency_penalty"] == 0.5
 
 
 def test_without_store_nothing_is_kept(client: openai.OpenAI, store: str) -> None:

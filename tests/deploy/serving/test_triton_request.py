@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trtstream.deploy.serving.triton_request import parse_turn
+from trtstream.deploy.serving.triton_request import Delivery, parse_turn
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.requests import TurnRequest
 
@@ -20,7 +20,7 @@ TEXT = {"text_input": string(b"hi")}
 @pytest.mark.parametrize("name", ["x-session-id", "user-agent", "traceparent", "authorization"])
 def test_a_header_that_triton_passes_on_is_no_parameter(name: str) -> None:
     plain, _ = parse_turn(TEXT)
-    assert parse_turn(TEXT, parameters={name: "v"}) == (plain, False)
+    assert parse_turn(TEXT, parameters={name: "v"}) == (plain, Delivery())
     # serve's front passes on what the client's JSON has, and no header.
     with pytest.raises(TrtstreamError, match=f"unknown request parameter or input '{name}'"):
         parse_turn(TEXT, parameters={name: "v", "trtstream-request": "r"})
@@ -46,8 +46,8 @@ def test_every_input_has_its_field() -> None:
         "ignore_eos": np.array([[True]]),
         "return_log_probs": np.array([[True]]),
     }
-    turn, stream = parse_turn(tensors, timeout_us=1_500_000, request_id="r")
-    assert stream
+    turn, delivery = parse_turn(tensors, timeout_us=1_500_000, request_id="r")
+    assert delivery == Delivery(stream=True)
     assert turn == TurnRequest(
         text="größer",
         max_tokens=7,
@@ -75,7 +75,7 @@ def test_an_empty_list_of_stop_words_is_none() -> None:
 
 
 def test_what_is_left_out_has_its_default() -> None:
-    assert parse_turn({"input_ids": np.array([[1, 2]], np.int32)}) == (TurnRequest(input_ids=(1, 2)), False)
+    assert parse_turn({"input_ids": np.array([[1, 2]], np.int32)}) == (TurnRequest(input_ids=(1, 2)), Delivery())
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,7 @@ def test_sequences_and_parameters(options: dict, fields: dict) -> None:
         ({"input_ids": np.zeros([1, 0], np.int32)}, {}, r"input_ids has shape \[1, 0\]"),
         ({"input_ids": np.zeros([2], np.int32)}, {}, r"input_ids has shape \[2\]; it must be \[1, N\]"),
         ({"input_ids": np.zeros([2, 1], np.int32)}, {}, r"input_ids has shape \[2, 1\]"),
+        ({name: np.array([[1]], np.uint64) for name in ("seed", "random_seed")}, {}, "both random_seed and seed"),
         (TEXT, {"parameters": {"foo": 1}}, "'foo'"),
         (TEXT, {"parameters": {"sequence_id": True}}, "'sequence_id' is True"),
         (TEXT, {"parameters": {"sequence_id": 1.5}}, "'sequence_id' is 1.5"),
