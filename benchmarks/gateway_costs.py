@@ -1,7 +1,8 @@
 """What does the gateway add to a turn over gRPC?
 
 One server answers the same question over gRPC and through the gateway (a streamed response), in turn, and over gRPC
-once more: where that differs from itself by more than 1 %, the run does not count. Then many clients ask at once.
+once more: where that differs from itself by more than 1 %, the run does not count. Then many clients ask at once. Last,
+conversations in the three ways that OpenAI's protocols have: is their last turn as fast as an early one?
 Writes JSON and prints a table:
 
     python -m benchmarks.gateway_costs ENGINE --json benchmarks/results/gateway_costs.json
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from tests.deploy.server import serving
 from trtstream.deploy.client.client import Client
 from trtstream.machine import machine
 
+TURNS = 30
 QUESTION = "Tell me a long story about a river and the towns on it."
 
 
@@ -57,6 +60,76 @@ def over_gateway(url: str, model: str, tokens: int) -> list[float]:
             times.append(time.perf_counter())
     connection.close()
     return times
+
+
+def ask(connection: http.client.HTTPConnection, path: str, body: dict[str, Any]) -> tuple[float, list[dict[str, Any]]]:
+    """Seconds to the first text of a stream, and the events of all of it."""
+    started, first = time.perf_counter(), 0.0
+    connection.request("POST", path, json.dumps({**body, "stream": True}))
+    events = []
+    for line in connection.getresponse():
+        if line.startswith(b"data: {"):
+            events.append(json.loads(line[len(b"data: ") :]))
+            if not first and piece(events[-1]):
+                first = time.perf_counter() - started
+    if not first:
+        raise RuntimeError(f"{path} has answered without a text: {events}")
+    return first, events
+
+
+def piece(event: dict[str, Any]) -> str:
+    """The new text in an event of either protocol."""
+    if event.get("type") == "response.output_text.delta":
+        return str(event["delta"])
+    return "".join(choice["delta"].get("content") or "" for choice in event.get("choices", ()))
+
+
+def by_responses(connection: http.client.HTTPConnection, common: dict[str, Any], tokens: int) -> list[float]:
+    """Seconds to the first text of each turn of a conversation, each turn a continued response."""
+    seconds: list[float] = []
+    more: dict[str, Any] = {}
+    for _ in range(TURNS):
+        first, events = ask(connection, "/v1/responses", {**common, **more, "max_output_tokens": tokens})
+        seconds.append(first)
+        more = {"previous_response_id": events[-1]["response"]["id"]}
+    return seconds
+
+
+def by_conversation(connection: http.client.HTTPConnection, common: dict[str, Any], tokens: int) -> list[float]:
+    """The same, each turn added to a conversation."""
+    connection.request("POST", "/v1/conversations", "{}")
+    conversation = json.loads(connection.getresponse().read())["id"]
+    body = {**common, "conversation": conversation, "max_output_tokens": tokens}
+    return [ask(connection, "/v1/responses", body)[0] for _ in range(TURNS)]
+
+
+def by_history(connection: http.client.HTTPConnection, common: dict[str, Any], tokens: int) -> list[float]:
+    """The same with chat completions, which are sent the whole history."""
+    seconds: list[float] = []
+    messages: list[dict[str, str]] = []
+    for _ in range(TURNS):
+        messages.append({"role": "user", "content": common["input"]})
+        body = {"model": common["model"], "messages": messages, "max_completion_tokens": tokens}
+        first, events = ask(connection, "/v1/chat/completions", body)
+        seconds.append(first)
+        messages.append({"role": "assistant", "content": "".join(map(piece, events))})
+    return seconds
+
+
+def long_conversations(url: str, model: str, tokens: int, conversations: int) -> list[dict[str, Any]]:
+    """The third turn beside the fourth and the last, of so many conversations in each way."""
+    rows = []
+    for what, way in (("responses", by_responses), ("conversation", by_conversation), ("history", by_history)):
+        cases: dict[str, list[float]] = {"turn 3": [], "turn 4": [], f"turn {TURNS}": []}
+        for number in range(conversations):
+            common = {"model": model, "input": f"{QUESTION} Make it story number {number}, in the way of {what}."}
+            connection = http.client.HTTPConnection(url, timeout=600)
+            seconds = way(connection, common, tokens)
+            connection.close()
+            for case, at in zip(cases.values(), (2, 3, TURNS - 1), strict=True):
+                case.append(seconds[at])
+        rows.append(row(f"TTFT by {what}", cases, "at most 1.1 times"))
+    return rows
 
 
 def measure(grpc: Callable[[], list[float]], gateway: Callable[[], list[float]], rounds: int) -> list[dict[str, Any]]:
@@ -99,22 +172,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engine", type=Path)
     parser.add_argument("--tokens", type=int, default=64, help="of an answer")
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--conversations", type=int, default=5, help="of 30 turns, in each of three ways")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 
     load_before = os.getloadavg()[0]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        serving(arguments.engine, Path(folder) / "log", "--openai-port", "0") as server,
-    ):
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
+        store = f"sqlite:///{folder}/sessions.db"
+        options = ("--openai-port", "0", "--session-store", store)
+        server = running.enter_context(serving(arguments.engine, Path(folder) / "log", *options))
         (model,), gateway_url = server.models, server.openai_url
         assert gateway_url is not None
         grpc = partial(over_grpc, server.grpc_url, model, arguments.tokens)
         gateway = partial(over_gateway, gateway_url, model, arguments.tokens)
         rows = measure(grpc, gateway, arguments.rounds)
         rows.append(crowded(grpc, gateway, arguments.clients, max(arguments.rounds // 5, 1)))
+        rows += long_conversations(gateway_url, model, arguments.tokens // 2, arguments.conversations)
     print(table(rows))
     result = {"machine": machine(), "load": load_before, "engine": arguments.engine.name, "rows": rows}
     write_json(arguments.json, result)
