@@ -142,6 +142,9 @@ def slice_(
         strict=True,
     )
     for axis, (first, count, step) in zip(axes, ranges, strict=True):
+        if step == 1 and first >= 0 and first + count <= x.shape[axis]:
+            x = x.narrow(axis, first, count)
+            continue
         index = first + step * torch.arange(count)
         outside = (index < 0) | (index >= x.shape[axis])
         if mode == "STRICT_BOUNDS":
