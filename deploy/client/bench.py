@@ -3,48 +3,35 @@
 from __future__ import annotations
 
 import json
-import random
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
+from trtstream.deploy.client.bench_calls import (
+    Ask,
+    Caller,
+    Load,
+    errors_of,
+    new_caller,
+    openai_client,
+    speaks_openai,
+)
 from trtstream.deploy.client.connect import connect, service_options
 from trtstream.deploy.client.metrics import Distribution, Summary, TurnTiming, summarize
-from trtstream.deploy.client.triton import TritonClient, new_session
 from trtstream.errors import TrtstreamError
 from trtstream.output_file import OutputFile, PlotFile
 from trtstream.progress import Progress, progress_bar
 from trtstream.tables import print_table
 
 CONCURRENCY = (1, 4, 8)
-
-
-@dataclass(frozen=True)
-class Load:
-    """A level's load: ``requests`` sessions of ``turns`` turns, ``input_tokens`` in and ``output_tokens`` out each.
-
-    Prompts are random token ids below ``vocab_size``: the same in every run, another one in every turn.
-    """
-
-    url: str
-    model_name: str
-    vocab_size: int
-    requests: int
-    input_tokens: int
-    output_tokens: int
-    turns: int
-
-    def prompt(self, request: int, turn: int) -> list[int]:
-        rng = random.Random(f"{request} {turn}")
-        return [rng.randrange(self.vocab_size) for _ in range(self.input_tokens)]
 
 
 class Level:
@@ -55,13 +42,13 @@ class Level:
         self.concurrency = concurrency
         self.timings: list[TurnTiming] = []
         self._requests = iter(range(load.requests))
-        self._clients = [connect(load.url, load.model_name, tls_ca) for _ in range(concurrency)]
+        self._callers = [new_caller(load, tls_ca) for _ in range(concurrency)]
         self._stopping = threading.Event()
 
     def run(self, progress: Progress) -> None:
         """Measure the level into ``timings``. An interrupt cancels the running turns and is raised."""
         with ThreadPoolExecutor(self.concurrency) as pool:
-            running = {pool.submit(self._work, client) for client in self._clients}
+            running = {pool.submit(self._work, caller) for caller in self._callers}
             try:
                 while running:
                     done, running = wait(running, timeout=0.2)
@@ -70,49 +57,30 @@ class Level:
                         worker.result()
             finally:
                 self._stopping.set()
-                for client in self._clients:
-                    client.cancel()
+                for caller in self._callers:
+                    caller.cancel()
 
-    def _work(self, client: TritonClient) -> None:
-        with client:
+    def _work(self, caller: Caller) -> None:
+        with caller:
             for request in self._requests:
-                with new_session(client, "bench") if self.load.turns > 1 else nullcontext() as session_id:
-                    self._run_turns(client, request, session_id)
+                with caller.session() as ask:
+                    self._run_turns(ask, request)
                 if self._stopping.is_set():
                     return
 
-    def _run_turns(self, client: TritonClient, request: int, session_id: str | None) -> None:
+    def _run_turns(self, ask: Ask, request: int) -> None:
         for turn in range(1, self.load.turns + 1):
-            timing = self._time_turn(client, request, turn, session_id)
-            if timing is None:
+            sent, error = time.perf_counter(), None
+            try:
+                answer = ask(request, turn)
+            except TrtstreamError as failure:
+                error = str(failure)
+            if self._stopping.is_set():
                 return
-            self.timings.append(timing)
-            if timing.error is not None:
+            if error is not None:
+                self.timings.append(TurnTiming(turn, sent, error=error))
                 return
-
-    def _time_turn(self, client: TritonClient, request: int, turn: int, session_id: str | None) -> TurnTiming | None:
-        """Run one turn; None if the bench was stopped before its end."""
-        wanted = self.load.output_tokens
-        inputs = {
-            "input_ids": self.load.prompt(request, turn),
-            "max_tokens": wanted,
-            "ignore_eos": True,
-            "temperature": 0.0,
-            "stream": True,
-            "session_id": session_id,
-        }
-        sent = time.perf_counter()
-        try:
-            arrivals = [(response.received_at, len(response.token_ids)) for response in client.generate(**inputs)]
-        except TrtstreamError as error:
-            return None if self._stopping.is_set() else TurnTiming(turn, sent, error=str(error))
-        if self._stopping.is_set():
-            return None
-        times = [received_at for received_at, tokens in arrivals if tokens]
-        found = sum(tokens for _, tokens in arrivals)
-        if found != wanted:
-            return TurnTiming(turn, sent, error=f"expected {wanted} output tokens, found {found}")
-        return TurnTiming(turn, sent, first_token=times[0], last_token=times[-1], output_tokens=found)
+            self.timings.append(TurnTiming(turn, sent, answer.first_token, answer.last_token, answer.output_tokens))
 
 
 def parse_concurrency(_context: click.Context, _option: click.Parameter, value: str | None) -> list[int] | None:
@@ -151,18 +119,18 @@ def bench(
 ) -> None:
     """Measure a served model: TTFT, ITL, request latency and tokens per second; exit 1 if any request fails.
 
-    A closed loop: every client sends its next request when its last one is answered. Answers have a fixed length.
+    A closed loop: every client sends its next request when its last one is answered. Prompts are random token ids, and
+    answers have a fixed length. With --url http://HOST:PORT the turns go to a gateway, as streamed OpenAI responses:
+    there a prompt has that many words, and an answer may end earlier. Its API key is OPENAI_API_KEY.
     """
     if concurrency is None:
         concurrency = [level for level in CONCURRENCY if level <= requests]
     elif requests < max(concurrency):
         raise click.UsageError(f"--requests {requests} cannot keep {max(concurrency)} clients busy; ask for more")
-    with connect(url, model_name, tls_ca) as client:
-        model, model_name = client.model(), client.model_name
-        for note in client.load_notes(turns):
-            click.echo(note, err=True)
-        load = Load(url, model_name, model.parameter("vocab_size"), requests, input_tokens, output_tokens, turns)
-        client.answer(input_ids=load.prompt(-1, 1), max_tokens=2, ignore_eos=True)  # not counted: warms the server up
+    model_name, parameters, vocab_size = _look_at(url, model_name, tls_ca, turns)
+    load = Load(url, model_name, vocab_size, requests, input_tokens, output_tokens, turns)
+    with new_caller(replace(load, output_tokens=2, turns=1), tls_ca) as caller, caller.session() as ask:
+        ask(-1, 1)  # not counted: warms the server up
 
     summaries: list[Summary] = []
     errors: Counter[str] = Counter()
@@ -179,7 +147,7 @@ def bench(
         if interrupted:
             break
 
-    settings = {**asdict(load), "model_parameters": model.parameters}
+    settings = {**asdict(load), "model_parameters": parameters}
     if json_file is not None:
         report = {"interrupted": interrupted, "settings": settings, "levels": [asdict(s) for s in summaries]}
         json_file.write_text(json.dumps({**report, "errors": errors}, indent=2) + "\n")
@@ -193,6 +161,18 @@ def bench(
     if interrupted:
         click.echo("interrupted: these are the turns that were done", err=True)
     sys.exit(1 if errors or interrupted else 0)
+
+
+def _look_at(url: str, model_name: str, tls_ca: Path | None, turns: int) -> tuple[str, dict[str, Any], int | None]:
+    """(The model's name, what its service says of it, and the size of its vocabulary for prompts of ids)."""
+    if speaks_openai(url):
+        with openai_client(url, tls_ca) as gateway, errors_of(url):
+            return model_name, gateway.models.retrieve(model_name).to_dict(), None
+    with connect(url, model_name, tls_ca) as client:
+        model = client.model()
+        for note in client.load_notes(turns):
+            click.echo(note, err=True)
+        return client.model_name, model.parameters, model.parameter("vocab_size")
 
 
 def print_summaries(summaries: Sequence[Summary]) -> None:

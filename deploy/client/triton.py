@@ -78,7 +78,7 @@ class TritonClient(ABC):
         self.model_name = model_name
         self.timeout = timeout
         options: dict[str, Any] = {} if tls_ca is None else {"ssl": True, "root_certificates": str(tls_ca)}
-        if _is_loopback(self.url):
+        if is_loopback(self.url):
             options["channel_args"] = NO_PROXY
         self._triton = InferenceServerClient(self.url, **options)
         self._arrivals: queue.SimpleQueue[tuple[float, Any, Any] | None] = queue.SimpleQueue()
@@ -243,7 +243,8 @@ def _complete(url: str) -> str:
     return url if ":" in url.rpartition("]")[2] else f"{url}:{DEFAULT_PORT}"
 
 
-def _is_loopback(url: str) -> bool:
+def is_loopback(url: str) -> bool:
+    """Whether ``url``, a host:port, is on this machine."""
     host = url.rpartition(":")[0].strip("[]")
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback

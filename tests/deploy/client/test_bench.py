@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import run_in_process, run_trtstream
-from trtstream.deploy.client.bench import Level, Load
+from trtstream.deploy.client.bench import Level
+from trtstream.deploy.client.bench_calls import Load
 from trtstream.deploy.client.bench_plot import save_plot
 from trtstream.deploy.client.metrics import TurnTiming, distribution, summarize
 
