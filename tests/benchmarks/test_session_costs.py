@@ -25,8 +25,21 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         "others' inter-token time",
         "a start, up to a first answer",
         "a fork",
+        "another answer to the last question",
         "200 tokens, a snapshot of 0.0 MB",
         "200 tokens, from the log",
     ]
-    assert all(len(row) == 9 and row["ms"] > 0 for row in rows)
+    assert all(row["ms"] > 0 for row in rows)
+    assert [row["what"] for row in rows if "met" in row] == [rows[number]["what"] for number in (0, 1, 2, 3, 5)]
     assert capsys.readouterr().out.count("\n") == len(rows) + 2
+
+
+@pytest.mark.parametrize(
+    ("again", "compared", "counts", "met"),
+    [(0.1005, 0.1015, True, True), (0.1, 0.1025, True, False), (0.102, 0.1, False, None)],
+)
+def test_a_bound_is_judged_only_by_a_run_that_counts(again: float, compared: float, counts: bool, met: bool) -> None:
+    seconds = {"a": [0.1], "again": [again], "b": [compared]}
+    for bound in ({"ms": 2.0}, {"times": 1.02}):
+        made = session_costs.judged("a case", seconds, "a bound", **bound)
+        assert (made["counts"], made["met"]) == (counts, met)
