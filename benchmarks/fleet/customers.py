@@ -38,6 +38,8 @@ class Customer(ABC):
     """Seconds from the first sending of a turn to its answer."""
     began: float | None = None
     """When the turn was sent first that has no answer yet, in seconds of `time.monotonic`."""
+    last_began: float = 0.0
+    """The same of the last turn that has one."""
 
     def converse(self, turns: int, over: threading.Event) -> None:
         """Say up to ``turns`` turns; none begins once it is ``over``."""
@@ -46,7 +48,7 @@ class Customer(ABC):
             self.began = time.monotonic()
             self._say(self.began + GIVE_UP_SECONDS)
             self.waits.append(time.monotonic() - self.began)
-            self.began = None
+            self.last_began, self.began = self.began, None
 
     def _say(self, give_up: float) -> None:
         conversation, attempt = self.conversation, 0
@@ -121,7 +123,11 @@ class GatewayCustomer(Customer):
 
 
 def settle(customers: list[Customer]) -> None:
-    """Wait until no turn is without an answer that was sent before now."""
+    """Wait until every turn is answered that was sent before now, and one that was sent later."""
     now = time.monotonic()
-    while any((customer.began or now) < now for customer in customers) and time.monotonic() < now + GIVE_UP_SECONDS:
+
+    def is_settled() -> bool:
+        return all((one.began or now) >= now for one in customers) and any(one.last_began > now for one in customers)
+
+    while not is_settled() and time.monotonic() < now + GIVE_UP_SECONDS:
         time.sleep(0.05)

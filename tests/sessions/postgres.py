@@ -10,7 +10,6 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 NOBODY = 65534  # PostgreSQL refuses to run as root
 START_SECONDS = 30
@@ -34,15 +33,17 @@ class Postgres:
 
     def __init__(self) -> None:
         self._bin = binaries()
-        self._user: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+        # Not Popen's own options for a user: with them it forks, and gRPC's threads may not survive that in the child.
+        is_root = os.geteuid() == 0
+        self._as_user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"] if is_root else []
         self.folder = Path(tempfile.mkdtemp(prefix="trtstream-pg-", dir="/tmp"))  # short: sockets have short paths
-        if self._user:
+        if is_root:
             os.chown(self.folder, NOBODY, NOBODY)
         self.url = f"postgresql+psycopg://postgres@/postgres?host={self.folder}"
-        initdb: list[str | Path] = [self._bin / "initdb", "-D", self.folder / "data"]
+        initdb: list[str | Path] = [*self._as_user, self._bin / "initdb", "-D", self.folder / "data"]
         initdb += ["-U", "postgres", "-A", "trust", "--no-sync"]
         try:
-            done = subprocess.run(initdb, cwd="/", capture_output=True, text=True, **self._user)
+            done = subprocess.run(initdb, cwd="/", capture_output=True, text=True)
         except OSError as error:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise NoPostgres(f"{initdb[0]} cannot be run: {error}") from error
@@ -54,13 +55,12 @@ class Postgres:
     def start(self) -> None:
         """Start the server and wait until it answers."""
         settings = [part for setting in SETTINGS for part in ("-c", setting)]
-        command: list[str | Path] = [self._bin / "postgres", "-D", self.folder / "data", "-k", self.folder, *settings]
-        self._process = subprocess.Popen(
-            command, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **self._user
-        )
+        command: list[str | Path] = [*self._as_user, self._bin / "postgres", "-D", self.folder / "data"]
+        command += ["-k", self.folder, *settings]
+        self._process = subprocess.Popen(command, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end = time.monotonic() + START_SECONDS
-        ready: list[str | Path] = [self._bin / "pg_isready", "-h", self.folder, "-q"]
-        while subprocess.run(ready, cwd="/", **self._user).returncode:
+        ready: list[str | Path] = [*self._as_user, self._bin / "pg_isready", "-h", self.folder, "-q"]
+        while subprocess.run(ready, cwd="/").returncode:
             if self._process.poll() is not None or time.monotonic() > end:
                 raise NoPostgres("postgres does not start")
             time.sleep(0.05)
