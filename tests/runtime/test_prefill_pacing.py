@@ -33,7 +33,7 @@ def test_chunks_take_the_time_that_is_left(decode, fixed, per_token):
     limit = max(TARGET, 2 * decode)
     settled = steps(pacing, 100, decode, fixed, per_token)[20:]
     assert max(itl for itl, _ in settled) <= limit
-    assert mean(itl for itl, _ in settled) >= 0.75 * limit or min(size for _, size in settled) == 255
+    assert mean(itl for itl, _ in settled) >= 0.6 * limit or min(size for _, size in settled) == 255
 
 
 def test_a_slow_device_feeds_small_chunks_nevertheless():
@@ -49,7 +49,7 @@ def test_it_recovers_from_a_stall():
     for _ in range(5):
         pacing.follow(3.0, pacing.budget(1))
     assert pacing.budget(1) == 4
-    assert max(size for _, size in steps(pacing, 12, 0.01, 0.002, 0.0005)) == before
+    assert max(size for _, size in steps(pacing, 20, 0.01, 0.002, 0.0005)) == before
 
 
 def test_ends_of_prompts_do_not_make_chunks_larger():

@@ -9,8 +9,8 @@ from bisect import bisect_right
 # tokens on each is at most a quarter larger than the one before.
 SIZES = [4, 6, 8, 10, 12, 14, *(quarters * 2**power for power in range(2, 18) for quarters in (4, 5, 6, 7))]
 FIRST = 16
-HEADROOM = 0.8  # of the time that is aimed for, so that nearly all tokens come in time
-MAX_GROWTH = 2.0
+HEADROOM = 0.7  # of the time that is aimed for, so that nearly all tokens come in time
+MAX_GROWTH = 1.25  # a quick step may be chance
 MAX_SHRINKAGE = 0.25
 DECODE_WEIGHT = 0.1  # of the newest step in the mean time of a decode step
 
