@@ -15,6 +15,7 @@ from random import Random
 from benchmarks.crash.kills import GIVE_UP_SECONDS, kill_all
 from tests.deploy.envoy import Envoy
 from tests.deploy.haproxy import HAProxy
+from tests.deploy.proxy import Proxy
 from tests.deploy.server import Server, free_ports, serve_process
 from tests.deploy.serving.processes import family
 from tests.sessions.postgres import Postgres
@@ -23,7 +24,7 @@ from trtstream.deploy.serving.environment import SESSION_STORE
 ACTIONS = ("kill", "stop", "drain", "join", "database", "proxy", "gateway")
 PLANNED = ("rolling restart", "drain", "join")
 """What an operator does. No client may notice."""
-PROXIES: dict[str, type[Envoy] | type[HAProxy]] = {"envoy": Envoy, "haproxy": HAProxy}
+PROXIES: dict[str, type[Proxy]] = {"envoy": Envoy, "haproxy": HAProxy}
 DRAIN_DELAY = 5.0  # seconds, in which the proxy notices
 STOPPED_SECONDS = 10.0
 AWAY_SECONDS = 2.0
@@ -120,7 +121,7 @@ class Fleet:
     nodes: list[Node]
     spare: Node
     postgres: Postgres
-    proxy: Envoy | HAProxy
+    proxy: Proxy
     gateway: GatewayProcess
 
     def roll(self) -> None:

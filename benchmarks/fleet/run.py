@@ -21,7 +21,7 @@ from benchmarks.fleet.first_tokens import FirstTokens
 from benchmarks.fleet.parts import PLANNED, PROXIES, STOPPED_SECONDS, Fleet, GatewayProcess, Node
 from tests.sessions.postgres import Postgres
 
-TURNS_A_SECOND = 16.0  # of all conversations together; this machine is no large one
+TURNS_A_SECOND = 16.0  # of all conversations together, which two cores can answer
 ACTION_SECONDS = 40.0  # at most, as scripts are as long
 THROUGH_THE_GATEWAY = 3  # every third conversation
 
@@ -100,8 +100,7 @@ def start(folder: Path, servers: int, proxy: str, stack: ExitStack) -> Fleet:
         stack.enter_context(closing(node))
     with ThreadPoolExecutor(servers) as pool:
         list(pool.map(Node.start, nodes[:servers]))
-    front = PROXIES[proxy](folder, [node.ports[:2] for node in nodes])
-    stack.callback(front.stop)
+    front = stack.enter_context(PROXIES[proxy](folder, [node.ports[:2] for node in nodes]))
     front.wait_for(servers)
     gateway = GatewayProcess(folder, postgres.url, front.url)
     stack.callback(gateway.stop)

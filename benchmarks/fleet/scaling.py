@@ -31,6 +31,7 @@ from benchmarks.markdown import table
 from benchmarks.paired import in_turn, row
 from tests.deploy.envoy import Envoy
 from tests.deploy.named_servers import named_server, places
+from tests.deploy.proxy import Proxy
 from tests.deploy.server import Server
 from trtstream import failpoint
 from trtstream.deploy.client.client import Client
@@ -59,7 +60,7 @@ def say(client: Client, session: str, tokens: int = TOKENS) -> Turn:
     return {"ttft": first - began, "turn": time.perf_counter() - began}
 
 
-def placed(envoy: Envoy, sessions: Sequence[str]) -> dict[str, int]:
+def placed(envoy: Proxy, sessions: Sequence[str]) -> dict[str, int]:
     """The port of the server to which Envoy sends each session, once all have had their first turn."""
 
     def turns() -> dict[int, int]:
@@ -75,7 +76,7 @@ def placed(envoy: Envoy, sessions: Sequence[str]) -> dict[str, int]:
 
 
 def crowd(urls: dict[str, str], seconds: float) -> list[Turn]:
-    """The turns that end within so many seconds, one after the other in each session."""
+    """The turns that end within ``seconds``. A session, whose server is at its URL, says one after the other."""
 
     def converse(session: str, url: str) -> list[Turn]:
         with Client(url) as client:
@@ -91,12 +92,9 @@ def crowd(urls: dict[str, str], seconds: float) -> list[Turn]:
 
 def throughput(folder: Path, servers: list[Server], seconds: float) -> list[dict[str, Any]]:
     """A row for each number of servers and way."""
-    ports = [(int(one.grpc_url.rpartition(":")[2]), int(one.http_url.rpartition(":")[2])) for one in servers]
     rows: list[dict[str, Any]] = []
     for count in range(1, len(servers) + 1):
-        with ExitStack() as stack:
-            envoy = Envoy(folder, ports[:count])
-            stack.callback(envoy.stop)
+        with Envoy(folder, [server.ports for server in servers[:count]]) as envoy:
             envoy.wait_for(count)
             sessions = [f"{count} servers, session {number}" for number in range(SESSIONS)]
             homes = placed(envoy, sessions)
@@ -127,12 +125,8 @@ def throughput(folder: Path, servers: list[Server], seconds: float) -> list[dict
 
 def alone(folder: Path, server: Server, rounds: int) -> list[dict[str, Any]]:
     """What Envoy adds to the turns of one client."""
-    ports = int(server.grpc_url.rpartition(":")[2]), int(server.http_url.rpartition(":")[2])
-    with ExitStack() as stack:
-        envoy = Envoy(folder, [ports])
-        stack.callback(envoy.stop)
+    with Envoy(folder, [server.ports]) as envoy, Client(server.grpc_url) as direct, Client(envoy.url) as routed:
         envoy.wait_for(1)
-        direct, routed = (stack.enter_context(Client(url)) for url in (server.grpc_url, envoy.url))
         rows = []
         for what, tokens in (("a turn of 1 token", 1), (f"a turn of {TOKENS} tokens", TOKENS)):
 
@@ -150,13 +144,12 @@ def moves(folder: Path) -> list[dict[str, Any]]:
     """Where sessions are with 1 to 4 servers, and how many move when one joins; as many when it leaves again."""
     with ExitStack() as stack:
         servers = [stack.enter_context(named_server(number)) for number in range(4)]
-        for _, _, status in servers[1:]:
-            status[0] = 503
-        envoy = Envoy(folder, [(grpc, http) for grpc, http, _ in servers])
-        stack.callback(envoy.stop)
+        for server in servers[1:]:
+            server.is_ready = False
+        envoy = stack.enter_context(Envoy(folder, [server.ports for server in servers]))
         states: list[dict[str, int]] = []
-        for count, (_, _, status) in enumerate(servers, 1):
-            status[0] = 200
+        for count, server in enumerate(servers, 1):
+            server.is_ready = True
             envoy.wait_for(count)
             states.append(places(envoy.url, NAMED_SESSIONS))
         rows: list[dict[str, Any]] = []
@@ -171,7 +164,7 @@ def moves(folder: Path) -> list[dict[str, Any]]:
                 result["of them, to another than it"] = sum(now[one] != count - 1 for one in moved)
             rows.append(result)
         for count in (3, 2, 1):
-            servers[count][2][0] = 503
+            servers[count].is_ready = False
             envoy.wait_for(count)
             after = places(envoy.url, NAMED_SESSIONS)
             rows[count]["the same as before once it left"] = after == states[count - 1]

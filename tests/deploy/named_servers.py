@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -25,14 +26,21 @@ class Named(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(lambda request, context: self._name)
 
 
+@dataclass
+class NamedServer:
+    """``ports`` are those of gRPC and HTTP; ``is_ready``, which may be set, is what its /ready says."""
+
+    ports: tuple[int, int]
+    is_ready: bool = True
+
+
 @contextmanager
-def named_server(name: int) -> Iterator[tuple[int, int, list[int]]]:
-    """(Its gRPC port, its HTTP port, a list with the status of its /ready)."""
-    status = [200]
+def named_server(name: int) -> Iterator[NamedServer]:
+    """A server that answers every call with ``name``."""
 
     class Ready(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(status[0])
+            self.send_response(200 if named.is_ready else 503)
             self.send_header("content-length", "0")
             self.end_headers()
 
@@ -43,9 +51,10 @@ def named_server(name: int) -> Iterator[tuple[int, int, list[int]]]:
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     with ThreadingHTTPServer(("127.0.0.1", 0), Ready) as http:
+        named = NamedServer((port, http.server_port))
         threading.Thread(target=http.serve_forever).start()
         try:
-            yield port, http.server_port, status
+            yield named
         finally:
             http.shutdown()
             server.stop(None).wait()

@@ -47,6 +47,12 @@ class Server:
         self.openai_url = match[4]
         self.models = match[5].split(",")
 
+    @property
+    def ports(self) -> tuple[int, int]:
+        """Those of gRPC and HTTP."""
+        grpc, http = (int(url.rpartition(":")[2]) for url in (self.grpc_url, self.http_url))
+        return grpc, http
+
     def stop(self, *signals: signal.Signals) -> int:
         """Send signals (default SIGTERM) and wait; returns the exit code."""
         for number in signals or (signal.SIGTERM,):
