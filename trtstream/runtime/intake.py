@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 
 from trtstream.errors import TrtstreamError
@@ -50,15 +51,15 @@ class Intake:
             self._check_open()
             self._sessions.claim(turn.key)
             self._reading.add(turn)
-        if not self._reader.run_elsewhere(turn.request, partial(self._read_elsewhere, turn)):
-            self._read(turn)
+        if not self._reader.run_elsewhere(turn.request, partial(self._read_elsewhere, turn, self._reader.read)):
+            self._read(turn, self._reader.read)
 
     def read_again(self, turn: Turn) -> None:
         """Take a turn out of the queue until its session's state is read."""
         with self._changed:
             self._queue.remove(turn)
             self._reading.add(turn)
-        self._reader.run_again(partial(self._read_elsewhere, turn))
+        self._reader.run_in_store(partial(self._read_elsewhere, turn, self._reader.restore))
 
     def refuse(self, reason: str) -> None:
         """Take no new turns."""
@@ -77,11 +78,11 @@ class Intake:
         if waiting >= self._limits.max_queue_size:
             raise TrtstreamError(f"the server is busy: {waiting} turns are waiting; try again later", code="busy")
 
-    def _read(self, turn: Turn) -> None:
-        """Tokenize the turn and queue it. Raises TrtstreamError for a turn that this engine cannot take."""
+    def _read(self, turn: Turn, read: Callable[[Turn], None]) -> None:
+        """``read`` the turn and queue it. Raises TrtstreamError for a turn that this engine cannot take."""
         try:
             if not self._closed:
-                self._reader.read(turn)
+                read(turn)
                 if answered := turn.continuation.answered:
                     with self._changed:
                         self._sessions.release(turn.key)
@@ -101,9 +102,9 @@ class Intake:
                 self._reading.remove(turn)
                 self._changed.notify_all()
 
-    def _read_elsewhere(self, turn: Turn) -> None:
+    def _read_elsewhere(self, turn: Turn, read: Callable[[Turn], None]) -> None:
         try:
-            self._read(turn)
+            self._read(turn, read)
         except Exception as error:
             self._measure("refusals_total", label=code_of(error))
             turn.emit(error)

@@ -65,9 +65,9 @@ class TurnReader:
                 return True
         return False
 
-    def run_again(self, work: Callable[[], None]) -> None:
-        """Run ``work``, which reads the state of a session in the store, on another thread."""
-        assert self._journal is not None, "without a store no state is read"
+    def run_in_store(self, work: Callable[[], None]) -> None:
+        """Run ``work``, which waits for the session store, on another thread."""
+        assert self._journal is not None, "there is a store to wait for"
         self._journal.read(work)
 
     def close(self) -> None:
@@ -76,14 +76,9 @@ class TurnReader:
     def read(self, turn: Turn) -> None:
         """Find what the turn continues, and tokenize its text unless it has its answer already.
 
-        Of a turn that was read before, read what its session is made from. Raises TrtstreamError for a turn that this
-        engine cannot take.
+        Raises TrtstreamError for a turn that this engine cannot take.
         """
         request = turn.request
-        if turn.prompt and self._journal is not None:
-            assert turn.session.turn is not None
-            self._restore(turn.session, turn.session.turn, self._journal)
-            return
         if request.continues:
             turn.request_hash = request.digest()
             if self._journal is not None:
@@ -98,6 +93,12 @@ class TurnReader:
             self._prepare_messages(turn, read_messages(request.messages), self._journal)
         else:
             self._prepare(turn)
+
+    def restore(self, turn: Turn) -> None:
+        """Read what the session of a turn that was read before is made from: there is no copy of it any longer."""
+        assert self._journal is not None, "without a store nothing could be read"
+        assert turn.session.turn is not None, "a session that has no turn is new"
+        self._restore(turn.session, turn.session.turn, self._journal)
 
     def _prepare(self, turn: Turn) -> None:
         request = turn.request
