@@ -29,17 +29,17 @@ from benchmarks.paired import in_turn, row
 from benchmarks.session_costs import Outputs
 from trtstream.engine_dir import TOKENIZER
 from trtstream.evaluation.facts import make_facts
+from trtstream.evaluation.recall import greedy
 from trtstream.evaluation.tokens import TokenFile, temporary_tokens
+from trtstream.evaluation.with_recall import Recaller
 from trtstream.machine import machine, resident_memory
 from trtstream.runtime.encoding import text_of
 from trtstream.runtime.llm import LLM, load_tokenizer
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.prompt import LaterPrompt, first_prompt, next_prompt
-from trtstream.runtime.recalling import Block, Recalling
+from trtstream.runtime.recalling import Block
 from trtstream.runtime.requests import TurnRequest
-from trtstream.runtime.scheduler_limits import SchedulerLimits
 from trtstream.runtime.streaming_engine import StreamingEngine
-from trtstream.sessions.recall import SpanIndex
 from trtstream.sessions.records import Recalled
 
 TURN = 256  # tokens of text that are read as one turn
@@ -67,9 +67,7 @@ class Session:
         self.losses: list[float] = []
         self.last = 0
         self._engine, self._lane, self._tokenizer, self._recall = engine, lane, tokenizer, recall
-        template = SchedulerLimits().recall_template
-        self._recalling = Recalling(tokenizer, engine.model.vocab_size, engine.build.ring, template)
-        self._index = SpanIndex(self._recalling.vocabulary)
+        self._recaller = Recaller(engine, tokenizer)
         self._before = ""
         engine.reset(lane)
 
@@ -77,10 +75,9 @@ class Session:
         """What a turn of this text reads again."""
         if not self._recall:
             return None
-        position, sinks = self._engine.position(self._lane), self._engine.build.sink_token_length
-        question = self._recalling.question(text, position, sinks, self._recall, self._before)
+        block = self._recaller.block(text, self._engine.position(self._lane), self._recall, self._before)
         self._before = text
-        return None if question is None else self._recalling.block(self._index.search(question))
+        return block
 
     def read(self, prompt: LaterPrompt, block: Block | None, scored: int) -> None:
         """Feed a turn; its last ``scored`` tokens count."""
@@ -94,17 +91,12 @@ class Session:
             recalled = Recalled(begin, begin + len(prompt.recalled), spans)
         self.read_again.append(len(prompt.recalled))
         if self._recall:
-            self._index.add(first.to_bytes(16, "big"), first, prompt.token_ids, recalled)
+            self._recaller.index.add(first.to_bytes(16, "big"), first, prompt.token_ids, recalled)
         self.last = prompt.token_ids[-1]
 
     def answer(self, prompt: LaterPrompt) -> list[int]:
         """What the model says greedily; the session stays as it is."""
-        self._engine.begin_turn(self._lane)
-        said = [int(self._engine.prefill(self._lane, prompt.token_ids).argmax())]
-        while len(said) < ANSWER and said[-1] not in self._engine.model.eos_token_ids:
-            said.append(int(self._engine.decode([self._lane], said[-1:])[0].argmax()))
-        self._engine.rollback_turn(self._lane)
-        return said
+        return greedy(self._engine, prompt.token_ids, ANSWER, self._lane, self._engine.model.eos_token_ids)
 
 
 def read_text(sessions: Sequence[Session], tokenizer: Any, tokens: TokenFile, count: int) -> None:
@@ -161,15 +153,14 @@ def searches(engine: StreamingEngine, tokenizer: Any, tokens: TokenFile, count: 
 
     The questions are facts' in both wordings, of which the first are in the text, and passages of the text itself.
     """
-    recalling = Recalling(tokenizer, engine.model.vocab_size, engine.build.ring, SchedulerLimits().recall_template)
-    index = SpanIndex(recalling.vocabulary)
+    recaller = Recaller(engine, tokenizer)
     facts = make_facts(FACTS, tokenizer)
     before, started, position = resident_memory(), time.perf_counter(), 0
     while position < count:
         begin = position % tokens.count
         ids = tokens.read(begin, min(begin + (1 << 13), tokens.count)).tolist()[: count - position]
         ids += [token for fact in facts for token in fact.planted] if position == 0 else []
-        index.add(position.to_bytes(16, "big"), position, ids)
+        recaller.index.add(position.to_bytes(16, "big"), position, ids)
         position += len(ids)
     seconds = time.perf_counter() - started
     passages = np.linspace(0, tokens.count - TURN, FACTS).astype(int).tolist()
@@ -178,11 +169,10 @@ def searches(engine: StreamingEngine, tokenizer: Any, tokens: TokenFile, count: 
     times, found = [], 0
     for ids in asked:
         started = time.perf_counter()
-        question = recalling.question(str(tokenizer.decode(ids)), position, 4, RECALL)
-        found += bool(question and index.search(question))
+        found += recaller.block(str(tokenizer.decode(ids)), position, RECALL) is not None
         times.append((time.perf_counter() - started) * 1e3)
     used = resident_memory() - before
-    index.close()
+    recaller.index.close()
     return {
         "what": f"a search in {position:,} tokens",
         "searches": len(times),

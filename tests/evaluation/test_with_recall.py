@@ -30,8 +30,8 @@ class Noting(Reader):
 
     def ask(self, ask: Ask) -> None:
         super().ask(ask)
-        question = self._recalling.question(self._tokenizer.decode(ask.prompt), self.fed, 4, self._max_tokens)
-        found = self._index.search(question)
+        question = self._recaller.recalling.question(self._tokenizer.decode(ask.prompt), self.fed, 4, self._max_tokens)
+        found = self._recaller.index.search(question)
         self.asked.append((self.fed, ask, " ".join(self._tokenizer.decode(part.span.ids) for part in found)))
 
 

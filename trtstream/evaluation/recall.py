@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count as numbers
 from typing import TYPE_CHECKING, Any
@@ -195,13 +195,15 @@ def recall(
     ]
 
 
-def greedy(engine: StreamingEngine, prompt: Sequence[int], count: int) -> list[int]:
-    """The ``count`` ids with which the model continues; the session stays as it is."""
-    engine.begin_turn(0)
+def greedy(
+    engine: StreamingEngine, prompt: Sequence[int], count: int, lane: int = 0, ends: Collection[int] = ()
+) -> list[int]:
+    """The ``count`` ids with which the model continues, or up to one of ``ends``; the session stays as it is."""
+    engine.begin_turn(lane)
     try:
-        said = [int(engine.prefill(0, prompt).argmax())]
-        while len(said) < count:
-            said.append(int(engine.prefill(0, said[-1:]).argmax()))
+        said = [int(engine.prefill(lane, prompt).argmax())]
+        while len(said) < count and said[-1] not in ends:
+            said.append(int(engine.prefill(lane, said[-1:]).argmax()))
         return said
     finally:
-        engine.rollback_turn(0)
+        engine.rollback_turn(lane)

@@ -25,7 +25,7 @@ from trtstream.evaluation.scoring import Run
 from trtstream.evaluation.tokens import temporary_tokens
 from trtstream.progress import progress_bar
 from trtstream.runtime.encoding import text_of
-from trtstream.runtime.recalling import Recalling
+from trtstream.runtime.recalling import Block, Recalling
 from trtstream.runtime.scheduler_limits import SchedulerLimits
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.sessions.recall import SpanIndex
@@ -50,6 +50,21 @@ class Score:
     tokens: int = 0
 
 
+class Recaller:
+    """An index of what a session of ``engine`` has read, and what of it a text makes the session read again."""
+
+    def __init__(self, engine: StreamingEngine, tokenizer: PreTrainedTokenizerBase) -> None:
+        template = SchedulerLimits().recall_template
+        self.recalling = Recalling(tokenizer, engine.model.vocab_size, engine.build.ring, template)
+        self.index = SpanIndex(self.recalling.vocabulary)
+        self._sinks = engine.build.sink_token_length
+
+    def block(self, text: str, position: int, max_tokens: int, before: str = "") -> Block | None:
+        """What a turn of this text reads again in a session that has been fed ``position`` tokens."""
+        question = self.recalling.question(text, position, self._sinks, max_tokens, before)
+        return None if question is None else self.recalling.block(self.index.search(question))
+
+
 class Reader(Listener):
     """A session that reads text, all of which is indexed, and is asked without recall and with it."""
 
@@ -58,9 +73,7 @@ class Reader(Listener):
         self.scores: dict[tuple[str, int], Score] = {}
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
-        template = SchedulerLimits().recall_template
-        self._recalling = Recalling(tokenizer, engine.model.vocab_size, engine.build.ring, template)
-        self._index = SpanIndex(self._recalling.vocabulary)
+        self._recaller = Recaller(engine, tokenizer)
         self._unindexed: list[int] = []
 
     def take(self, ids: list[int]) -> None:
@@ -70,20 +83,17 @@ class Reader(Listener):
     def _index_spans(self) -> None:
         """All but the last, which may go on."""
         first = self.fed - len(self._unindexed)
-        spans = [*self._recalling.vocabulary.cutter.cut(first, self._unindexed)]
+        spans = [*self._recaller.recalling.vocabulary.cutter.cut(first, self._unindexed)]
         count = spans[-1].first - first if spans else 0
         if count:
-            self._index.add(first.to_bytes(16, "big"), first, self._unindexed[:count])
+            self._recaller.index.add(first.to_bytes(16, "big"), first, self._unindexed[:count])
             self._unindexed = self._unindexed[count:]
 
     def ask(self, ask: Ask) -> None:
         self._index_spans()
         score = self.scores.setdefault((ask.kind, ask.distance), Score())
         without = self._counts([*ask.prompt], ask)
-        text = str(self._tokenizer.decode([*ask.prompt]))
-        sinks = self._engine.build.sink_token_length
-        question = self._recalling.question(text, self.fed, sinks, self._max_tokens)
-        block = None if question is None else self._recalling.block(self._index.search(question))
+        block = self._recaller.block(str(self._tokenizer.decode([*ask.prompt])), self.fed, self._max_tokens)
         again = [] if block is None else block.ids(self._tokenizer, text_of(self._tokenizer, self._unindexed[-1]))
         score.questions += 1
         score.without += without

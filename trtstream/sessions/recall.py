@@ -25,7 +25,7 @@ from trtstream.sessions.turn_log import ID_TYPE, TurnLog
 MAX_INDEXES = 64  # the least recently used leave
 BATCH = 256  # turns that are read and added at once
 MAX_WORDS = 32  # of a text that are searched: its last ones, as questions end texts
-COMMON = 512  # a word in so many spans says little, and takes long
+COMMON = 512  # spans: a word in as many says little, and takes long to search
 MAX_MATCHES = 2048  # of all words, the rarest first
 MIN_SHARE = 0.28  # of the weight of the question's words that are here, for a span to be worth its tokens
 NEARLY_BEST = 0.95
@@ -274,7 +274,7 @@ def _words(text: str) -> list[str]:
 
 
 def _says_again(later: str, earlier: str) -> bool:
-    """Whether ``later`` says what ``earlier`` does but for a word, which has changed."""
+    """Whether ``later`` has all words of ``earlier``, or all except one: that one has changed."""
     return len({*_words(earlier)}.difference(_words(later))) <= 1
 
 
