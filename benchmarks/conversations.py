@@ -10,6 +10,7 @@ import string
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -29,6 +30,7 @@ from trtstream.runtime.llm import load_tokenizer
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.prompt import first_prompt, next_prompt
 from trtstream.runtime.requests import TurnRequest
+from trtstream.sessions.records import TurnRecord
 from trtstream.sessions.turn_log import TurnLog
 from trtstream.settings import BuildConfig
 
@@ -188,18 +190,22 @@ def check_chats(store: str, conversations: list[Conversation]) -> list[str]:
     It must have each answered turn, in order; a client that asked again may have left another beside one.
     """
     faults: list[str] = []
-    log = TurnLog(store)
-    try:
+    with closing(TurnLog(store)) as log:
         for conversation in conversations:
             branch = log.branch(bytes.fromhex(conversation.turn_ids[-1])) if conversation.said else []
-            ids = [turn.id.hex() for turn in branch]
-            if ids != conversation.turn_ids:
-                faults.append(f"{conversation.key}: the log has {ids} and its client {conversation.turn_ids}")
-            for number, (turn, scripted) in enumerate(zip(branch, conversation.script, strict=False)):
-                if (turn.output_ids, turn.text) != (scripted.answer, scripted.heard):
-                    faults.append(f"{conversation.key}: turn {number} in the log is another than the script's")
-    finally:
-        log.close()
+            faults += _check_branch(conversation, branch, unanswered=0)
+    return faults
+
+
+def _check_branch(conversation: Conversation, branch: Sequence[TurnRecord], unanswered: int) -> list[str]:
+    """What is wrong with a conversation's turns in the log, of which up to ``unanswered`` have not been heard of."""
+    ids, said, faults = [turn.id.hex() for turn in branch], conversation.said, []
+    if ids[:said] != conversation.turn_ids or len(ids) > said + unanswered:
+        faults.append(f"{conversation.key}: the log has {ids} and its client {conversation.turn_ids}")
+    for number, (turn, scripted) in enumerate(zip(branch, conversation.script, strict=False)):
+        is_heard = turn.text == scripted.heard or not scripted.said  # else it is no chat
+        if turn.output_ids != scripted.answer or not is_heard:
+            faults.append(f"{conversation.key}: turn {number} in the log is another than the script's")
     return faults
 
 
@@ -211,23 +217,16 @@ def check_log(store: str, conversations: list[Conversation], others: int = 0) ->
     """
     faults: list[str] = []
     unanswered = expected_rows = 0
-    log = TurnLog(store)
-    try:
+    with closing(TurnLog(store)) as log:
         for conversation in conversations:
             head = log.head(conversation.key)
             branch = [] if head is None else log.branch(head.id)
-            ids = [turn.id.hex() for turn in branch]
             expected_rows += len(branch)
-            unanswered += len(ids) - conversation.said
-            if ids[: conversation.said] != conversation.turn_ids or len(ids) > conversation.said + 1:
-                faults.append(f"{conversation.key}: the log has {ids} and its client {conversation.turn_ids}")
-            for number, (turn, scripted) in enumerate(zip(branch, conversation.script, strict=False)):
+            unanswered += len(branch) - conversation.said
+            faults += _check_branch(conversation, branch, unanswered=1)
+            for number, turn in enumerate(branch[: len(conversation.script)]):
                 if turn.request_id and turn.request_id.split("#")[0] != conversation.request_id(number):
                     faults.append(f"{conversation.key}: turn {number} is that of request {turn.request_id}")
-                if turn.output_ids != scripted.answer:
-                    faults.append(f"{conversation.key}: turn {number} in the log is another than the script's")
-    finally:
-        log.close()
     engine = create_engine(store)
     with engine.connect() as connection:
         rows = connection.execute(text("SELECT count(*) FROM turns WHERE finish_reason <> 'cancelled'")).scalar_one()

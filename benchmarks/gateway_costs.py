@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,34 +47,36 @@ def over_grpc(url: str, model: str, tokens: int) -> list[float]:
 
 def over_gateway(url: str, model: str, tokens: int) -> list[float]:
     """The same of a response that is not kept, as the turn over gRPC is not."""
-    body = {"model": model, "input": QUESTION, "max_output_tokens": tokens, "stream": True, "store": False}
-    connection = http.client.HTTPConnection(url, timeout=600)
-    connection.connect()
-    times = [time.perf_counter()]
-    connection.request("POST", "/v1/responses", json.dumps(body))
+    body = {"model": model, "input": QUESTION, "max_output_tokens": tokens, "store": False}
+    with closing(http.client.HTTPConnection(url, timeout=600)) as connection:
+        connection.connect()
+        return stream(connection, "/v1/responses", body)[0]
+
+
+def stream(
+    connection: http.client.HTTPConnection, path: str, body: dict[str, Any]
+) -> tuple[list[float], list[dict[str, Any]]]:
+    """When a streamed answer was asked for and each piece of its text came, and all of its events."""
+    times, events = [time.perf_counter()], []
+    connection.request("POST", path, json.dumps({**body, "stream": True}))
     response = connection.getresponse()
     if response.status != http.HTTPStatus.OK:
         raise RuntimeError(response.read().decode())
     for line in response:
-        if line == b"event: response.output_text.delta\n":
-            times.append(time.perf_counter())
-    connection.close()
-    return times
+        now = time.perf_counter()
+        if line.startswith(b"data: {"):
+            events.append(json.loads(line[len(b"data: ") :]))
+            if piece(events[-1]):
+                times.append(now)
+    if len(times) == 1:
+        raise RuntimeError(f"{path} has answered without a text: {events}")
+    return times, events
 
 
 def ask(connection: http.client.HTTPConnection, path: str, body: dict[str, Any]) -> tuple[float, list[dict[str, Any]]]:
     """Seconds to the first text of a stream, and the events of all of it."""
-    started, first = time.perf_counter(), 0.0
-    connection.request("POST", path, json.dumps({**body, "stream": True}))
-    events = []
-    for line in connection.getresponse():
-        if line.startswith(b"data: {"):
-            events.append(json.loads(line[len(b"data: ") :]))
-            if not first and piece(events[-1]):
-                first = time.perf_counter() - started
-    if not first:
-        raise RuntimeError(f"{path} has answered without a text: {events}")
-    return first, events
+    times, events = stream(connection, path, body)
+    return times[1] - times[0], events
 
 
 def piece(event: dict[str, Any]) -> str:
@@ -117,15 +119,14 @@ def by_history(connection: http.client.HTTPConnection, common: dict[str, Any], t
 
 
 def long_conversations(url: str, model: str, tokens: int, conversations: int) -> list[dict[str, Any]]:
-    """The third turn beside the fourth and the last, of so many conversations in each way."""
+    """The third turn beside the fourth and the last one of ``conversations`` in each of the three ways."""
     rows = []
     for what, way in (("responses", by_responses), ("conversation", by_conversation), ("history", by_history)):
         cases: dict[str, list[float]] = {"turn 3": [], "turn 4": [], f"turn {TURNS}": []}
         for number in range(conversations):
             common = {"model": model, "input": f"{QUESTION} Make it story number {number}, in the way of {what}."}
-            connection = http.client.HTTPConnection(url, timeout=600)
-            seconds = way(connection, common, tokens)
-            connection.close()
+            with closing(http.client.HTTPConnection(url, timeout=600)) as connection:
+                seconds = way(connection, common, tokens)
             for case, at in zip(cases.values(), (2, 3, TURNS - 1), strict=True):
                 case.append(seconds[at])
         rows.append(row(f"TTFT by {what}", cases, "at most 1.1 times"))

@@ -74,7 +74,7 @@ class Outputs:
 def judged(
     what: str, seconds: dict[str, list[float]], bound: str, ms: float = math.inf, times: float = math.inf
 ) -> dict[str, Any]:
-    """A `row`, with whether at most so many ``ms`` are added, and it takes at most so many ``times`` as long.
+    """A `row`, and whether its bounds are met: at most ``ms`` more, and at most ``times`` as long.
 
     Where the case differs from itself by more than 1 %, the row does not count: it is neither met nor missed.
     """

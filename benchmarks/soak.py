@@ -31,7 +31,7 @@ from benchmarks.models import TINY_LLAMA
 from tests.deploy.serving.processes import of_kind
 from trtstream.deploy.client.client import Client
 from trtstream.errors import TrtstreamError
-from trtstream.machine import machine
+from trtstream.machine import machine, resident_memory
 
 LANES, SESSIONS = 8, 64
 STUB = "triton_python_backend_stub"
@@ -147,12 +147,6 @@ class Talker:
         self.goes_back = True
 
 
-def resident(process: int) -> int:
-    """Bytes."""
-    (line,) = (line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("VmRSS"))
-    return 1024 * int(line.split()[1])
-
-
 def soak(tokens: int, sessions: int, seed: int) -> dict[str, Any]:
     """Returns what came of it, for JSON; memory in bytes, at equal steps of the tokens."""
     started = time.monotonic()
@@ -179,7 +173,7 @@ def soak(tokens: int, sessions: int, seed: int) -> dict[str, Any]:
             while not all(future.done() for future in work):
                 time.sleep(0.05)
                 if progress.tokens >= len(memory) * tokens / SAMPLES:
-                    memory.append(resident(model))
+                    memory.append(resident_memory(model))
             faults += [f"a client failed: {error}" for future in work if (error := future.exception()) is not None]
             lanes = pool.map(lambda _: Client(server.grpc_url).answer(input_ids=[1], max_tokens=8), range(LANES))
             if len(list(lanes)) != LANES:

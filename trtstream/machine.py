@@ -14,7 +14,7 @@ from typing import Any
 
 from trtstream import control_group
 
-CPUINFO, MEMINFO, STATUS = Path("/proc/cpuinfo"), Path("/proc/meminfo"), Path("/proc/self/status")
+CPUINFO, MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 STAT = Path("/proc/stat")
 
 
@@ -29,14 +29,14 @@ def available_memory() -> int:
     return max(0, min(_bytes(MEMINFO, "MemAvailable"), sys.maxsize if free is None else free))
 
 
-def resident_memory() -> int:
-    """Bytes of memory that this process has resident now, mapped files included."""
-    return _bytes(STATUS, "VmRSS")
+def resident_memory(process: int | None = None) -> int:
+    """Bytes of memory that the process of this id, or this one, has resident now, mapped files included."""
+    return _bytes(_status(process), "VmRSS")
 
 
 def peak_memory() -> int:
     """The most bytes that this process has had resident at any time, mapped files included."""
-    return _bytes(STATUS, "VmHWM")
+    return _bytes(_status(None), "VmHWM")
 
 
 def release_freed_memory() -> None:
@@ -85,6 +85,10 @@ def machine() -> dict[str, Any]:
         "trtstream": trtstream.__version__,
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _status(process: int | None) -> Path:
+    return Path("/proc", "self" if process is None else str(process), "status")
 
 
 def _bytes(file: Path, name: str) -> int:

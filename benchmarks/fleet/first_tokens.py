@@ -16,7 +16,7 @@ METRIC = "time_to_first_token_seconds"
 PERCENTS = (50, 95, 99)
 ASK_SECONDS = 1.0  # a server publishes as often; one that is killed takes its last second with it
 
-Counts = dict[tuple[str, str], float]
+Counts = dict[tuple[str, str | float], float]
 """By tier, and the bucket's upper bound in seconds, or "sum" or "count"."""
 
 
@@ -65,17 +65,10 @@ def read(url: str) -> Counts:
     counts: Counts = {}
     for series, labels, value in lines:
         pairs = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-        counts[pairs["tier"], pairs.get("le", series)] = float(value)
+        counts[pairs["tier"], float(pairs["le"]) if "le" in pairs else series] = float(value)
     return counts
 
 
-def _percentile(total: Counter[tuple[str, str]], tier: str, rank: float) -> float | None:
+def _percentile(total: Counter[tuple[str, str | float]], tier: str, rank: float) -> float | None:
     """The least bound below which ``rank`` of the tier's turns are, in ms; None if there is none."""
-    for bound in METRICS[METRIC].buckets:
-        if sum(count for (of, le), count in total.items() if of == tier and _is(le, bound)) >= rank:
-            return bound * 1e3
-    return None
-
-
-def _is(le: str, bound: float) -> bool:
-    return le not in ("sum", "count") and float(le) == bound
+    return next((bound * 1e3 for bound in METRICS[METRIC].buckets if total[tier, bound] >= rank), None)

@@ -7,12 +7,13 @@ import os
 import random
 import threading
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from trtstream.deploy.client.connect import connect
@@ -22,7 +23,6 @@ from trtstream.extras import require_extra
 
 if TYPE_CHECKING:
     from openai import OpenAI
-    from typing_extensions import Self
 
 SECONDS = 120.0  # that a gateway may stay silent
 WORDS = (
@@ -72,15 +72,16 @@ Ask = Callable[[int, int], Answer]
 """``ask(request, turn)``: run this turn and wait for its end. Raises TrtstreamError."""
 
 
-class Caller(Protocol):
-    """One client of the service. It belongs to one thread, but for `cancel`, which ends the turn that runs."""
+class Caller(AbstractContextManager["Caller"]):
+    """One client of the service, for one thread."""
 
-    def __enter__(self) -> Self: ...
-    def __exit__(self, *_: object) -> None: ...
+    @abstractmethod
     def session(self) -> AbstractContextManager[Ask]:
         """A session for a request's turns, which ends with the context."""
 
-    def cancel(self) -> None: ...
+    @abstractmethod
+    def cancel(self) -> None:
+        """End the turn that runs. Any thread may call this."""
 
 
 def speaks_openai(url: str) -> bool:
@@ -92,13 +93,10 @@ def new_caller(load: Load, tls_ca: Path | None) -> Caller:
     return OpenAiCaller(load, tls_ca) if speaks_openai(load.url) else TritonCaller(load, tls_ca)
 
 
-class TritonCaller:
+class TritonCaller(Caller):
     def __init__(self, load: Load, tls_ca: Path | None) -> None:
         self._load = load
         self._client = connect(load.url, load.model_name, tls_ca)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._client.__exit__()
@@ -129,16 +127,13 @@ class TritonCaller:
         return Answer(times[0], times[-1], found)
 
 
-class OpenAiCaller:
+class OpenAiCaller(Caller):
     """Streamed responses of ``/v1/responses``, each turn with the id of the one before it."""
 
     def __init__(self, load: Load, tls_ca: Path | None) -> None:
         self._load = load
         self._client = openai_client(load.url, tls_ca)
         self._cancelled = threading.Event()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._client.close()

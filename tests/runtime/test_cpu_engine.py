@@ -18,6 +18,7 @@ from trtstream.plugins.cpu_kernel import open_library
 from trtstream.runtime.cpu import CpuBackend
 from trtstream.runtime.cpu_weights import read_cpu_weights
 from trtstream.runtime.loading import load_engine
+from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.samples.gpl import GPL
 
@@ -39,26 +40,40 @@ def engine(folder: Path) -> StreamingEngine:
     return load_engine(folder)
 
 
+def run_turn(engine: StreamingEngine, turn: int) -> None:
+    """Begin a turn in lane 0, and feed it ``turn`` tokens at once and as many one by one."""
+    engine.begin_turn(0)
+    engine.prefill(0, random_tokens(turn, seed=1))
+    for token in random_tokens(turn, seed=2):
+        engine.decode([0], [token])
+
+
+def assert_as_it_was(
+    engine: StreamingEngine, lane: int, was: SessionState, visible: list[int], before: int, turn: int
+) -> None:
+    """The session in ``lane`` is what it was after ``before`` tokens, and goes on as that does in lane 1."""
+    now = engine.export_state(lane)
+    assert (now.position, now.token_ids, engine.visible_tokens(lane)) == (was.position, was.token_ids, visible)
+    if before > 4 + RING:  # every slot was in use, so every slot must be as it was
+        assert now.kv_cache is not None
+        assert was.kv_cache is not None
+        assert torch.equal(now.kv_cache[..., :4, :], was.kv_cache[..., :4, :])
+        assert torch.equal(now.kv_cache[..., 8:, :], was.kv_cache[..., 8:, :])
+    engine.import_state(1, was)
+    engine.prefill(lane, random_tokens(turn, seed=3))
+    engine.prefill(1, random_tokens(turn, seed=3))
+    assert torch.equal(*(engine.decode([each], [5]) for each in (lane, 1)))
+
+
 @pytest.mark.parametrize("before", [0, 2, 4, 15, 24, 90])
 @pytest.mark.parametrize("turn", [1, 3, 19, 20, 21, 33, 50])
 def test_rollback_leaves_no_trace(engine: StreamingEngine, before: int, turn: int) -> None:
     if before:
         engine.prefill(0, random_tokens(before))
     was, visible = engine.export_state(0), engine.visible_tokens(0)
-    engine.begin_turn(0)
-    engine.prefill(0, random_tokens(turn, seed=1))
-    for token in random_tokens(turn, seed=2):
-        engine.decode([0], [token])
+    run_turn(engine, turn)
     engine.rollback_turn(0)
-    now = engine.export_state(0)
-    assert (now.position, now.token_ids, engine.visible_tokens(0)) == (was.position, was.token_ids, visible)
-    if before > 4 + RING:  # every slot was in use, so every slot must be as it was
-        assert torch.equal(now.kv_cache[..., :4, :], was.kv_cache[..., :4, :])
-        assert torch.equal(now.kv_cache[..., 8:, :], was.kv_cache[..., 8:, :])
-    engine.import_state(1, was)
-    engine.prefill(0, random_tokens(turn, seed=3))
-    engine.prefill(1, random_tokens(turn, seed=3))
-    assert torch.equal(*(engine.decode([lane], [5]) for lane in (0, 1)))
+    assert_as_it_was(engine, 0, was, visible, before, turn)
 
 
 @pytest.mark.parametrize("before", [0, 4, 15, 90])
@@ -67,10 +82,7 @@ def test_a_copy_from_before_the_last_turn(engine: StreamingEngine, before: int, 
     if before:
         engine.prefill(0, random_tokens(before))
     was, visible = engine.export_state(0), engine.visible_tokens(0)
-    engine.begin_turn(0)
-    engine.prefill(0, random_tokens(turn, seed=1))
-    for token in random_tokens(turn, seed=2):
-        engine.decode([0], [token])
+    run_turn(engine, turn)
     engine.commit_turn(0)
     assert engine.position_before_last_turn(0) == before
     after = engine.export_state(0)
@@ -81,15 +93,7 @@ def test_a_copy_from_before_the_last_turn(engine: StreamingEngine, before: int, 
     assert torch.equal(engine.export_state(0).kv_cache, after.kv_cache)
     engine.prefill(0, [7])
     assert engine.position_before_last_turn(0) is None
-    now = engine.export_state(2)
-    assert (now.position, now.token_ids, engine.visible_tokens(2)) == (was.position, was.token_ids, visible)
-    if before > 4 + RING:  # every slot was in use, so every slot must be as it was
-        assert torch.equal(now.kv_cache[..., :4, :], was.kv_cache[..., :4, :])
-        assert torch.equal(now.kv_cache[..., 8:, :], was.kv_cache[..., 8:, :])
-    engine.import_state(1, was)
-    engine.prefill(2, random_tokens(turn, seed=3))
-    engine.prefill(1, random_tokens(turn, seed=3))
-    assert torch.equal(*(engine.decode([lane], [5]) for lane in (2, 1)))
+    assert_as_it_was(engine, 2, was, visible, before, turn)
 
 
 @pytest.mark.parametrize("has_library", [True, False])

@@ -6,22 +6,17 @@ import contextlib
 import http.client
 import json
 import socket
-from pathlib import Path
 
 import openai
 import pytest
 
 from tests.deploy.server import Server
+from trtstream.machine import resident_memory
 
 pytestmark = pytest.mark.triton
 
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
 HALVES = (b"", POST, POST + b"Content-Length: 100\r\n\r\n{", POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{")
-
-
-def resident_bytes(pid: int) -> int:
-    (line,) = [one for one in Path(f"/proc/{pid}/status").read_text().splitlines() if one.startswith("VmRSS:")]
-    return int(line.split()[1]) << 10
 
 
 def post(server: Server, body: bytes) -> tuple[int, str]:
@@ -36,14 +31,14 @@ def post(server: Server, body: bytes) -> tuple[int, str]:
 def test_a_thousand_half_open_connections(server: Server, client: openai.OpenAI) -> None:
     """Nothing, half of the headers, half of a body: they take no place from those who ask."""
     host, _, port = str(server.openai_url).partition(":")
-    before = resident_bytes(server.process.pid)
+    before = resident_memory(server.process.pid)
     with contextlib.ExitStack() as held:
         for number in range(1000):
             connection = held.enter_context(socket.create_connection((host, int(port)), timeout=60))
             with contextlib.suppress(ConnectionError):
                 connection.sendall(HALVES[number % len(HALVES)])
         assert client.responses.create(model="trtstream", input="Hello", max_output_tokens=2).output_text
-        print(f"resident memory: {(resident_bytes(server.process.pid) - before) / 1e6:+.1f} MB")
+        print(f"resident memory: {(resident_memory(server.process.pid) - before) / 1e6:+.1f} MB")
 
 
 @pytest.mark.parametrize(
