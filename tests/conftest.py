@@ -14,6 +14,7 @@ from xdist.remote import Producer
 from tests import compiler
 from tests.checkpoints import VARIANTS
 from tests.processor_time import pytest_runtest_call  # noqa: F401
+from tests.tiers import is_repetition
 from tests.workers import ByModule, longest_first
 from trtstream.samples.smollm2 import fetch_smollm2
 
@@ -54,6 +55,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.smollm2)
         if "mutated" in item.name or any(variant in item.name for variant in others):
             item.add_marker(pytest.mark.variants)
+        if is_repetition(item):
+            item.add_marker(pytest.mark.slow)
     if hasattr(config, "workerinput"):
         longest_first(items)
 

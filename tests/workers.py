@@ -1,4 +1,4 @@
-"""How pytest-xdist's workers share the tests: a module's tests run on one of them, and so do all that start servers."""
+"""How pytest-xdist's workers share the tests: a module's tests run on one of them; those of servers on two."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LONG = ("slow", "smollm2", "builder", "process")  # marks
 
 
 class ByModule(LoadScopeScheduling):
-    """A module's tests share what they build. Servers answer quickly enough if no other test starts one then.
+    """A module's tests share what they build. Servers are started on two workers, which wait for them most of the time.
 
     This is ``--dist loadgroup`` without its marks, which pytest 9.2 and pytest-xdist 3.8 lose on the way.
     """
@@ -25,7 +25,9 @@ class ByModule(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         module = module_of(nodeid)
-        return "servers" if starts_servers(module) else module
+        if not starts_servers(module):
+            return module
+        return "serving" if module.startswith("tests/deploy/serving/") else "servers"
 
 
 def longest_first(items: list[pytest.Item]) -> None:

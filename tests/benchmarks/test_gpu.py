@@ -120,6 +120,7 @@ def python_with_torch_alone(folder: Path) -> Path:
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_sources_alone_are_enough(tmp_path: Path) -> None:
     """A bare checkout, in an environment without trtstream and any package but torch, called from elsewhere."""
     ignored = shutil.ignore_patterns("__pycache__", "results")

@@ -85,6 +85,7 @@ def test_a_session_runs_to_its_last_step(
     assert capsys.readouterr().out == "nothing is missing\n"
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_kill_loses_the_measurement_that_it_falls_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "results.json"

@@ -181,6 +181,7 @@ def test_an_engine_of_a_repository(fetch: Fetcher, checkpoints: Path, tmp_path: 
     assert weights[0] == weights[1] == weights[2]
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_a_repository(fetch: Fetcher, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("some text " * 20)
     outputs = ("--text", tmp_path / "text.txt", "--json", tmp_path / "report.json")

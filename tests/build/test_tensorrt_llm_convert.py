@@ -137,6 +137,7 @@ def reassemble(config: dict[str, Any], ranks: list[Weights]) -> dict[str, torch.
     return found
 
 
+@pytest.mark.quick("*-2-2")
 @pytest.mark.parametrize("pp_size", [1, 2])
 @pytest.mark.parametrize("tp_size", [1, 2, 4])
 @pytest.mark.parametrize("variant", TAKEN)

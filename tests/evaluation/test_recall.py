@@ -27,6 +27,7 @@ def stream(subject: Subject, folder: Path, window: int, facts: int) -> TokenFile
     return tokenize(GPL, subject.tokenizer, subject.model.vocab_size, folder / "ids", needed)
 
 
+@pytest.mark.slow
 def test_smollm2_remembers_its_window(smollm2_engine: Path, tmp_path: Path) -> None:
     subject = open_subject(smollm2_engine, None)
     engine = subject.engine(4, 128)

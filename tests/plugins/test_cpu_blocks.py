@@ -126,6 +126,7 @@ def test_rounding_to_blocks(name: str, steps: float) -> None:
         assert ((values.unflatten(1, (-1, 32)) - groups).abs() <= bound).all()
 
 
+@pytest.mark.quick("native-*", "portable-Q8_0", "wide-pairs-Q4_1")
 @pytest.mark.parametrize("name", BLOCK_FORMATS)
 @pytest.mark.parametrize("path", PATHS)
 def test_products(path: str, name: str, library: Compile) -> None:
@@ -137,6 +138,7 @@ def test_threads_share_a_product(library: Compile) -> None:
         assert worst_product(library("native"), "Q4_1", threads) < TOLERANCE
 
 
+@pytest.mark.quick("native", "portable")
 @pytest.mark.parametrize("path", PATHS)
 def test_activations_are_rounded_to_the_nearest_of_16_bits(path: str, library: Compile) -> None:
     """Seen through a weight that is the identity: integers 1 in a block of a scale of 1."""
@@ -152,6 +154,7 @@ def test_activations_are_rounded_to_the_nearest_of_16_bits(path: str, library: C
     assert torch.equal(found[4], torch.zeros(32))
 
 
+@pytest.mark.quick("native-*", "portable-Q8_0")
 @pytest.mark.parametrize("name", BLOCK_FORMATS)
 @pytest.mark.parametrize("path", PATHS)
 def test_an_embedding_is_a_row(path: str, name: str, library: Compile) -> None:
@@ -178,6 +181,7 @@ MUTATIONS = [
 ]
 
 
+@pytest.mark.quick("blocks.h-sum*", "matvec.h*")
 @pytest.mark.parametrize(("file", "right", "wrong", "name"), MUTATIONS)
 def test_products_see_a_mutated_format(file: str, right: str, wrong: str, name: str, tmp_path: Path) -> None:
     sources = mutated_sources(tmp_path, file, right, wrong)

@@ -74,6 +74,7 @@ def matrix(weight: torch.Tensor, bias: torch.Tensor | None = None) -> c.Matrix:
     return c.Matrix(weight.data_ptr(), bias_address, len(weight), weight.stride(0), row_bytes, c.FORMATS[name])
 
 
+@pytest.mark.quick("*-native", "1-*-portable", "1-bfloat16-wide-pairs")
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("parts", [1, 2])
@@ -98,6 +99,7 @@ def test_products(path: str, dtype: str, parts: int, pieces: Callable[[str], cty
             assert (out - expected).abs().max() < tolerance * columns**0.5 * 8, (rows, columns, batch, threads)
 
 
+@pytest.mark.quick("*-native", "23-portable")
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("size", [64, 23, 576])
 def test_norms(path: str, size: int, pieces: Callable[[str], ctypes.CDLL]) -> None:
@@ -110,6 +112,7 @@ def test_norms(path: str, size: int, pieces: Callable[[str], ctypes.CDLL]) -> No
     assert torch.allclose(out, F.layer_norm(x, (size,), weight, bias, 1e-5), atol=1e-5)
 
 
+@pytest.mark.quick("*-native", "silu-portable", "gelu-wide-pairs")
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations(path: str, activation: str, pieces: Callable[[str], ctypes.CDLL]) -> None:
@@ -119,6 +122,7 @@ def test_activations(path: str, activation: str, pieces: Callable[[str], ctypes.
     assert (x - expected).abs().max() < 2e-5
 
 
+@pytest.mark.quick("native", "portable")
 @pytest.mark.parametrize("path", PATHS)
 def test_bfloat16_as_torch_rounds_it(path: str, pieces: Callable[[str], ctypes.CDLL]) -> None:
     ties = torch.tensor([0x3F808000, 0x3F818000, 0x3F807FFF, 0x7F7FFFFF, 1], dtype=torch.int32).view(torch.float32)
@@ -209,6 +213,7 @@ def compare(tmp_path_factory: pytest.TempPathFactory) -> Compare:
     return compare
 
 
+@pytest.mark.quick("llama-gqa-portable", "falcon-rw-native")
 @pytest.mark.parametrize("path", [path for path in PATHS if "pairs" not in path and "bf16" not in path])
 @pytest.mark.parametrize("variant", ["llama-gqa", "falcon-rw"])
 def test_a_step_of_each_instruction_set(path: str, variant: str, compare: Compare, tmp_path: Path) -> None:
@@ -224,6 +229,7 @@ def test_threads_share_a_step(threads: int, variant: str, compare: Compare, tmp_
     assert comparison.worst_error(comparison.compile(tmp_path / "step.so"), threads, steps=8) < 1e-4
 
 
+@pytest.mark.quick("native", "wide-pairs")
 @pytest.mark.parametrize("path", PATHS)
 def test_a_step_in_bfloat16(path: str, compare: Compare, tmp_path: Path) -> None:
     """The cache is rounded, and with pairs all activations that are multiplied."""
@@ -231,6 +237,7 @@ def test_a_step_in_bfloat16(path: str, compare: Compare, tmp_path: Path) -> None
     assert comparison.worst_error(comparison.compile(tmp_path / "step.so", *PATHS[path])) < 0.15
 
 
+@pytest.mark.quick("llama-gqa", "falcon-40b", "mpt-7b")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_step_is_one_call(variant: str, compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every variant, with chunks of prompts and without: nothing of the decoder in torch computes in a step."""
@@ -281,6 +288,14 @@ MUTATIONS = [
 ]
 
 
+@pytest.mark.quick(
+    "llama-gqa-attention.h-partial*",
+    "falcon-rw-*norm.bias*",
+    "falcon-rw-mlp.h*",
+    "llama-bias-*",
+    "falcon-7b-formats.h*",
+    "qwen3-step.cpp-if*",
+)
 @pytest.mark.parametrize(("variant", "file", "right", "wrong"), MUTATIONS)
 def test_the_comparison_sees_a_mutated_step(
     variant: str, file: str, right: str, wrong: str, compare: Compare, tmp_path: Path

@@ -60,6 +60,7 @@ def worst_error(sessions: list[Session], decode: Callable[..., torch.Tensor], **
     return torch.stack([x.abs().max() for x in wrong]).max().item()
 
 
+@pytest.mark.quick("gqa-24-1", "mqa-*", "alibi-24-1")
 @pytest.mark.parametrize(
     ("layout", "max_sinks", "splits"),
     [
@@ -119,6 +120,7 @@ MUTATIONS = {
 }
 
 
+@pytest.mark.quick("one sink*", "splits merged*")
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS)
 def test_the_comparison_sees_a_mutated_kernel(mutation: tuple[str, str], mutant: Callable) -> None:
     broken = mutant(cuda_decode, *mutation)

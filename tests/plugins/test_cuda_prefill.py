@@ -29,6 +29,7 @@ def worst_error(session: Session, prefill: Callable[..., torch.Tensor], **tiles:
     return torch.stack([(out - session.expected()).abs().max(), wrong.abs().max()]).max().item()
 
 
+@pytest.mark.quick("gqa", "alibi")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_chunk_equals_the_reference(layout: str, interpreter: None) -> None:
     window = Window(4, 5, RING)
@@ -37,6 +38,7 @@ def test_a_chunk_equals_the_reference(layout: str, interpreter: None) -> None:
         assert worst_error(session, cuda_prefill.launch_prefill, **TILES) < 1e-5, (first, new)
 
 
+@pytest.mark.quick("0-1", "4-43")
 @pytest.mark.parametrize(
     ("sinks", "new"),
     [(0, 1), (0, RING), (1, 5), (1, 2 * RING + 3), (4, 1), (4, 7), (4, RING), (4, 2 * RING + 3), (24, 5), (24, RING)],
@@ -88,6 +90,7 @@ MUTATIONS = {
 }
 
 
+@pytest.mark.quick("one sink*", "written before*")
 @pytest.mark.filterwarnings("ignore:invalid value encountered in divide")
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS)
 def test_the_comparison_sees_a_mutated_kernel(mutation: tuple[str, str], mutant: Callable) -> None:

@@ -22,6 +22,7 @@ def matrices(weights: DecoderWeights) -> list[torch.Tensor]:
     return [weights.embedding, *(projection.weight for projection in projections)]
 
 
+@pytest.mark.quick("llama-gqa-bfloat16", "falcon-7b-float32")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("variant", ["llama-gqa", "falcon-7b"])  # untied; tied, and 40 columns
 def test_weights_lie_in_one_memory_with_padded_rows(variant: str, dtype: str, tmp_path: Path) -> None:

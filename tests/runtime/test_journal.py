@@ -89,6 +89,7 @@ def test_a_system_text_stays_in_sight(start, schedule, engine):
     assert first.last.turn_id
 
 
+@pytest.mark.quick("0-*")
 @pytest.mark.parametrize("store", DATABASES, indirect=True)
 @pytest.mark.parametrize("seed", range(4))
 def test_random_schedules(start, schedule, engine_folder, wider_folder, tmp_path, monkeypatch, seed):

@@ -93,6 +93,7 @@ def assert_equal(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert (found - expected).abs().max() < TOLERANCE * expected.std()
 
 
+@pytest.mark.quick("cpu-*-4", "cuda-llama-gqa-24", "cuda-falcon-rw-4")
 @with_sinks
 def test_dense_below_capacity(built: Built, sinks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = built.tokens(sinks + RING)
@@ -153,6 +154,7 @@ def test_the_comparison_sees_a_mutated_family(
     assert (wrong - expected).abs().max() > 100 * TOLERANCE * expected.std()
 
 
+@pytest.mark.quick("cpu-*-24", "cpu-llama-gqa-[014]", "cuda-llama-gqa-4", "cuda-falcon-rw-24")
 @with_sinks
 def test_streaming_to_four_times_capacity(built: Built, sinks: int) -> None:
     tokens = built.tokens(4 * (sinks + RING) + 3)
@@ -169,6 +171,7 @@ def test_streaming_to_four_times_capacity(built: Built, sinks: int) -> None:
     assert_equal(built.engine.prefill(2, tokens), expected[-1])
 
 
+@pytest.mark.quick("*-llama-gqa", "cpu-falcon-rw")
 def test_the_comparison_sees_a_sink_off_by_one(built: Built) -> None:
     tokens = built.tokens(3 * (4 + RING))
     built.engine.reset(0, 4)
@@ -178,6 +181,7 @@ def test_the_comparison_sees_a_sink_off_by_one(built: Built) -> None:
         assert (found - expected).abs().max() > 100 * TOLERANCE * expected.std()
 
 
+@pytest.mark.quick("cpu-llama-gqa", "cpu-falcon-rw", "cuda-qwen3")
 def test_rebuilt_from_its_ids(built: Built) -> None:
     """DESIGN: the receptive field grows by R - 1 tokens a layer, so L (R - 1) + 1 recent ids and the sinks suffice."""
     receptive_field = built.checkpoint.model.num_hidden_layers * (RING - 1) + 1
@@ -199,6 +203,7 @@ def test_rebuilt_from_its_ids(built: Built) -> None:
     assert (fresh.decode([0], next_tokens[:1])[0] - expected[0]).abs().max() > TOLERANCE * before.std()
 
 
+@pytest.mark.quick("cpu-llama-gqa", "cpu-falcon-rw", "cuda-llama-rope-yarn")
 def test_a_session_at_position_four_million(built: Built) -> None:
     start = 4_000_000
     tokens = built.tokens(4 + 60)

@@ -146,6 +146,7 @@ def test_a_repeated_request_is_found_under_its_parent(log: TurnLog) -> None:
     assert log.repeated(second.id, "two", b"i" * 32) is None
 
 
+@pytest.mark.quick("*-0")
 @pytest.mark.parametrize("seed", range(4))
 def test_random_schedules_of_two_servers(url: str, open_log: Callable[..., TurnLog], seed: int) -> None:
     """Turns, forks, rewinds, late duplicates and deletions, compared with a plain dict after each."""

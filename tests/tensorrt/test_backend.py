@@ -68,6 +68,7 @@ def test_sessions_side_by_side_to_four_times_capacity(engine: StreamingEngine, c
         assert_equal(found[row], reference_logits(checkpoint, fed, sinks[lane], RING))
 
 
+@pytest.mark.quick("*-8")
 @pytest.mark.parametrize("sinks", [0, 3, MAX_SINKS])
 def test_prefill_in_any_cuts_equals_single_steps(engine: StreamingEngine, checkpoint: Checkpoint, sinks: int) -> None:
     fed = random_tokens(4 * (sinks + RING) + 3)
@@ -81,6 +82,7 @@ def test_prefill_in_any_cuts_equals_single_steps(engine: StreamingEngine, checkp
     assert_equal(steps(engine, 2, fed[-3:]), expected[-3:])
 
 
+@pytest.mark.quick("*-4")
 @pytest.mark.parametrize("sinks", [0, 4])
 def test_a_session_at_position_four_million(engine: StreamingEngine, checkpoint: Checkpoint, sinks: int) -> None:
     start, fed = 4_000_000, random_tokens(sinks + 60)

@@ -42,6 +42,7 @@ def quiet(done: int, total: int) -> None:
     pass
 
 
+@pytest.mark.quick("llama-gqa", "falcon-7b", "falcon-rw", "llama-mqa")
 @pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant not in SAME_LAYERS])
 def test_every_variant_builds(variant: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "checkpoint", variant, num_hidden_layers=2))
@@ -164,6 +165,7 @@ def build_command(checkpoint: Path, engine: Path, *options: object) -> list[str]
     return [sys.executable, "-m", "trtstream", *map(str, words)]
 
 
+@pytest.mark.quick("15")
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_build_leaves_nothing(stop: signal.Signals, tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint", "llama-gqa", num_hidden_layers=20)

@@ -44,6 +44,7 @@ def assert_equal(found: torch.Tensor, expected: torch.Tensor, tolerance: float =
     assert (found - expected).abs().max() < tolerance * expected.std()
 
 
+@pytest.mark.quick("llama-gqa", "falcon-rw")
 def test_decode_of_sessions_that_sit_steps_out(weights: Tensors) -> None:
     sessions = NetworkSessions(trt, weights, BUILD, SINKS)
     tokens = [conversation(sinks) for sinks in SINKS]
@@ -87,6 +88,7 @@ def reference_caches(weights: Tensors, tokens: list[int], sinks: int) -> list[tu
     return caches
 
 
+@pytest.mark.quick("*-11")
 @pytest.mark.parametrize("length", [3, 11, 50])
 @pytest.mark.parametrize("variant", ["llama-gqa", "falcon-rw"])
 def test_keys_and_values_in_their_slots(variant: str, length: int, tmp_path: Path) -> None:
@@ -123,6 +125,7 @@ def test_a_session_at_position_four_million(variant: str, tmp_path: Path) -> Non
     assert_equal(torch.cat((chunks, *steps)), expected[MAX_SINKS:])
 
 
+@pytest.mark.quick("llama-gqa-float16", "falcon-rw-bfloat16")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("variant", ["llama-gqa", "falcon-40b", "falcon-rw"])
 def test_16_bits(variant: str, dtype: str, tmp_path: Path) -> None:
@@ -144,6 +147,7 @@ def test_16_bits(variant: str, dtype: str, tmp_path: Path) -> None:
         assert (found - exact).square().mean().sqrt() < 1.5 * error
 
 
+@pytest.mark.quick("llama-bias-int4", "falcon-11b-int8")
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
 @pytest.mark.parametrize("variant", ["llama-bias", "falcon-11b"])
 def test_quantized_projections(variant: str, quantization: str, tmp_path: Path) -> None:

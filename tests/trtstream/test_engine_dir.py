@@ -213,6 +213,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("large"), "llama-gqa", vocab_size=200_000)
 
 
+@pytest.mark.quick("15")
 @pytest.mark.process
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_build_leaves_nothing_that_loads(stop: signal.Signals, large: Path, tmp_path: Path) -> None:

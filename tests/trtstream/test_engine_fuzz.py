@@ -24,6 +24,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "engine"
 
 
+@pytest.mark.quick("0")
 @pytest.mark.parametrize("seed", range(4))
 def test_every_edit_is_refused_in_one_line_or_computes_the_same(engine: Path, seed: int) -> None:
     report = fuzz_files(engine, 100, seed)

@@ -65,6 +65,7 @@ def test_what_dies_is_started_again(start: Start) -> None:
     assert server.process.stdout.read() == ""  # the ready line was all
 
 
+@pytest.mark.quick("tritonserver")
 @pytest.mark.parametrize("victim", [STUB, TRITON])
 def test_never_restarted(start: Start, victim: str) -> None:
     server = start("--restart", "never")
@@ -127,6 +128,7 @@ def handles_sigterm(process_id: int) -> bool:
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
+@pytest.mark.quick("300")
 @pytest.mark.parametrize("milliseconds", [0, 100, 300, 600])
 def test_a_signal_in_the_first_second(engine: Path, tmp_path: Path, milliseconds: int) -> None:
     """From the moment on in which Python runs the first of trtstream's code."""
