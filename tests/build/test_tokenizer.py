@@ -16,6 +16,7 @@ from tests.command_line import run_in_process
 from tests.gguf_files import write_gguf
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.errors import TrtstreamError
+from trtstream.fast_tokenizer import load_fast_tokenizer
 
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -46,6 +47,28 @@ def test_a_folder_with_a_tokenizer(tmp_path: Path) -> None:
     assert saved.encode("hi") == tokenizer.encode("hi") == [4]
     assert (saved.bos_token, saved.eos_token) == ("<s>", "</s>")
     assert saved.apply_chat_template(MESSAGES, tokenize=False) == "<user>hi"
+
+
+def test_an_engines_tokenizer_is_loaded_without_a_search_for_its_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which imports transformers' models. Where another file has a say, or another class is named, it is searched."""
+    engine, searches = tmp_path / "tokenizer", []
+    search = AutoTokenizer.from_pretrained
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *args, **kw: searches.append(1) or search(*args, **kw))
+    add_tokenizer(engine, TEMPLATE)
+    found = load_fast_tokenizer(engine, "a tokenizer", "fix it")
+    assert searches == []
+    expected = search(engine)
+    assert type(found) is type(expected)
+    assert found.get_vocab() == expected.get_vocab()
+    assert found.apply_chat_template(MESSAGES) == expected.apply_chat_template(MESSAGES)
+    path = engine / "tokenizer_config.json"
+    path.write_text(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+    load_fast_tokenizer(engine, "a tokenizer", "fix it")
+    add_tokenizer(write_checkpoint(tmp_path / "model", "llama-gqa"), TEMPLATE)
+    load_fast_tokenizer(tmp_path / "model", "a tokenizer", "fix it")
+    assert searches == [1, 1]
 
 
 @pytest.mark.parametrize(
