@@ -7,8 +7,8 @@ from collections.abc import Generator
 
 import pytest
 
-LIMIT = 45.0
-"""Seconds, of a test without the mark "slow": 30, and half of that again, as some processors are slower than others."""
+LIMIT = 30.0
+"""Seconds, of a test without the mark "slow": twice what the longest takes, as some processors are slower."""
 
 
 @pytest.hookimpl(wrapper=True)
