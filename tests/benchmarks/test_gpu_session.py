@@ -132,6 +132,7 @@ sys.exit(worker.main(*sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_crashes_hangs_and_a_poisoned_gpu_cost_a_row_each(tmp_path: Path) -> None:
     results = Results(tmp_path / "results.json", TITLE)

@@ -24,6 +24,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return interpreted_engine(open_checkpoint(write_checkpoint(folder, "llama-gqa")), BuildConfig(**SIZES))
 
 
+@pytest.mark.quick("*-lanes0", "*-lanes3")
 @pytest.mark.parametrize("lanes", [[3], [4, 0], [2, 0, 4], [4, 3, 2, 1], [0, 1, 2, 3, 4]])
 def test_a_batch_equals_each_session_alone(engine: StreamingEngine, lanes: list[int]) -> None:
     """Sessions of different ages and sinks; sessions outside the batch do not change."""

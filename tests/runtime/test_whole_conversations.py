@@ -126,6 +126,7 @@ class Whole:
         return count if all(end <= characters for _, end in self._offsets[:count]) else None
 
 
+@pytest.mark.quick("byte-level-*", "*-llama-2", "*-falcon")
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_chats(kind: str, template: str) -> None:
