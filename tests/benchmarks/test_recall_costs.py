@@ -26,13 +26,13 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     build_cpu_engine(open_checkpoint(checkpoint), sizes, tmp_path / "engine", lambda done, total: None)
     monkeypatch.setattr(recall_costs, "CHAT", recall_costs.CHAT[:3])
     monkeypatch.setattr(recall_costs, "ANSWER", 4)
-    options = ["--text", str(GPL), "--tokens", "2000", "--indexed", "60000", "--rounds", "1"]
+    options = ["--text", str(GPL), "--tokens", "8000", "--indexed", "60000", "--rounds", "1"]
     arguments = [str(tmp_path / "engine"), *options, "--json", str(tmp_path / "costs.json")]
     monkeypatch.setattr(sys, "argv", ["recall_costs", *arguments])
     recall_costs.main()
     result = json.loads((tmp_path / "costs.json").read_text())
     text, chat = result["perplexity"]
-    assert (text["turns"], chat["turns"]) == (8, 3)
+    assert (text["turns"], chat["turns"]) == (32, 3)
     assert 0 < text["most tokens"] <= recall_costs.RECALL
     assert text["without"] != text["with recall"]
     assert result["search"]["searches"] == 3 * recall_costs.FACTS

@@ -62,6 +62,13 @@ def test_two_rare_words_side_by_side_are_one_name() -> None:
     assert found(others + FILLER * 4, "\nThe otter, is it calm?") == ["The calm otter lives in Cairo."]
 
 
+def test_words_that_build_sentences_find_nothing() -> None:
+    asked_before = "How do I get a coffee stain out of a shirt? What is that in the shade of a tree? "
+    for question in ("\nHow do I fall asleep?", "\nWhat is a prime number?", "\nWhere is that?"):
+        assert found(asked_before + FILLER * 2, question) == []
+    assert found(asked_before + FILLER * 2, "\nIs the stain gone?") == ["How do I get a coffee stain out of a shirt?"]
+
+
 def test_of_a_fact_that_changed_the_later_one_is_found() -> None:
     first, later = "The brave otter lives in Warsaw.", FACT
     assert found(f"{first} {FILLER}{later} {FILLER}") == [later]

@@ -18,13 +18,14 @@ from itertools import islice
 
 import numpy as np
 
+from trtstream.sessions.function_words import FUNCTION_WORDS
 from trtstream.sessions.records import Recalled, TurnRecord
 from trtstream.sessions.spans import Cutter, Span
 from trtstream.sessions.turn_log import ID_TYPE, TurnLog
 
 MAX_INDEXES = 64  # the least recently used leave
 BATCH = 256  # turns that are read and added at once
-MAX_WORDS = 32  # of a text that are searched: its last ones, as questions end texts
+MAX_WORDS = 32  # of a text, function words aside, that are searched: its last ones, as questions end texts
 COMMON = 512  # spans: a word in as many says little, and takes long to search
 MAX_MATCHES = 2048  # of all words, the rarest first
 MIN_SHARE = 0.28  # of the weight of the question's words that are here, for a span to be worth its tokens
@@ -222,7 +223,8 @@ class SpanIndex:
         # In quotes, and of letters and digits alone: nothing of a text is FTS5's syntax.
         query = "SELECT rowid FROM words WHERE words MATCH ? LIMIT ?"
         rows_of: dict[str, list[int]] = {}
-        for word in _words(text)[-MAX_WORDS:]:
+        words = [word for word in _words(text) if word not in FUNCTION_WORDS]
+        for word in words[-MAX_WORDS:]:
             if word not in self._common:
                 rows = [row for (row,) in self._database.execute(query, (f'"{word}"', COMMON))]
                 if len(rows) == COMMON:
