@@ -21,7 +21,7 @@ from tests.sessions.postgres import Postgres
 from tests.sessions.proxy import Proxy
 from tests.sessions.records import commit_after, turn_after
 from trtstream.errors import TrtstreamError
-from trtstream.sessions.database import session_store_url
+from trtstream.sessions.database import Database, session_store_url
 from trtstream.sessions.schema import VERSION
 from trtstream.sessions.turn_log import TurnLog
 
@@ -140,13 +140,32 @@ def test_a_full_disk_keeps_what_was_committed(tmp_path: Path, open_log: Callable
     first = turn_after(None, Random(0))
     assert log.commit([commit_after("k", None, first)]) == [None]
     # SQLite's own limit has the same effect as the disk's.
-    with log._database.reading() as connection:
+    with log._database.writing() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
     (error,) = log.commit([commit_after("k", first, turn_after(first, Random(0), text="x" * 100_000))], 0.1)
     assert error is not None
     assert "is full" in str(error)
     assert log.head("k") == first
+
+
+def test_a_write_that_outlives_the_store_leaves_no_file_open(tmp_path: Path) -> None:
+    database = Database(str(tmp_path / "sessions.db"))
+    began, may_end = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with database.writing():
+            began.set()
+            may_end.wait()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    began.wait()
+    database.close()
+    may_end.set()
+    writer.join()
+    files = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    assert not [path for path in files if path.startswith(str(tmp_path.resolve()))]
 
 
 own_postgres = pytest.fixture(running_postgres)

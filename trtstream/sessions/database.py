@@ -77,6 +77,8 @@ class Database:
                 },
             }
         self._engine = create_engine(self._url, hide_parameters=True, **options)
+        self._idle_writers: list[Connection] = []
+        self._is_closed = False
         if self.is_sqlite:
             event.listen(self._engine, "connect", _set_pragmas)
         else:
@@ -91,7 +93,7 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction, committed when the block ends. Raises CommitUnknown where its end is not known."""
-        with self._errors(), self._engine.connect() as connection:
+        with self._errors(), self._writer() as connection:
             if self.is_sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection  # leaving with an error rolls back
@@ -100,7 +102,36 @@ class Database:
             except DBAPIError as error:
                 raise CommitUnknown(one_line(error.orig or error)) from error
 
+    @contextmanager
+    def _writer(self) -> Iterator[Connection]:
+        """A connection to write on. SQLite's stay open for the next turn, as its pool takes longer than its statements.
+
+        PostgreSQL's come from the pool, which looks whether the server is still there.
+        """
+        connection = self._idle_writer() or self._engine.connect()
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        if not self.is_sqlite:
+            connection.close()
+            return
+        self._idle_writers.append(connection)
+        if self._is_closed:  # by another thread, which may not have seen this one
+            self.close()
+
+    def _idle_writer(self) -> Connection | None:
+        try:
+            return self._idle_writers.pop()
+        except IndexError:
+            return None
+
     def close(self) -> None:
+        self._is_closed = True
+        while connection := self._idle_writer():
+            connection.detach()  # from the pool, which would keep it open
+            connection.close()
         self._engine.dispose()
 
     @contextmanager
