@@ -29,7 +29,7 @@ from trtstream.engine_dir import read_engine
 from trtstream.machine import machine
 from trtstream.runtime.llm import LLM
 from trtstream.runtime.requests import TurnOutput, TurnRequest
-from trtstream.sessions.records import Commit, TurnRecord, new_turn_id
+from trtstream.sessions.records import Commit, TurnRecord, new_turn_id, token_array
 from trtstream.sessions.turn_log import TurnLog
 
 STORED_SESSIONS = 10_000
@@ -134,24 +134,30 @@ def read_check_copy(path: Path) -> float:
 
 
 def resuming(engine: Path, folder: Path, prompt: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
-    """What it takes to continue a long session from a snapshot, from the log, and from another session's lane."""
+    """What it takes to continue a long session from a snapshot, from the log, and from another session's lane.
+
+    A fork is compared with the next turn of a session that fills its window too: it attends to as many tokens.
+    """
     store, snapshots = str(folder / "long.db"), folder / "snapshots"
     with trtstream.load(engine, session_store=store, snapshot_dir=snapshots) as llm:
         known = Outputs(llm, input_ids=prompt, max_tokens=2, session_key="long").wait().last
         assert known is not None
         forking = {"parent_turn": known.turn_id, "input_ids": prompt[:1], "max_tokens": 2}
         plain = {"input_ids": prompt[:2], "max_tokens": 2}
+        window = llm.engine.build.sink_token_length + llm.engine.build.ring
+        Outputs(llm, input_ids=prompt[:window], max_tokens=2, session_key="other").wait()
+        going_on = {"session_key": "other", "input_ids": prompt[:1], "max_tokens": 2}
         fork = in_turn(
             rounds,
             {
-                "a turn of two tokens": lambda: Outputs(llm, **plain).wait().ttft,
-                "again": lambda: Outputs(llm, **plain).wait().ttft,
+                "a turn of two tokens in its lane": lambda: Outputs(llm, **going_on).wait().ttft,
+                "again": lambda: Outputs(llm, **going_on).wait().ttft,
                 "a fork of a session in a lane": lambda: Outputs(llm, **forking).wait().ttft,
             },
         )
         cache = llm.engine.backend.session_cache(0).clone()
         copied = statistics.median(in_turn(rounds, {"": lambda: _copy(cache)})[""]) * 1e3
-    (file,) = snapshots.glob("*.snapshot")
+    (file,) = snapshots.glob(f"*-{known.turn_id}.snapshot")
     with trtstream.load(engine, session_store=store, snapshot_dir=snapshots) as llm:
         Outputs(llm, **plain).wait()
         resumed = in_turn(
@@ -164,11 +170,13 @@ def resuming(engine: Path, folder: Path, prompt: tuple[int, ...], rounds: int) -
         )
         Outputs(llm, input_ids=prompt[:1], max_tokens=2, session_key="long").wait()
         regenerating = {**forking, "session_key": "long", "session_rewind": True}
+        Outputs(llm, input_ids=prompt[:window], max_tokens=2, session_key="another").wait()
+        going_on = {"session_key": "another", "input_ids": prompt[:1], "max_tokens": 2}
         regenerated = in_turn(
             rounds,
             {
-                "a turn of two tokens": lambda: Outputs(llm, **plain).wait().ttft,
-                "again": lambda: Outputs(llm, **plain).wait().ttft,
+                "a turn of two tokens in its lane": lambda: Outputs(llm, **going_on).wait().ttft,
+                "again": lambda: Outputs(llm, **going_on).wait().ttft,
                 "another answer in a lane": lambda: Outputs(llm, **regenerating).wait().ttft,
             },
         )
@@ -236,7 +244,7 @@ def fill(log: TurnLog, fingerprint: bytes) -> None:
                 fingerprint=fingerprint,
                 sink_token_length=4,
                 start=0,
-                tokens=[5] * 100,
+                tokens=token_array([5] * 100),
                 pending=5,
                 num_input_tokens=50,
                 num_output_tokens=51,

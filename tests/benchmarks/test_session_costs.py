@@ -13,7 +13,7 @@ from tests.engines import build_variant
 
 
 def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = {"max_batch_size": 2, "max_num_tokens": 32, "max_attention_window": 32}
+    sizes = {"max_batch_size": 4, "max_num_tokens": 32, "max_attention_window": 32}
     _, engine = build_variant(tmp_path, "llama-gqa", **sizes)
     monkeypatch.setattr(session_costs, "STORED_SESSIONS", 100)
     options = ["--tokens", "200", "--rounds", "2", "--starts", "1", "--json", str(tmp_path / "costs.json")]

@@ -143,7 +143,7 @@ def test_random_schedules(start, schedule, engine_folder, wider_folder, tmp_path
                 options = {"input_ids": tuple(prompt), "max_tokens": count, "ignore_eos": True}
                 again = ask(random.choice(servers), **options, **request, parent_turn=parent.turn_id)
                 assert (again.last.turn_id, len(again.outputs)) == (after.turn_id, 1)
-                assert again.ids == after.tokens[len(after.tokens) - count :]
+                assert again.ids == [*after.tokens[len(after.tokens) - count :]]
         branches += [heads[key]] if key in heads else []
 
 

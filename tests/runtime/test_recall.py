@@ -231,7 +231,7 @@ def test_the_server_says_how_much_and_in_which_words(start, folder: Path, log: T
         client = say(scheduler, text)
     assert client.last.recalled
     head = log.head("s")
-    fed = bytes(head.tokens[head.recalled.first - head.start : head.recalled.end - head.start])
+    fed = bytes([*head.tokens[head.recalled.first - head.start : head.recalled.end - head.start]])
     assert fed.startswith(b"Then: ")
     assert fed.endswith(b"!")
     assert say(scheduler, QUESTION, recall=0).last.recalled == ()

@@ -6,7 +6,7 @@ import time
 from random import Random
 from typing import Any
 
-from trtstream.sessions.records import Commit, SessionKey, TurnRecord, new_turn_id
+from trtstream.sessions.records import Commit, SessionKey, TurnRecord, new_turn_id, token_array
 
 
 def turn_after(parent: TurnRecord | None, random: Random, sinks: int = 4, **fields: Any) -> TurnRecord:
@@ -32,7 +32,8 @@ def turn_after(parent: TurnRecord | None, random: Random, sinks: int = 4, **fiel
         "request_hash": bytes(32),
         "created": time.time(),
     }
-    return TurnRecord(**{**values, **fields})
+    values.update(fields)
+    return TurnRecord(**{**values, "tokens": token_array(values["tokens"])})
 
 
 def commit_after(key: SessionKey | None, head: TurnRecord | None, turn: TurnRecord) -> Commit:

@@ -59,7 +59,7 @@ def test_the_texts_of_a_session_are_shown(url: str, branch: list[TurnRecord]) ->
 
 def test_an_export_has_everything(url: str, branch: list[TurnRecord]) -> None:
     exported = [json.loads(line) for line in run(url, "export", "k").splitlines()]
-    assert [values["tokens"] for values in exported] == [turn.tokens for turn in branch]
+    assert [values["tokens"] for values in exported] == [[*turn.tokens] for turn in branch]
     assert exported[1]["parent"] == exported[0]["id"] == branch[0].id.hex()
     assert set(exported[0]) == set(vars(branch[0]))
 

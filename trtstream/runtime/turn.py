@@ -17,7 +17,7 @@ from trtstream.runtime.sampling import Sample, Sampler
 from trtstream.runtime.scheduler_limits import SchedulerLimits
 from trtstream.runtime.stop_words import StopWords, stop_ids
 from trtstream.runtime.transcript import transcript_after
-from trtstream.sessions.records import Recalled, TurnRecord, new_turn_id
+from trtstream.sessions.records import Recalled, TurnRecord, new_turn_id, token_array
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -122,7 +122,7 @@ class Turn:
             fingerprint=fingerprint,
             sink_token_length=self.session.sink_token_length,
             start=self.session.position,
-            tokens=tokens,
+            tokens=token_array(tokens),
             pending=pending,
             num_input_tokens=output.num_input_tokens,
             num_output_tokens=output.num_output_tokens,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from trtstream.errors import TrtstreamError
@@ -13,6 +14,11 @@ SessionKey = str | int
 """A session's name. The number 77 (Triton's ``sequence_id``) and the string "77" are different sessions."""
 
 ID_BYTES = 16
+
+
+def token_array(ids: Iterable[int] = ()) -> array[int]:
+    """Token ids (int32), which are read from the log, kept and compared without an object for each."""
+    return array("i", ids)
 
 
 def new_turn_id() -> bytes:
@@ -72,7 +78,7 @@ class TurnRecord:
     fingerprint: bytes
     sink_token_length: int
     start: int
-    tokens: Sequence[int]
+    tokens: array[int]
     pending: int
     num_input_tokens: int
     num_output_tokens: int
@@ -100,7 +106,7 @@ class TurnRecord:
 
     def answer_alone(self) -> TurnRecord:
         """The turn without what the client sent, for those who remember many: `position` and the answer stay."""
-        tokens = self.output_ids[:-1]
+        tokens = self.tokens[len(self.tokens) - self.num_output_tokens + 1 :]
         return replace(self, start=self.position - len(tokens), tokens=tokens, system=None, prompt=None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from array import array
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from trtstream.sessions.records import (
     SessionSummary,
     TurnRecord,
     key_text,
+    token_array,
     unknown_outcome,
 )
 from trtstream.sessions.schema import conversations, migrate, responses, sessions, turns
@@ -36,6 +38,16 @@ MAX_EQUAL = 16  # turns with one transcript, of which some process may have one 
 # What every turn runs is built once: building a statement takes longer than SQLite does to run it.
 HEAD = select(turns).join(sessions, sessions.c.turn == turns.c.id).where(sessions.c.key == bindparam("name"))
 TURN = select(turns).where(turns.c.id == bindparam("turn_id"))
+REPEATED = (
+    select(turns)
+    .where(
+        turns.c.parent == bindparam("parent"),
+        turns.c.request_id == bindparam("request_id"),
+        turns.c.request_hash == bindparam("request_hash"),
+    )
+    .order_by(turns.c.created)
+    .limit(1)
+)
 ADD_TURN = insert(turns)
 ADD_SESSION = insert(sessions)
 MOVE_SESSION = (
@@ -83,13 +95,7 @@ class TurnLog:
 
     def repeated(self, parent: bytes, request_id: str, request_hash: bytes) -> TurnRecord | None:
         """The turn that continues ``parent`` and came from the same request, if there is one."""
-        return self._one(
-            select(turns)
-            .where(turns.c.parent == parent, turns.c.request_id == request_id)
-            .where(turns.c.request_hash == request_hash)
-            .order_by(turns.c.created)
-            .limit(1)
-        )
+        return self._one(REPEATED, parent=parent, request_id=request_id, request_hash=request_hash)
 
     def furthest(self, tenant: str, fingerprint: bytes, transcripts: Sequence[bytes]) -> list[TurnRecord]:
         """The tenant's turns that end with the first of these ``transcripts`` that any ends with, the latest first."""
@@ -374,6 +380,7 @@ def _record(row: Row[Any]) -> TurnRecord:
     return TurnRecord(**values)
 
 
-def _from_bytes(tokens: bytes) -> list[int]:
-    ids: list[int] = np.frombuffer(tokens, ID_TYPE).tolist()
+def _from_bytes(tokens: bytes) -> array[int]:
+    ids = token_array()
+    ids.frombytes(np.frombuffer(tokens, ID_TYPE).astype(np.intc).tobytes())
     return ids
