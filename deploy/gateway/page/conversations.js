@@ -2,7 +2,10 @@
 //
 // A conversation is a tree of responses, as an edited question or another answer continues an earlier response:
 // `parents` has each response's parent (null for a first one), the oldest first. `head` is the response that is shown as
-// the last. `pending` is the question whose answer is being made: {text, parent, id}, its id null before the first token.
+// the last. `pending` is the question whose answer is being made: {key, text, parent, id}, its id null before the first
+// token; `over` is the key of the one before it.
+//
+// Several tabs may show one conversation, each at a branch of its own and with a question of its own.
 
 const CONVERSATIONS = "trtstream.conversations";
 const TITLE_LENGTH = 60;
@@ -21,10 +24,25 @@ export function create(question, instructions) {
   return { id: newId(), title, instructions, parents: {}, head: null, pending: null, updated: 0 };
 }
 
-/** Keep a conversation, next to what other tabs have kept. */
+export function question(text, parent) {
+  return { key: newId(), text, parent, id: null };
+}
+
+/** The pending question has its answer, or was taken back. */
+export function settle(conversation) {
+  conversation.over = conversation.pending.key;
+  conversation.pending = null;
+}
+
+/** Keep a conversation, with what other tabs have added to it, unless one of them has deleted it. */
 export function save(conversation) {
+  const all = read();
+  const kept = all[conversation.id];
+  if (!kept && conversation.updated) return;
+  conversation.parents = { ...kept?.parents, ...conversation.parents };
   conversation.updated = Date.now();
-  write({ ...read(), [conversation.id]: conversation });
+  const others = kept?.pending?.key === conversation.over ? null : kept?.pending;
+  write({ ...all, [conversation.id]: { ...conversation, pending: conversation.pending ?? others ?? null } });
 }
 
 export function remove(id) {
@@ -41,6 +59,12 @@ export function versions(conversation, id) {
 export function tip(conversation, id) {
   for (let next; (next = children(conversation, id).at(-1)); ) id = next;
   return id;
+}
+
+/** Whether the response `id` comes after `earlier` in its branch. */
+export function continues(conversation, id, earlier) {
+  while (id && id !== earlier) id = conversation.parents[id];
+  return id === earlier;
 }
 
 export function whenChangedElsewhere(tell) {

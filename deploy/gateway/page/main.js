@@ -8,6 +8,7 @@ import { confirmed } from "./dialogs.js";
 import * as drawers from "./drawers.js";
 import * as latency from "./latency.js";
 import * as messages from "./messages.js";
+import { say, showProblem, tell } from "./notices.js";
 import * as settings from "./settings.js";
 import * as sidebar from "./sidebar.js";
 import * as transcript from "./transcript.js";
@@ -98,7 +99,7 @@ async function ask(text, parent) {
   const at = parent === null ? 0 : shown.list.findIndex((m) => m.turn === parent && m.role === "assistant") + 1;
   shown.list = shown.list.slice(0, at);
   shown.editing = null;
-  conversation.pending = { text, parent, id: null };
+  conversation.pending = conversations.question(text, parent);
   conversations.save(conversation);
   await run(conversation);
 }
@@ -181,7 +182,7 @@ function ended(conversation, response) {
   const { text, parent } = conversation.pending;
   conversation.parents[response.id] = parent;
   conversation.head = response.id;
-  conversation.pending = null;
+  conversations.settle(conversation);
   conversations.save(conversation);
   if (shown.conversation?.id !== conversation.id) return drawList();
   const view = shown;
@@ -189,9 +190,10 @@ function ended(conversation, response) {
   const fed = usage?.input_tokens_details.cached_tokens;
   const range = usage && [fed ? fed + 1 : 0, usage.input_tokens];
   const said = { turn: response.id, role: "user", text, status: "completed", range };
-  view.list.push(said, transcript.answer(response));
+  const answer = transcript.answer(response);
+  view.list.push(said, answer);
   draw();
-  tell("The answer is complete.");
+  tell(`Answer: ${answer.text}`);
   if (view.sinks === null) json(`v1/responses/${response.id}/input_items?limit=1`).then(
     (page) => {
       view.sinks = page.sink_tokens;
@@ -204,7 +206,7 @@ function ended(conversation, response) {
 function failed(conversation, problem) {
   const { pending } = conversation;
   if (problem.name === "AbortError") { // stopped before its first token
-    conversation.pending = null;
+    conversations.settle(conversation);
     if (!$("message").value) $("message").value = pending.text;
     if (conversation.head) conversations.save(conversation);
     else conversations.remove(conversation.id);
@@ -255,6 +257,22 @@ async function removeConversation(conversation) {
   if (shown.conversation?.id === conversation.id) await open(null);
   else drawList();
   tell("The conversation was deleted.");
+}
+
+/** Another tab has kept something: follow it, if its conversation is on the screen and nothing is under way in this tab. */
+function changedElsewhere() {
+  const { conversation, editing } = shown;
+  if (!conversation || conversation.pending || editing) return drawList();
+  const kept = conversations.find(conversation.id);
+  if (!kept) return open(null);
+  const { pending, head } = kept;
+  const follows = pending?.id && pending.parent === conversation.head;
+  if (follows) return open(kept);
+  if (head !== conversation.head && conversations.continues(kept, head, conversation.head)) {
+    return open({ ...kept, pending: null });
+  }
+  conversation.parents = kept.parents;
+  draw();
 }
 
 // The screen.
@@ -327,28 +345,6 @@ function questionOf(message) {
   return shown.list[at].text;
 }
 
-/** Show what went wrong, and a button that does `again`; null hides both. */
-function showProblem(problem, again) {
-  const box = $("problem");
-  box.hidden = problem === null;
-  if (problem === null) return;
-  box.firstElementChild.textContent = problem.message;
-  box.lastElementChild.onclick = () => {
-    showProblem(null);
-    again();
-  };
-  messages.scrollToEnd();
-}
-
-function say(text) {
-  if ($("status").textContent !== text) $("status").textContent = text;
-}
-
-/** For those who do not see the screen. */
-function tell(text) {
-  $("told").textContent = text;
-}
-
 async function askForKey(then) {
   $("key").value = key();
   if (!(await confirmed($("key-dialog"), "save"))) {
@@ -394,5 +390,5 @@ document.querySelector(".skip").addEventListener("click", (event) => {
   $("message").focus();
 });
 addEventListener("popstate", openFromAddress);
-conversations.whenChangedElsewhere(drawList);
+conversations.whenChangedElsewhere(changedElsewhere);
 start();

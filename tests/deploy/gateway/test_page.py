@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.deploy.server import Server, serving
+from trtstream.deploy.gateway.keys import add_key
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -247,3 +248,76 @@ def test_what_is_read_again(counting_server: Server, browser: Browser) -> None:
             assert 10 < int(page.locator("#again-size").inner_text()) <= 48
             page.reload()
             playwright.expect(page.locator("#messages .text")).to_have_count(8)
+
+
+def test_two_tabs(site: Restartable, page: Page) -> None:
+    """Each sees what is said in the other, and neither writes over what the other has kept."""
+    ask(page, "From the first tab", 10)
+    await_end(page)
+    with page.expect_popup() as popup:
+        page.evaluate("() => { open(location.href); }")
+    other = popup.value
+    other.set_default_timeout(WAIT)
+    playwright.expect(other.locator("#messages .text")).to_have_count(2)
+
+    ask(page, "Followed in the other", 1_000_000)
+    await_text(page, 20)
+    await_text(other, 20)
+    page.get_by_role("button", name="Stop the answer").click()
+    await_end(page)
+    await_end(other)
+    assert texts(other) == texts(page)
+    assert len(texts(page)) == 4
+
+    for tab in (page, other):
+        tab.get_by_label("Longest answer").fill("1000000")
+        last_answer(tab).get_by_role("button", name="Make another answer").click()
+        playwright.expect(tab.get_by_role("button", name="Stop the answer")).to_be_visible()
+        await_text(tab, 5)
+    for tab in (page, other):
+        tab.get_by_role("button", name="Stop the answer").click()
+        await_end(tab)
+    for tab in (page, other):
+        tab.reload()
+        playwright.expect(last_answer(tab).locator(".count")).to_contain_text("of 3")
+
+    other.get_by_role("link", name="From the first tab").hover()
+    other.get_by_role("button", name="Delete “From the first tab”").click()
+    other.locator("#delete-dialog").get_by_role("button", name="Delete").click()
+    playwright.expect(page.locator("#conversations li")).to_have_count(0)
+    playwright.expect(page.locator("#messages .text")).to_have_count(0)
+    other.close()
+
+
+def test_what_is_read_to_those_who_do_not_see(page: Page) -> None:
+    """The whole answer once it is complete, and not each of its tokens."""
+    ask(page, "Hello", 10)
+    await_end(page)
+    answer = last_answer(page).locator(".text").text_content()
+    playwright.expect(page.locator("#told")).to_have_text(f"Answer: {answer}")
+    assert page.locator("#messages").get_attribute("aria-live") is None
+    assert page.get_by_role("list", name="Messages").count() == 1
+
+
+def test_a_key_is_asked_for(endless_engine: Path, tmp_path: Path, browser: Browser) -> None:
+    """Until it is one that the gateway knows; the browser then keeps it."""
+    keys = tmp_path / "keys.json"
+    _, secret = add_key(keys, "acme")
+    options = ("--openai-port", "0", "--api-key-file", str(keys))
+    with serving(endless_engine, tmp_path / "log", *options) as server:
+        page = browser.new_page()
+        page.set_default_timeout(WAIT)
+        page.goto(f"http://{server.openai_url}/")
+        field = page.get_by_label("API key", exact=True)
+        for typed in ("sk-trt-wrong", secret):
+            playwright.expect(field).to_be_focused()
+            field.fill(typed)
+            with page.expect_response("**/v1/models"):
+                page.keyboard.press("Enter")
+        playwright.expect(page.locator("#model-name")).to_have_text("trtstream")
+        ask(page, "Hello", 10)
+        await_end(page)
+        page.reload()
+        playwright.expect(page.locator("#model-name")).to_have_text("trtstream")
+        playwright.expect(page.locator("#key-dialog")).to_be_hidden()
+        page.close()
