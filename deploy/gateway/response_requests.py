@@ -35,7 +35,7 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "include": ([],),
     "parallel_tool_calls": (True, False),
     "service_tier": ("auto", "default"),
-    "stream_options": ({"include_obfuscation": False},),
+    "stream_options": ({"include_obfuscation": False}, {"include_usage": True}),  # usage always comes
     "text": ({"format": {"type": "text"}}, {}),
     "tool_choice": ("auto", "none"),
     "tools": ([],),

@@ -54,7 +54,8 @@ def test_a_conversation_is_a_session(server: Server, client: openai.OpenAI) -> N
 
     def streamed(text: str, last: Response | None) -> Response:
         message = [{"role": "user", "content": [{"type": "input_text", "text": text}]}]
-        *_, end = client.responses.create(input=message, stream=True, **previous(last), **OPTIONS)
+        usage: Any = {"include_usage": True}  # chat's, which AIPerf sends here too
+        *_, end = client.responses.create(input=message, stream=True, stream_options=usage, **previous(last), **OPTIONS)
         return end.response
 
     def with_asyncio(text: str, last: Response | None) -> Response:
