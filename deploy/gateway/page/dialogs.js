@@ -8,3 +8,8 @@ export function confirmed(dialog, value) {
     dialog.addEventListener("close", () => resolve(dialog.returnValue === value), { once: true });
   });
 }
+
+// Enter in a field presses a form's first submit button, so the button that only closes is none.
+for (const button of document.querySelectorAll("dialog button[type=button]")) {
+  button.addEventListener("click", () => button.closest("dialog").close());
+}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.deploy.server import Server, serving
+from trtstream.deploy.gateway.keys import add_key
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -296,3 +297,27 @@ def test_what_is_read_to_those_who_do_not_see(page: Page) -> None:
     playwright.expect(page.locator("#told")).to_have_text(f"Answer: {answer}")
     assert page.locator("#messages").get_attribute("aria-live") is None
     assert page.get_by_role("list", name="Messages").count() == 1
+
+
+def test_a_key_is_asked_for(endless_engine: Path, tmp_path: Path, browser: Browser) -> None:
+    """Until it is one that the gateway knows; the browser then keeps it."""
+    keys = tmp_path / "keys.json"
+    _, secret = add_key(keys, "acme")
+    options = ("--openai-port", "0", "--api-key-file", str(keys))
+    with serving(endless_engine, tmp_path / "log", *options) as server:
+        page = browser.new_page()
+        page.set_default_timeout(WAIT)
+        page.goto(f"http://{server.openai_url}/")
+        field = page.locator("#key")
+        for typed in ("sk-trt-wrong", secret):
+            playwright.expect(field).to_be_focused()
+            field.fill(typed)
+            with page.expect_response("**/v1/models"):
+                page.keyboard.press("Enter")
+        playwright.expect(page.locator("#model-name")).to_have_text("trtstream")
+        ask(page, "Hello", 10)
+        await_end(page)
+        page.reload()
+        playwright.expect(page.locator("#model-name")).to_have_text("trtstream")
+        playwright.expect(page.locator("#key-dialog")).to_be_hidden()
+        page.close()
