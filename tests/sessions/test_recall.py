@@ -66,6 +66,8 @@ def test_words_that_build_sentences_find_nothing() -> None:
     asked_before = "How do I get a coffee stain out of a shirt? What is that in the shade of a tree? "
     for question in ("\nHow do I fall asleep?", "\nWhat is a prime number?", "\nWhere is that?"):
         assert found(asked_before + FILLER * 2, question) == []
+    # Of three words, one is not enough: it was another stain.
+    assert found(asked_before + FILLER * 2, "\nDescribe the mustard stain") == []
     assert found(asked_before + FILLER * 2, "\nIs the stain gone?") == ["How do I get a coffee stain out of a shirt?"]
 
 

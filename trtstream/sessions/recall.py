@@ -28,10 +28,11 @@ BATCH = 256  # turns that are read and added at once
 MAX_WORDS = 32  # of a text, function words aside, that are searched: its last ones, as questions end texts
 COMMON = 512  # spans: a word in as many says little, and takes long to search
 MAX_MATCHES = 2048  # of all words, the rarest first
-MIN_SHARE = 0.28  # of the weight of the question's words that are here, for a span to be worth its tokens
+MIN_SHARE = 0.32  # of the weight of the question's words that are here, for a span to be worth its tokens
 NEARLY_BEST = 0.95
 RARE = 0.7  # of the rarest word's weight: two such words side by side name one thing
 BEST = 32  # spans whose lengths are looked at
+MANY = 3  # rare words of a text: a span needs two of so many
 FEW = 3  # words: so short a text refers to the one before, as one with these words does
 REFERRING = {
     "he", "she", "it", "they", "him", "her", "them", "his", "hers", "its", "their", "theirs",
@@ -202,7 +203,7 @@ class SpanIndex:
                 seen += [range(first, end) for _, first, end in recalled.spans]
         known = ROLES.union(_words(text))
         candidates: list[Candidate] = []
-        worth = [(scores[held], row) for row, held in matches.items() if scores[held] >= enough]
+        worth = [(scores[held], row) for row, held in matches.items() if scores.get(held, 0.0) >= enough]
         for score, row in nlargest(8 * BEST, worth):
             if len(candidates) == BEST:
                 break
@@ -218,15 +219,18 @@ class SpanIndex:
         """Each row's words of ``text``, a bit for each; what such sets of words weigh; and how much is enough.
 
         A rare word weighs more than a common one, and counts once in a span, however often it is there. Two rare words
-        that stand side by side in ``text`` name one thing: a span with one of them alone is about another.
+        that stand side by side in ``text`` name one thing: a span with one of them alone is about another. Nor is one
+        word enough where ``text`` has `MANY` rare ones.
         """
         # In quotes, and of letters and digits alone: nothing of a text is FTS5's syntax.
         query = "SELECT rowid FROM words WHERE words MATCH ? LIMIT ?"
         rows_of: dict[str, list[int]] = {}
+        rare = 0  # words that are in few spans or in none
         words = [word for word in _words(text) if word not in FUNCTION_WORDS]
         for word in words[-MAX_WORDS:]:
             if word not in self._common:
                 rows = [row for (row,) in self._database.execute(query, (f'"{word}"', COMMON))]
+                rare += len(rows) < COMMON
                 if len(rows) == COMMON:
                     self._common.add(word)
                 elif rows:
@@ -256,6 +260,7 @@ class SpanIndex:
                 if held & bits[word] and (not partners[word] or held & partners[word])
             )
             for held in {*matches.values()}
+            if rare < MANY or held.bit_count() > 1
         }
         return matches, scores, MIN_SHARE * sum(weights.values())
 
