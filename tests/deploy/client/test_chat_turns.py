@@ -82,7 +82,7 @@ def test_what_has_left_the_window_is_read_again(store: str, client: Client) -> N
     with closing(TurnLog(store)) as log:
         head = log.head("recall")
         assert head is not None
-        assert bytes(head.tokens).startswith(b"ox 7. ox?", 1)  # behind the pending token
+        assert bytes([*head.tokens]).startswith(b"ox 7. ox?", 1)  # behind the pending token
 
 
 def test_a_message_is_asked_again(store: str, chat: Conversation, capsys) -> None:
