@@ -159,6 +159,18 @@ def test_the_cache_is_larger_than_one_block_of_the_library(libraries: Path) -> N
     assert (attention.steps(qkv[1290:], first=1290) - expected[1290:]).abs().max() < 2e-5
 
 
+@pytest.mark.parametrize("first", [0, 50, 500])  # nothing before it, a part of the ring, a ring that has wrapped
+def test_a_chunk_skips_keys_that_no_query_of_a_block_sees(first: int) -> None:
+    positions = PositionEncoding.of(model(LAYOUTS["gqa"]))
+    plan = plan_chunk(Window(4, 4, 100), positions, first, 150, 4)
+    visible, sinks = plan.bias[0] > -torch.inf, plan.old_sinks + plan.new_sinks
+    assert [queries for queries, _ in plan.blocks] == [slice(0, 64), slice(64, 128), slice(128, 150)]
+    for queries, keys in plan.blocks:
+        seen = visible[queries, sinks:].any(dim=0).nonzero().flatten()
+        assert (keys.start, keys.stop) == (sinks + seen.min(), sinks + seen.max() + 1)
+        assert keys.stop - keys.start <= 100 + queries.stop - queries.start
+
+
 def test_sessions_of_one_step_do_not_touch_each_other(libraries: Path) -> None:
     attention = Attention(LAYOUTS["gqa"], 4, 4, 20, libraries)
     young, old = attention.qkv(10, seed=1), attention.qkv(70, seed=2)
