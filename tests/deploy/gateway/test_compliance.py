@@ -43,8 +43,8 @@ def test_compliance(counting_server: Server, protocol: str) -> None:
 
 def test_what_was_read_again(counting_server: Server) -> None:
     """It is in the response, when that is looked at again, in the conversation's items, and in chat completions."""
-    fact = "The brave otter lives in Rome."
-    question = "Where does the brave otter live?"
+    fact = "Otto lives in Rome."
+    question = "Where does Otto live?"
     with connect(counting_server) as client:
         response = client.responses.create(model="trtstream", input=fact)
         assert response.output_text == ANSWER
@@ -55,7 +55,7 @@ def test_what_was_read_again(counting_server: Server) -> None:
             text = f"In the beginning was a word, the {number + 1}st of many. " * 4
             response = client.responses.create(model="trtstream", input=text, previous_response_id=response.id)
             messages += [{"role": "user", "content": text}, {"role": "assistant", "content": ANSWER}]
-        more = {"recall": 48}
+        more = {"recall": 60}
         response = client.responses.create(
             model="trtstream", input=question, previous_response_id=response.id, extra_body=more
         )
