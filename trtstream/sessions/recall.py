@@ -32,7 +32,7 @@ MIN_SHARE = 0.32  # of the weight of the question's words that are here, for a s
 NEARLY_BEST = 0.95
 RARE = 0.7  # of the rarest word's weight: two such words side by side name one thing
 BEST = 32  # spans whose lengths are looked at
-MANY = 3  # rare words of a text: a span needs two of so many
+MANY = 3  # rare words: a span needs two of them where a text has this many
 FEW = 3  # words: so short a text refers to the one before, as one with these words does
 REFERRING = {
     "he", "she", "it", "they", "him", "her", "them", "his", "hers", "its", "their", "theirs",
@@ -203,7 +203,7 @@ class SpanIndex:
                 seen += [range(first, end) for _, first, end in recalled.spans]
         known = ROLES.union(_words(text))
         candidates: list[Candidate] = []
-        worth = [(scores[held], row) for row, held in matches.items() if scores.get(held, 0.0) >= enough]
+        worth = [(scores[held], row) for row, held in matches.items() if scores[held] >= enough]
         for score, row in nlargest(8 * BEST, worth):
             if len(candidates) == BEST:
                 break
@@ -245,6 +245,8 @@ class SpanIndex:
             for row in rows:
                 matches[row] = matches.get(row, 0) | 1 << len(weights)
             weights[word] = math.log(1 + (self._rows - len(rows) + 0.5) / (len(rows) + 0.5))
+        if rare >= MANY:
+            matches = {row: held for row, held in matches.items() if held.bit_count() > 1}
         least = RARE * max(weights.values(), default=0.0)
         bits = {word: 1 << number for number, word in enumerate(weights)}
         partners = dict.fromkeys(weights, 0)
@@ -260,7 +262,6 @@ class SpanIndex:
                 if held & bits[word] and (not partners[word] or held & partners[word])
             )
             for held in {*matches.values()}
-            if rare < MANY or held.bit_count() > 1
         }
         return matches, scores, MIN_SHARE * sum(weights.values())
 
