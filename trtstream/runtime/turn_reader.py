@@ -95,7 +95,7 @@ class TurnReader:
             self._prepare(turn)
 
     def restore(self, turn: Turn) -> None:
-        """Read what the session of a turn that was read before is made from: there is no copy of it any longer."""
+        """Read the state of the session of a turn that was read before, as no lane has a copy of it any longer."""
         assert self._journal is not None, "without a store nothing could be read"
         assert turn.session.turn is not None, "a session that has no turn is new"
         self._restore(turn.session, turn.session.turn, self._journal)

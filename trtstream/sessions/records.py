@@ -102,12 +102,16 @@ class TurnRecord:
     @property
     def output_ids(self) -> tuple[int, ...]:
         """The answer's ids."""
-        return (*self.tokens[len(self.tokens) - self.num_output_tokens + 1 :], self.pending)
+        return (*self._fed_answer(), self.pending)
 
     def answer_alone(self) -> TurnRecord:
         """The turn without what the client sent, for those who remember many: `position` and the answer stay."""
-        tokens = self.tokens[len(self.tokens) - self.num_output_tokens + 1 :]
+        tokens = self._fed_answer()
         return replace(self, start=self.position - len(tokens), tokens=tokens, system=None, prompt=None)
+
+    def _fed_answer(self) -> array[int]:
+        """The answer without its last token, which is ``pending``."""
+        return self.tokens[len(self.tokens) - self.num_output_tokens + 1 :]
 
 
 @dataclass(frozen=True)
