@@ -101,6 +101,7 @@ def chunk_attention(qkv: torch.Tensor, cache: torch.Tensor, plan: ChunkPlan, num
         at_t, at_p = plan.rotations
         q_at_t, q_at_p = rotate(q_at_t, *at_t), rotate(q_at_p, *at_p)
         k = rotate(k.float(), *at_t).to(k.dtype)
+    q_at_t, q_at_p = q_at_t * head_dim**-0.5, q_at_p * head_dim**-0.5
     chunk = torch.stack((k, v))  # [2, kv_heads, T, head_dim]
 
     old_sinks, new_sinks = cache[:, :, : plan.old_sinks], chunk[:, :, : plan.new_sinks]
@@ -109,13 +110,9 @@ def chunk_attention(qkv: torch.Tensor, cache: torch.Tensor, plan: ChunkPlan, num
     sinks = slice(0, plan.old_sinks + plan.new_sinks)
     out = q.new_empty(q.shape[1], num_heads, head_dim)
 
-    for queries, others in plan.blocks:
-
-        def grouped(query: torch.Tensor, at: slice = queries) -> torch.Tensor:  # the queries of a head of keys together
-            return (query[:, at] * head_dim**-0.5).reshape(kv_heads, -1, head_dim)
-
-        to_sinks = grouped(q_at_p) @ keys[:, sinks].transpose(1, 2)
-        to_others = grouped(q_at_t) @ keys[:, others].transpose(1, 2)
+    for queries, others in plan.blocks:  # the queries of a head of keys are next to each other
+        to_sinks = q_at_p[:, queries].reshape(kv_heads, -1, head_dim) @ keys[:, sinks].transpose(1, 2)
+        to_others = q_at_t[:, queries].reshape(kv_heads, -1, head_dim) @ keys[:, others].transpose(1, 2)
         scores = torch.cat((to_sinks, to_others), dim=-1).view(num_heads, -1, to_sinks.shape[2] + to_others.shape[2])
         scores += torch.cat((plan.bias[:, queries, sinks], plan.bias[:, queries, others]), dim=-1)
         weights = torch.softmax(scores, dim=-1).view(kv_heads, -1, scores.shape[2])
