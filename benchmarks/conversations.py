@@ -203,7 +203,7 @@ def _check_branch(conversation: Conversation, branch: Sequence[TurnRecord], unan
     if ids[:said] != conversation.turn_ids or len(ids) > said + unanswered:
         faults.append(f"{conversation.key}: the log has {ids} and its client {conversation.turn_ids}")
     for number, (turn, scripted) in enumerate(zip(branch, conversation.script, strict=False)):
-        is_heard = turn.text == scripted.heard or not scripted.said  # else it is no chat
+        is_heard = turn.text == scripted.heard or not scripted.said  # only chats have texts
         if turn.output_ids != scripted.answer or not is_heard:
             faults.append(f"{conversation.key}: turn {number} in the log is another than the script's")
     return faults

@@ -170,8 +170,7 @@ def resuming(engine: Path, folder: Path, prompt: tuple[int, ...], rounds: int) -
         )
         Outputs(llm, input_ids=prompt[:1], max_tokens=2, session_key="long").wait()
         regenerating = {**forking, "session_key": "long", "session_rewind": True}
-        Outputs(llm, input_ids=prompt[:window], max_tokens=2, session_key="another").wait()
-        going_on = {"session_key": "another", "input_ids": prompt[:1], "max_tokens": 2}
+        Outputs(llm, **going_on).wait()  # so that it has a lane
         regenerated = in_turn(
             rounds,
             {
