@@ -27,8 +27,8 @@ def load_fast_tokenizer(folder: Path, name: str, fix: str, **options: Any) -> An
             largest = max(_token_ids(json.loads(path.read_bytes())), default=0)
             if largest > MAX_TOKEN_ID:
                 raise ValueError(f"tokenizer.json has the token id {largest}, beyond {MAX_TOKEN_ID}")
-        loads = _tokenizer_class(folder)
-        tokenizer = loads.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+        reader = _tokenizer_class(folder)
+        tokenizer = reader.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
         if not tokenizer.is_fast:
             raise TrtstreamError(f"{name} has no fast version; {fix}")
         tokenizer.backend_tokenizer.no_truncation()

@@ -40,12 +40,19 @@ def engine(folder: Path) -> StreamingEngine:
     return load_engine(folder)
 
 
-def run_turn(engine: StreamingEngine, turn: int) -> None:
-    """Begin a turn in lane 0, and feed it ``turn`` tokens at once and as many one by one."""
+def run_turn(engine: StreamingEngine, before: int, turn: int) -> tuple[SessionState, list[int]]:
+    """Begin a turn in lane 0 after ``before`` tokens, and feed it ``turn`` tokens at once and as many one by one.
+
+    Returns the session and the tokens that it saw, as they were before the turn.
+    """
+    if before:
+        engine.prefill(0, random_tokens(before))
+    was, visible = engine.export_state(0), engine.visible_tokens(0)
     engine.begin_turn(0)
     engine.prefill(0, random_tokens(turn, seed=1))
     for token in random_tokens(turn, seed=2):
         engine.decode([0], [token])
+    return was, visible
 
 
 def assert_as_it_was(
@@ -68,10 +75,7 @@ def assert_as_it_was(
 @pytest.mark.parametrize("before", [0, 2, 4, 15, 24, 90])
 @pytest.mark.parametrize("turn", [1, 3, 19, 20, 21, 33, 50])
 def test_rollback_leaves_no_trace(engine: StreamingEngine, before: int, turn: int) -> None:
-    if before:
-        engine.prefill(0, random_tokens(before))
-    was, visible = engine.export_state(0), engine.visible_tokens(0)
-    run_turn(engine, turn)
+    was, visible = run_turn(engine, before, turn)
     engine.rollback_turn(0)
     assert_as_it_was(engine, 0, was, visible, before, turn)
 
@@ -79,10 +83,7 @@ def test_rollback_leaves_no_trace(engine: StreamingEngine, before: int, turn: in
 @pytest.mark.parametrize("before", [0, 4, 15, 90])
 @pytest.mark.parametrize("turn", [1, 20, 33])
 def test_a_copy_from_before_the_last_turn(engine: StreamingEngine, before: int, turn: int) -> None:
-    if before:
-        engine.prefill(0, random_tokens(before))
-    was, visible = engine.export_state(0), engine.visible_tokens(0)
-    run_turn(engine, turn)
+    was, visible = run_turn(engine, before, turn)
     engine.commit_turn(0)
     assert engine.position_before_last_turn(0) == before
     after = engine.export_state(0)

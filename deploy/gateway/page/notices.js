@@ -2,11 +2,12 @@
 
 import { scrollToEnd } from "./messages.js";
 
-const $ = (id) => document.getElementById(id);
+const box = document.getElementById("problem");
+const status = document.getElementById("status");
+const told = document.getElementById("told");
 
 /** Show what went wrong, and a button that does `again`; null hides both. */
 export function showProblem(problem, again) {
-  const box = $("problem");
   box.hidden = problem === null;
   if (problem === null) return;
   box.firstElementChild.textContent = problem.message;
@@ -18,10 +19,10 @@ export function showProblem(problem, again) {
 }
 
 export function say(text) {
-  if ($("status").textContent !== text) $("status").textContent = text;
+  if (status.textContent !== text) status.textContent = text;
 }
 
 /** For those who do not see the screen. */
 export function tell(text) {
-  $("told").textContent = text;
+  told.textContent = text;
 }
