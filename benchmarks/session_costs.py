@@ -140,7 +140,8 @@ def resuming(engine: Path, folder: Path, prompt: tuple[int, ...], rounds: int) -
     """
     store, snapshots = str(folder / "long.db"), folder / "snapshots"
     with trtstream.load(engine, session_store=store, snapshot_dir=snapshots) as llm:
-        known = Outputs(llm, input_ids=prompt, max_tokens=2, session_key="long").wait().last
+        Outputs(llm, input_ids=prompt, max_tokens=2, session_key="long").wait()
+        known = Outputs(llm, input_ids=prompt[:16], max_tokens=2, session_key="long").wait().last
         assert known is not None
         forking = {"parent_turn": known.turn_id, "input_ids": prompt[:1], "max_tokens": 2}
         plain = {"input_ids": prompt[:2], "max_tokens": 2}
@@ -264,8 +265,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engine", type=Path)
     parser.add_argument("--tokens", type=int, default=100_000, help="of the session that is resumed")
-    parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--starts", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--starts", type=int, default=15)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 

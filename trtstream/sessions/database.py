@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, event
+from sqlalchemy import Connection, CursorResult, Insert, Update, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -77,6 +77,7 @@ class Database:
                 },
             }
         self._engine = create_engine(self._url, hide_parameters=True, **options)
+        self._texts: dict[Insert | Update, tuple[str, list[str] | None]] = {}
         self._idle_writers: list[Connection] = []
         self._is_closed = False
         if self.is_sqlite:
@@ -101,6 +102,19 @@ class Database:
                 connection.commit()
             except DBAPIError as error:
                 raise CommitUnknown(one_line(error.orig or error)) from error
+
+    def write(self, connection: Connection, statement: Insert | Update, values: Mapping[str, Any]) -> CursorResult[Any]:
+        """Run one of the statements that every turn has, with all its parameters as the database has them.
+
+        Its text is compiled once: SQLAlchemy takes longer to find it again than SQLite to run it.
+        """
+        if statement not in self._texts:
+            compiled = statement.compile(self._engine)
+            self._texts[statement] = str(compiled), getattr(compiled, "positiontup", None)
+        text, names = self._texts[statement]
+        return connection.exec_driver_sql(
+            text, dict(values) if names is None else tuple(values[name] for name in names)
+        )
 
     @contextmanager
     def _writer(self) -> Iterator[Connection]:

@@ -263,7 +263,7 @@ class TurnLog:
     def _apply(self, connection: Connection, commit: Commit) -> None:
         turn, key = commit.turn, commit.key
         if turn is not None:
-            connection.execute(ADD_TURN, _values(turn))
+            self._database.write(connection, ADD_TURN, _values(turn))
         if key is None:
             return
         name = key_text(key)
@@ -281,9 +281,10 @@ class TurnLog:
             expires = None if self._session_ttl is None else turn.created + self._session_ttl
             values = {"turn": turn.id, "root": turn.root, "updated": turn.created, "expires": expires}
             if commit.expected is None:
-                connection.execute(ADD_SESSION, {"key": name, **values})
+                self._database.write(connection, ADD_SESSION, {"key": name, **values})
                 return
-            done = connection.execute(MOVE_SESSION, {"name": name, "expected": commit.expected, **values})
+            moved = {"name": name, "expected": commit.expected, **values}
+            done = self._database.write(connection, MOVE_SESSION, moved)
         if done.rowcount != 1:
             raise _conflict(key)
 
