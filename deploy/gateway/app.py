@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 from trtstream.deploy.gateway import chat_completions, completions, conversations, responses
 from trtstream.deploy.gateway.access import Access
@@ -23,6 +23,7 @@ from trtstream.deploy.gateway.completion_stream import CompletionRequest
 from trtstream.deploy.gateway.errors import ApiError, model_error
 from trtstream.deploy.gateway.event_stream import EventStream
 from trtstream.deploy.gateway.keys import KeyFile
+from trtstream.deploy.gateway.operations import description
 from trtstream.deploy.gateway.page_files import page_routes
 from trtstream.deploy.gateway.parameters import Body, unknown_model
 from trtstream.deploy.gateway.request_counts import CONTENT_TYPE, RequestCounts
@@ -42,6 +43,11 @@ from trtstream.deploy.http_front.connected import while_connected
 from trtstream.errors import TrtstreamError
 
 Handler = Callable[[Request], Awaitable[Response]]
+UNSUPPORTED = {
+    "POST /v1/conversations/{id}/items": conversations.FIXED_ITEMS,
+    "DELETE /v1/conversations/{id}/items/{item}": conversations.FIXED_ITEMS,
+}
+"""Why OpenAI's paths lack some of its methods here."""
 
 
 def create_app(upstream: Upstream, access: Access, shares: Shares) -> Starlette:
@@ -81,6 +87,7 @@ def create_app(upstream: Upstream, access: Access, shares: Shares) -> Starlette:
             Route("/health", _health, methods=["GET"]),
             Route("/ready", _health, methods=["GET"]),
             Route("/metrics", metrics, methods=["GET"]),
+            Route("/openapi.json", _openapi, methods=["GET"]),
             _route("GET", "/v1/models", _models),
             _route("GET", "/v1/models/{name:path}", _model),
             _route("POST", "/v1/responses", responses.create),
@@ -95,9 +102,7 @@ def create_app(upstream: Upstream, access: Access, shares: Shares) -> Starlette:
             _route("POST", "/v1/conversations/{id}", conversations.describe),
             _route("DELETE", "/v1/conversations/{id}", conversations.delete),
             _route("GET", "/v1/conversations/{id}/items", conversations.items),
-            _route("POST", "/v1/conversations/{id}/items", conversations.unsupported_items),
             _route("GET", "/v1/conversations/{id}/items/{item}", conversations.item),
-            _route("DELETE", "/v1/conversations/{id}/items/{item}", conversations.unsupported_items),
             _route("POST", "/v1/chat/completions", _completing(chat_completions.read, chat_completions.complete)),
             _route("POST", "/v1/completions", _completing(completions.read, completions.complete)),
         ],
@@ -130,8 +135,20 @@ def _answer(handle: Handler) -> Handler:
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
+    """No such path, or a method that it does not have."""
     assert isinstance(error, HTTPException)
-    return ApiError(error.status_code, f"{request.method} {request.url.path[:200]}: {error.detail}").response()
+    others = [
+        route
+        for route in request.app.routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is Match.PARTIAL
+    ]
+    reasons = [UNSUPPORTED.get(f"{request.method} {route.path}", error.detail) for route in others] or [error.detail]
+    methods = sorted({method for route in others for method in route.methods or ()})
+    return ApiError(
+        error.status_code,
+        f"{request.method} {request.url.path[:200]}: {reasons[0]}",
+        headers={"allow": ", ".join(methods)} if others else None,
+    ).response()
 
 
 async def _health(request: Request) -> Response:
@@ -139,6 +156,10 @@ async def _health(request: Request) -> Response:
     readiness = request.app.state.gateway.upstream.readiness
     status = HTTPStatus.OK if readiness.is_ready else HTTPStatus.SERVICE_UNAVAILABLE
     return JSONResponse({"ready": readiness.is_ready, "state": readiness.state.value}, status)
+
+
+async def _openapi(request: Request) -> Response:
+    return JSONResponse(description(tuple(gateway_of(request).upstream.models)))
 
 
 async def _models(request: Request) -> Response:

@@ -10,7 +10,7 @@ from typing import Any
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from starlette.responses import JSONResponse
 
-from trtstream.deploy.gateway.completion_stream import CompletionRequest, chunks, usage_of
+from trtstream.deploy.gateway.completion_stream import STREAM_OPTIONS, CompletionRequest, chunks, usage_of
 from trtstream.deploy.gateway.errors import bad_request
 from trtstream.deploy.gateway.event_stream import EventStream, event
 from trtstream.deploy.gateway.parameters import (
@@ -18,17 +18,37 @@ from trtstream.deploy.gateway.parameters import (
     ROLES,
     SAMPLING,
     Body,
+    Schema,
     message_text,
     model_inputs,
     refuse_others,
     take,
     take_model,
 )
+from trtstream.deploy.gateway.schemas import FLAG, MODEL, STOP, body_schema, text_parts
 from trtstream.deploy.gateway.turns import Outputs, read_again
 from trtstream.runtime.requests import TurnOutput
 
 PARAMETERS = {**SAMPLING, "max_tokens": "max_tokens", "max_completion_tokens": "max_tokens", "recall": "recall"}
-KNOWN = {*PARAMETERS, "stop", "model", "messages", "store", "stream", "stream_options"}
+OTHERS: dict[str, Schema] = {
+    "model": MODEL,
+    "messages": {
+        "type": "array",
+        "minItems": 1,
+        "maxItems": MAX_MESSAGES,
+        "items": {
+            "type": "object",
+            "properties": {"role": {"enum": [*ROLES]}, "content": text_parts("text")},
+            "required": ["role", "content"],
+            "additionalProperties": {"enum": [None, []]},
+        },
+    },
+    "stop": STOP,
+    "store": FLAG,
+    "stream": FLAG,
+    "stream_options": STREAM_OPTIONS,
+}
+KNOWN = {*PARAMETERS, *OTHERS}
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "logprobs": (False,),
     "n": (1,),
@@ -38,6 +58,7 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("auto", "none"),
     "tools": ([],),
 }
+BODY = body_schema(PARAMETERS, OTHERS, WITHOUT_EFFECT, required=("model", "messages"))
 
 
 def read(body: Body, models: list[str]) -> CompletionRequest:
@@ -110,5 +131,5 @@ def _messages(body: Body) -> list[dict[str, str]]:
         known = {name: value for name, value in message.items() if value not in (None, [])}
         if others := known.keys() - {"role", "content"}:
             raise bad_request(f"{param} has {min(others)[:64]}, which is not supported", param, "unsupported_content")
-        messages.append({"role": role, "content": message_text(message.get("content"), {"text"}, param)})
+        messages.append({"role": role, "content": message_text(message.get("content"), "text", param)})
     return messages

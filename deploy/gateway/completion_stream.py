@@ -15,10 +15,15 @@ from openai.types.completion_usage import PromptTokensDetails
 
 from trtstream.deploy.gateway.errors import model_error
 from trtstream.deploy.gateway.event_stream import DONE
-from trtstream.deploy.gateway.parameters import Body, refuse_others, take
+from trtstream.deploy.gateway.parameters import Body, Schema, refuse_others, take, without_nulls
+from trtstream.deploy.gateway.schemas import FLAG, body_schema
 from trtstream.deploy.gateway.turns import Outputs, fed_before
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.requests import TurnOutput
+
+OPTIONS: dict[str, Schema] = {"include_usage": FLAG}
+OPTIONS_WITHOUT_EFFECT = {"include_obfuscation": (False,)}
+STREAM_OPTIONS = body_schema({}, OPTIONS, OPTIONS_WITHOUT_EFFECT)
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,8 @@ def usage_of(last: TurnOutput) -> CompletionUsage:
 
 def take_include_usage(body: Body) -> bool:
     """Whether a stream ends with a chunk that has the usage."""
-    options = take(body, "stream_options", dict, {})
-    refuse_others(options, {"include_usage"}, {"include_obfuscation": (False,)})
+    options = without_nulls(take(body, "stream_options", dict, {}))
+    refuse_others(options, OPTIONS, OPTIONS_WITHOUT_EFFECT)
     return take(options, "include_usage", bool, False)
 
 

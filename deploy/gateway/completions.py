@@ -9,24 +9,33 @@ from typing import Any
 from openai.types import Completion, CompletionChoice
 from starlette.responses import JSONResponse
 
-from trtstream.deploy.gateway.completion_stream import CompletionRequest, chunks, usage_of
+from trtstream.deploy.gateway.completion_stream import STREAM_OPTIONS, CompletionRequest, chunks, usage_of
 from trtstream.deploy.gateway.errors import bad_request
 from trtstream.deploy.gateway.event_stream import EventStream, event
 from trtstream.deploy.gateway.parameters import (
-    INT32_MAX,
     SAMPLING,
     Body,
+    Schema,
     model_inputs,
     refuse_others,
     take,
     take_model,
-    text,
 )
+from trtstream.deploy.gateway.schemas import FLAG, MODEL, STOP, TEXT, body_schema
 from trtstream.deploy.gateway.turns import Outputs
+from trtstream.runtime.request_fields import INT32_MAX
 from trtstream.runtime.requests import TurnOutput
 
 PARAMETERS = {**SAMPLING, "max_tokens": "max_tokens"}
-KNOWN = {*PARAMETERS, "stop", "model", "prompt", "stream", "stream_options"}
+IDS: Schema = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0, "maximum": INT32_MAX}}
+OTHERS: dict[str, Schema] = {
+    "model": MODEL,
+    "prompt": {"anyOf": [TEXT, IDS, {"type": "array", "minItems": 1, "maxItems": 1, "items": {"anyOf": [TEXT, IDS]}}]},
+    "stop": STOP,
+    "stream": FLAG,
+    "stream_options": STREAM_OPTIONS,
+}
+KNOWN = {*PARAMETERS, *OTHERS}
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "echo": (False,),
@@ -34,6 +43,7 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "suffix": ("",),
 }
+BODY = body_schema(PARAMETERS, OTHERS, WITHOUT_EFFECT, required=("model", "prompt"))
 
 
 def read(body: Body, models: list[str]) -> CompletionRequest:
@@ -82,7 +92,7 @@ def _prompt(body: Body) -> dict[str, Any]:
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         (prompt,) = prompt
     if isinstance(prompt, str):
-        return {"text_input": text(prompt, "prompt")}
+        return {"text_input": prompt}
     if isinstance(prompt, list) and prompt and all(_is_id(token) for token in prompt):
         return {"input_ids": prompt}
     raise bad_request("prompt must be one string, or one list of token ids", "prompt", "unsupported_content")

@@ -5,17 +5,18 @@ from __future__ import annotations
 import secrets
 import time
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from openai import BaseModel
 from openai.types.conversations import Conversation, Message
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from trtstream.deploy.gateway.errors import ApiError, bad_request
+from trtstream.deploy.gateway.errors import ApiError
 from trtstream.deploy.gateway.items import listed
 from trtstream.deploy.gateway.parameters import read_query, refuse_others, take_metadata
 from trtstream.deploy.gateway.response_objects import answer, question
+from trtstream.deploy.gateway.schemas import METADATA, body_schema
 from trtstream.deploy.gateway.state import Gateway, gateway_of, read_parameters, tenant_of
 from trtstream.sessions.records import TurnRecord
 
@@ -23,7 +24,15 @@ if TYPE_CHECKING:
     from trtstream.sessions.response_log import ConversationRecord, ResponseLog
 
 PREFIX = "conv_"
+OTHERS = {"metadata": METADATA}
+ITEMS_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {"items": ([],)}
+NEW = body_schema({}, OTHERS, ITEMS_WITHOUT_EFFECT)
+CHANGED = body_schema({}, OTHERS, {})
 MAX_LISTED = 1000
+FIXED_ITEMS = (
+    "a conversation's items come from its responses, and none can be added or taken out; to go back, continue an "
+    "earlier response with previous_response_id"
+)
 
 
 async def create(request: Request) -> Response:
@@ -32,7 +41,7 @@ async def create(request: Request) -> Response:
 
     gateway, tenant = gateway_of(request), tenant_of(request)
     body = await read_parameters(request)
-    refuse_others(body, {"metadata"}, {"items": ([],)})
+    refuse_others(body, OTHERS, ITEMS_WITHOUT_EFFECT)
     conversation_id = PREFIX + secrets.token_hex(16)
     key = f"{tenant}/{conversation_id}" if tenant else conversation_id
     record = ConversationRecord(conversation_id, key, time.time(), take_metadata(body))
@@ -58,7 +67,7 @@ async def describe(request: Request) -> Response:
     """POST /v1/conversations/ID: other metadata."""
     gateway, tenant, conversation_id = gateway_of(request), tenant_of(request), request.path_params["id"]
     body = await read_parameters(request)
-    refuse_others(body, {"metadata"}, {})
+    refuse_others(body, OTHERS, {})
     metadata = take_metadata(body)
     await gateway.store.call(lambda log: log.describe_conversation(tenant, conversation_id, metadata))
     return _json(await find_conversation(gateway, tenant, conversation_id))
@@ -84,16 +93,6 @@ async def item(request: Request) -> Response:
     if found is None:
         raise ApiError(HTTPStatus.NOT_FOUND, f"there is no item {name[:64]!r} here", param="item_id")
     return JSONResponse(found.model_dump(exclude_unset=True))
-
-
-async def unsupported_items(request: Request) -> Response:
-    """POST and DELETE of items."""
-    raise bad_request(
-        "a conversation's items come from its responses, and none can be added or taken out; to go back, continue an "
-        "earlier response with previous_response_id",
-        "items",
-        "unsupported_parameter",
-    )
 
 
 async def find_conversation(gateway: Gateway, tenant: str, conversation_id: str) -> ConversationRecord:

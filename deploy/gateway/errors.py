@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -17,7 +18,7 @@ AWAY = "the server is starting, restarting or shutting down; try again"
 class ApiError(Exception):
     """A request that has no answer. ``param`` names the parameter that is wrong, ``code`` is for programs.
 
-    ``retry_after`` is in seconds.
+    ``retry_after`` is in seconds, ``headers`` are the response's.
     """
 
     def __init__(
@@ -28,10 +29,15 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
-        self._retry_after = 1 if status == HTTPStatus.SERVICE_UNAVAILABLE else retry_after
+        self._headers = dict(headers or {})
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            retry_after = 1
+        if retry_after is not None:
+            self._headers["retry-after"] = str(retry_after)
         self.error = ErrorObject(code=code, message=message, param=param, type=_type(status))
 
     @property
@@ -39,8 +45,7 @@ class ApiError(Exception):
         return {"error": self.error.model_dump(exclude_unset=True)}
 
     def response(self) -> JSONResponse:
-        retry = None if self._retry_after is None else {"retry-after": str(self._retry_after)}
-        return JSONResponse(self.body, self.status, headers=retry)
+        return JSONResponse(self.body, self.status, headers=self._headers)
 
 
 def bad_request(message: str, param: str | None, code: str = "invalid_value") -> ApiError:

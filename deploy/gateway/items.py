@@ -10,10 +10,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from trtstream.deploy.gateway.errors import bad_request
-from trtstream.deploy.gateway.parameters import read_query
+from trtstream.deploy.gateway.parameters import Schema, read_query
+from trtstream.deploy.gateway.schemas import TEXT
 
 LIMIT = 20
 MAX_LIMIT = 100
+QUERY: dict[str, Schema] = {
+    "order": {"type": "string", "enum": ["asc", "desc"]},
+    "after": TEXT,
+    "limit": {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT},
+}
 
 
 def listed(request: Request, items: Sequence[BaseModel], **more: Any) -> JSONResponse:
@@ -21,14 +27,10 @@ def listed(request: Request, items: Sequence[BaseModel], **more: Any) -> JSONRes
 
     ``more`` is beside it.
     """
-    query = read_query(request, {"order": str, "after": str, "limit": int})
-    order, limit = query.get("order", "desc"), query.get("limit", LIMIT)
-    if order not in ("asc", "desc"):
-        raise bad_request("order must be asc or desc", "order")
-    if not 1 <= limit <= MAX_LIMIT:
-        raise bad_request(f"limit must be from 1 to {MAX_LIMIT}", "limit")
+    query = read_query(request, QUERY)
+    limit = query.get("limit", LIMIT)
     values: list[dict[str, Any]] = [item.model_dump(exclude_unset=True) for item in items]
-    if order == "desc":
+    if query.get("order", "desc") == "desc":
         values.reverse()
     if "after" in query:
         ids = [value["id"] for value in values]

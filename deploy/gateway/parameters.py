@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Mapping
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -11,9 +10,10 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from trtstream.deploy.gateway.errors import ApiError, bad_request
-from trtstream.runtime.request_fields import INPUTS, Field
+from trtstream.runtime.request_fields import GREATEST, INPUTS, Field
 
 Body = dict[str, Any]
+Schema = dict[str, Any]
 Kind = TypeVar("Kind")
 
 SAMPLING = {
@@ -32,48 +32,67 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 
 MAX_MESSAGES = 4096
 MAX_METADATA = 16
-INT32_MAX = (1 << 31) - 1
 
 
 def read_object(text: bytes) -> Body:
-    """The parameters that a request's body has. null is the same as nothing."""
+    """The parameters that a request's body has."""
     try:
-        body = json.loads(text)
+        body = json.loads(text.decode())
+        if b"\\u" in text:
+            json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        fix = f"remove the lone surrogate {error.object[error.start]!a}"
+        raise bad_request(f"the request's body is not text; {fix}", None, "invalid_json") from None
     except ValueError as error:
         raise bad_request(f"the request's body is not JSON ({error})", None, "invalid_json") from None
     if not isinstance(body, dict):
         raise bad_request("the request's body is not a JSON object", None, "invalid_json")
+    return without_nulls(body)
+
+
+def without_nulls(body: Body) -> Body:
+    """null is the same as nothing."""
     return {name: value for name, value in body.items() if value is not None}
 
 
-def read_query(request: Request, kinds: Mapping[str, type]) -> dict[str, Any]:
-    """The parameters in a request's URL, each of its kind: bool, int or str."""
+def read_query(request: Request, schemas: Mapping[str, Schema]) -> dict[str, Any]:
+    """The parameters in a request's URL, which are as ``schemas`` has them: flags, integers with limits, or texts."""
     values: dict[str, Any] = {}
     for name, value in request.query_params.multi_items():
-        kind = kinds.get(name)
-        if kind is None:
+        schema = schemas.get(name)
+        if schema is None:
             raise bad_request(f"{name[:64]} is not supported here; leave it out", name[:64], "unsupported_parameter")
-        if kind is int and value.isascii() and value.isdecimal() and len(value) < 10:
-            values[name] = int(value)
-        elif kind is bool and value in ("true", "false"):
-            values[name] = value == "true"
-        elif kind is str:
-            values[name] = value
-        else:
-            raise bad_request(f"{name} must be {'true or false' if kind is bool else 'a whole number'}", name)
+        values[name] = _query_value(name, value, schema)
     return values
+
+
+def _query_value(name: str, value: str, schema: Schema) -> Any:
+    if schema["type"] == "integer":
+        least, most = schema["minimum"], schema["maximum"]
+        if value.isascii() and value.isdecimal() and len(value) <= len(str(most)) and least <= int(value) <= most:
+            return int(value)
+        raise bad_request(f"{name} must be a whole number from {least} to {most}", name)
+    allowed = ["true", "false"] if schema["type"] == "boolean" else schema.get("enum", [value])
+    if value not in allowed:
+        raise bad_request(f"{name} must be {' or '.join(allowed)}", name)
+    return value == "true" if schema["type"] == "boolean" else value
 
 
 def refuse_others(body: Body, known: Collection[str], without_effect: Mapping[str, tuple[Any, ...]]) -> None:
     """Raise ApiError for the first parameter that is not ``known``, nor has a value that is ``without_effect``."""
     for name, value in body.items():
         allowed = without_effect.get(name)
-        if name in known or (allowed is not None and value in allowed):
+        if name in known or (allowed is not None and _as_json(value) in map(_as_json, allowed)):
             continue
         fix = "leave it out" if not allowed else f"leave it out, or send {json.dumps(allowed[0])}"
         raise bad_request(
             f"{name[:64]} is not supported with this value here; {fix}", name[:64], "unsupported_parameter"
         )
+
+
+def _as_json(value: Any) -> str:
+    """For comparisons in which true is not 1, as it is to Python."""
+    return json.dumps(value, sort_keys=True)
 
 
 def model_inputs(body: Body, names: Mapping[str, str]) -> dict[str, Any]:
@@ -86,7 +105,7 @@ def model_inputs(body: Body, names: Mapping[str, str]) -> dict[str, Any]:
         words = [body["stop"]] if isinstance(body["stop"], str) else body["stop"]
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise bad_request("stop is neither a string nor a list of strings", "stop", "invalid_type")
-        inputs["stop_words"] = [text(word, "stop") for word in words]
+        inputs["stop_words"] = words
     return inputs
 
 
@@ -121,34 +140,25 @@ def take_metadata(body: Body) -> dict[str, str]:
     return metadata
 
 
-def message_text(content: Any, kinds: Collection[str], param: str) -> str:
-    """The text of a message: a string, or a list of parts of these kinds, each with its ``text``."""
+def message_text(content: Any, kind: str, param: str) -> str:
+    """The text of a message: a string, or a list of parts of this kind, each with its ``text``."""
     if isinstance(content, str):
-        return text(content, param)
+        return content
     if not isinstance(content, list) or not content:
         raise bad_request(f"{param} must be a string or a list of text parts", param, "invalid_type")
     pieces = []
     for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in kinds:
+        found = part.get("type") if isinstance(part, dict) else None
+        if found != kind:
             raise bad_request(
-                f"{param} has a part of the type {str(kind)[:64]!r}; this server takes {', '.join(sorted(kinds))}",
+                f"{param} has a part of the type {str(found)[:64]!r}; this server takes {kind}",
                 param,
                 "unsupported_content",
             )
         if not isinstance(part.get("text"), str):
             raise bad_request(f"{param} has a part whose text is not a string", param, "invalid_type")
         pieces.append(part["text"])
-    return text("".join(pieces), param)
-
-
-def text(value: str, param: str) -> str:
-    """``value``, if it is text."""
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise bad_request(f"{param} has a lone surrogate at character {error.start}; remove it", param) from None
-    return value
+    return "".join(pieces)
 
 
 def _number(name: str, value: Any, field: Field) -> Any:
@@ -156,7 +166,6 @@ def _number(name: str, value: Any, field: Field) -> Any:
     expected = "an integer" if whole else "a number"
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         raise bad_request(f"{name} must be {expected}", name, "invalid_type")
-    too_large = value > INT32_MAX if field.datatype == "INT32" else not whole and not math.isfinite(value)
-    if too_large or (field.limits is not None and not field.limits.allow(value)):
+    if not abs(value) <= GREATEST[field.datatype] or (field.limits is not None and not field.limits.allow(value)):
         raise bad_request(f"{name} is {str(value)[:64]}; it must be {expected} {field.limits}", name)
     return value

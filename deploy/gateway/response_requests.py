@@ -14,23 +14,56 @@ from trtstream.deploy.gateway.parameters import (
     ROLES,
     SAMPLING,
     Body,
+    Schema,
     message_text,
     model_inputs,
     refuse_others,
     take,
     take_metadata,
     take_model,
-    text,
 )
 from trtstream.deploy.gateway.response_objects import PREFIX
+from trtstream.deploy.gateway.schemas import FLAG, METADATA, MODEL, STOP, TEXT, body_schema, text_parts
 from trtstream.errors import TrtstreamError
 from trtstream.sessions.records import parse_turn_id
 
+PARTS = {role: "output_text" if role == "assistant" else "input_text" for role in ROLES}
+MESSAGE_KEYS = {"type", "role", "content", "id", "status", "phase"}
+MESSAGE: Schema = {
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {
+                **{key: {} for key in sorted(MESSAGE_KEYS)},
+                "type": {"const": "message"},
+                "role": {"const": role},
+                "content": text_parts(part),
+            },
+            "required": ["role", "content"],
+            "additionalProperties": False,
+        }
+        for role, part in PARTS.items()
+    ]
+}
 PARAMETERS = {**SAMPLING, "max_output_tokens": "max_tokens", "recall": "recall"}
-KNOWN = {
-    *PARAMETERS, "stop", "model", "input", "instructions", "previous_response_id", "conversation", "store", "stream",
-    "background", "metadata",
-}  # fmt: skip
+OTHERS: dict[str, Schema] = {
+    "model": MODEL,
+    "input": {"anyOf": [TEXT, {"type": "array", "minItems": 1, "maxItems": MAX_MESSAGES, "items": MESSAGE}]},
+    "instructions": TEXT,
+    "previous_response_id": TEXT,
+    "conversation": {
+        "anyOf": [
+            TEXT,
+            {"type": "object", "properties": {"id": TEXT}, "required": ["id"], "additionalProperties": False},
+        ]
+    },
+    "stop": STOP,
+    "store": FLAG,
+    "stream": FLAG,
+    "background": FLAG,
+    "metadata": METADATA,
+}
+KNOWN = {*PARAMETERS, *OTHERS}
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "include": ([],),
     "parallel_tool_calls": (True, False),
@@ -42,7 +75,7 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "top_logprobs": (0,),
     "truncation": ("auto",),
 }
-MESSAGE_KEYS = {"type", "role", "content", "id", "status", "phase"}
+BODY = body_schema(PARAMETERS, OTHERS, WITHOUT_EFFECT, required=("model", "input"))
 
 
 @dataclass(frozen=True)
@@ -65,7 +98,7 @@ class ResponseRequest:
         """Raises ApiError for what is wrong, or not supported."""
         model = take_model(body, models)
         refuse_others(body, KNOWN, WITHOUT_EFFECT)
-        instructions = text(take(body, "instructions", str, ""), "instructions") or None
+        instructions = take(body, "instructions", str, "") or None
         previous, conversation = _previous(body), _conversation(body)
         if previous is not None and conversation is not None:
             raise bad_request(
@@ -152,18 +185,17 @@ def _messages(body: Body) -> list[dict[str, str]]:
         raise bad_request("input is missing", "input", "missing_required_parameter")
     items = body["input"]
     if isinstance(items, str):
-        return [{"role": "user", "content": text(items, "input")}]
+        return [{"role": "user", "content": items}]
     if not isinstance(items, list) or not 0 < len(items) <= MAX_MESSAGES:
         raise bad_request(
             f"input must be a string, or a list of up to {MAX_MESSAGES} messages", "input", "invalid_type"
         )
     messages = []
     for item in items:
-        role = ROLES.get(str(item.get("role"))) if isinstance(item, dict) else None
-        if role is None or item.get("type", "message") != "message" or not item.keys() <= MESSAGE_KEYS:
+        role = str(item.get("role")) if isinstance(item, dict) else ""
+        if role not in ROLES or item.get("type", "message") != "message" or not item.keys() <= MESSAGE_KEYS:
             raise bad_request("input has something else than messages", "input", "unsupported_content")
-        part = "output_text" if role == "assistant" else "input_text"
-        messages.append({"role": role, "content": message_text(item.get("content"), {part}, "input")})
+        messages.append({"role": ROLES[role], "content": message_text(item.get("content"), PARTS[role], "input")})
     return messages
 
 

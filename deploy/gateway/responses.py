@@ -16,10 +16,11 @@ from trtstream.deploy.gateway.conversations import find_conversation
 from trtstream.deploy.gateway.errors import ApiError, bad_request
 from trtstream.deploy.gateway.event_stream import EventStream
 from trtstream.deploy.gateway.items import listed
-from trtstream.deploy.gateway.parameters import read_query
+from trtstream.deploy.gateway.parameters import Schema, read_query
 from trtstream.deploy.gateway.progress import Progress, cut
 from trtstream.deploy.gateway.response_objects import PREFIX, answer, question
 from trtstream.deploy.gateway.response_requests import ResponseRequest, begin, failure, read_turn_id
+from trtstream.deploy.gateway.schemas import FLAG
 from trtstream.deploy.gateway.state import Gateway, gateway_of, read_parameters, require_ready, tenant_of
 from trtstream.deploy.gateway.turns import Outputs
 from trtstream.deploy.http_front.connected import while_connected
@@ -27,6 +28,12 @@ from trtstream.errors import TrtstreamError
 from trtstream.runtime.continuation import same_answer
 from trtstream.runtime.requests import TurnOutput
 from trtstream.sessions.records import TurnRecord
+
+QUERY: dict[str, Schema] = {
+    "stream": FLAG,
+    "starting_after": {"type": "integer", "minimum": 0, "maximum": 999_999_999},
+    "include_obfuscation": FLAG,
+}
 
 
 async def create(request: Request) -> Response:
@@ -113,7 +120,7 @@ async def _followed(
 
 async def retrieve(request: Request) -> Response:
     """GET /v1/responses/ID, with ``stream`` its events, with ``starting_after`` those with greater numbers."""
-    query = read_query(request, {"stream": bool, "starting_after": int, "include_obfuscation": bool})
+    query = read_query(request, QUERY)
     progress = await _find(request)
     if not query.get("stream"):
         if "starting_after" in query:

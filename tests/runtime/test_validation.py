@@ -55,6 +55,7 @@ REFUSED = [
     ({"text": "a", "max_tokens": None}, "max_tokens is None"),
     ({"text": "a", "temperature": -0.1}, "temperature is -0.1; it must be a number of at least 0 (0 is greedy)"),
     ({"text": "a", "temperature": math.nan}, "temperature is nan"),
+    ({"text": "a", "temperature": 10**400}, "temperature is 1000"),
     ({"text": "a", "temperature": "hot"}, "temperature is 'hot'"),
     ({"text": "a", "top_k": -1}, "top_k is -1; it must be an integer from 0 to 100"),
     ({"text": "a", "top_k": 101}, "top_k is 101"),

@@ -14,6 +14,10 @@ from typing import Literal
 Datatype = Literal["BOOL", "BYTES", "FP32", "INT32", "UINT64"]
 """Triton's names. BYTES is text in UTF-8; config.pbtxt calls it STRING."""
 
+INT32_MAX, UINT64_MAX = (1 << 31) - 1, (1 << 64) - 1
+GREATEST: dict[Datatype, float] = {"FP32": (2 - 2**-23) * 2.0**127, "INT32": INT32_MAX, "UINT64": UINT64_MAX}
+"""The greatest numbers by datatype."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -110,13 +114,13 @@ INPUTS = _by_name(
         "Makes the tokens of the answer less likely than others.",
         limits=Limits(-2, 2, note="0 is off"),
     ),
-    Field("random_seed", "UINT64", "The same state and seed give the same answer.", limits=Limits(0, (1 << 64) - 1)),
+    Field("random_seed", "UINT64", "The same state and seed give the same answer.", limits=Limits(0, UINT64_MAX)),
     Field(
         "seed",
         "UINT64",
         "Another name of `random_seed`; send one of them.",
         attribute="random_seed",
-        limits=Limits(0, (1 << 64) - 1),
+        limits=Limits(0, UINT64_MAX),
     ),
     Field("stop_words", "BYTES", "The answer ends before the first of these; one may be a special token.", vector=True),
     Field("end_id", "INT32", "The token that ends the answer, in place of the checkpoint's.", limits=Limits(0)),

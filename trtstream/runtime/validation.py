@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import replace
 from numbers import Integral, Real
 
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.messages import read_messages
-from trtstream.runtime.request_fields import INPUTS, Limits
+from trtstream.runtime.request_fields import GREATEST, INPUTS, Limits
 from trtstream.runtime.requests import TurnRequest
 from trtstream.sessions.records import parse_turn_id
 
@@ -132,7 +131,7 @@ def _number(name: str, value: object, limits: Limits) -> None:
     if (
         not isinstance(value, Real)
         or isinstance(value, bool)
-        or not math.isfinite(value)
+        or not value <= GREATEST["FP32"]
         or not limits.allow(float(value))
     ):
         raise TrtstreamError(f"{name} is {value!r}; it must be a number {limits}")

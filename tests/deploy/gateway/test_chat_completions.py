@@ -114,7 +114,7 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     ({"messages": [{**USER, "name": "b"}]}, "messages[0]", "unsupported_content"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0]", "unsupported_content"),
     ({"messages": [{"role": "user"}]}, "messages[0]", "invalid_type"),
-    ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0]", "invalid_value"),
+    ({"messages": [{"role": "user", "content": "\ud800"}]}, None, "invalid_json"),
     ({"n": 2}, "n", "unsupported_parameter"),
     ({"logprobs": True}, "logprobs", "unsupported_parameter"),
     ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),

@@ -116,5 +116,6 @@ def test_a_conversation_by_its_id(server: Server, client: openai.OpenAI) -> None
     client.responses.create(input="y", previous_response_id=fork.id, **OPTIONS)  # what it shares stays
     with pytest.raises(openai.BadRequestError, match="items"):
         client.conversations.create(items=[{"type": "message", "role": "user", "content": "x"}])
-    with pytest.raises(openai.BadRequestError, match="come from its responses"):
+    with pytest.raises(openai.APIStatusError, match="come from its responses") as refused:
         client.conversations.items.delete("msg_1", conversation_id=other.id)
+    assert (refused.value.status_code, refused.value.response.headers["allow"]) == (405, "GET, HEAD")

@@ -170,7 +170,7 @@ BAD: list[tuple[dict[str, Any], int, str | None, str]] = [
     ),
     ({"input": [{"role": "assistant", "content": "a"}]}, 400, "input", "unsupported_content"),
     ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, 400, "input", "unsupported_content"),
-    ({"input": "\ud800"}, 400, "input", "invalid_value"),
+    ({"input": "\ud800"}, 400, None, "invalid_json"),
     ({"tools": [{"type": "web_search"}]}, 400, "tools", "unsupported_parameter"),
     ({"background": True, "store": False}, 400, "store", "invalid_value"),
     ({"conversation": "c", "store": False}, 400, "store", "invalid_value"),
