@@ -15,7 +15,7 @@ from trtstream.plugins import cpu_structures as c
 from trtstream.settings import BuildConfig, ModelConfig
 
 FOLDER = Path(__file__).parent / "cpu"
-LIBRARY, PARTS = FOLDER / "library.cpp", FOLDER / "parts.cpp"
+LIBRARY = FOLDER / "library.cpp"
 # Without -ffast-math at the link step, which would switch denormals off for the whole process.
 COMPILE_FLAGS = ["-O3", "-ffast-math", "-std=c++17", "-fPIC", "-fopenmp"]
 LINK_FLAGS = ["-shared", "-fopenmp"]

@@ -57,6 +57,8 @@ class Model(ctypes.Structure):
         ("clip_qkv", ctypes.c_double),
         ("max_rows", ctypes.c_int64),
         ("max_threads", ctypes.c_int64),
+        ("max_chunk", ctypes.c_int64),
+        ("width", ctypes.c_int64),
     )
 
 

@@ -96,6 +96,25 @@ struct Blocks {
     }
   }
 
+  // A tile's columns, from the beginning of a block on, in float32: out [columns, kLanes].
+  static void widen(const char* tile, int64_t columns, float* out) {
+    for (; columns > 0; columns -= kColumns, tile += kBytes) {
+      const Floats scale = halves(tile), minimum = HasMinimum ? halves(tile + 2 * kLanes) : Floats{};
+      auto put = [&](Words integers) {
+        store(out, scale * (floats((Ints)integers) - float(kZero)) + minimum);
+        out += kLanes;
+      };
+      for (int i = 0; i < kColumns / kWord; ++i) {
+        const auto words = load<Pairs>(tile + kLanes * (kHeader + 4 * i));
+        for (int pair = 0; pair < kPairs; ++pair) {
+          const Words both = widened(words, pair);
+          put(both & 0xffffu);
+          put(both >> 16);
+        }
+      }
+    }
+  }
+
   // Lays up to kLanes rows out, which come as files have them: of 8 bits the integers have signs; of 4, a byte holds
   // column i in its low bits and column i + 16 in its high ones. Other rows of the tile are never looked at.
   static void lay_out(const char* rows, int64_t count, int64_t row_bytes, char* tile) {

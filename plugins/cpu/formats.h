@@ -2,8 +2,9 @@
 //
 // A format has kRows rows in a tile, and in a step kStep columns of them, which take kBytes; `pack` lays one token's
 // activations out for the product, in kPackedBytes a step. `add` multiplies a step of R tiles, which begin at
-// `weights`, with B tokens, which begin at x + b * stride. Rows have a multiple of kColumns columns, the last ones
-// zeros. Here are the floats, whose tiles are single rows; blocks.h has the others.
+// `weights`, with B tokens, which begin at x + b * stride; `widen` turns some steps of a tile into float32, [columns,
+// kRows]. Rows have a multiple of kColumns columns, the last ones zeros. Here are the floats, whose tiles are single
+// rows; blocks.h has the others.
 #pragma once
 
 #include "blocks.h"
@@ -35,8 +36,10 @@ struct FloatRows {
 
   static void read(const char* row, int64_t, int64_t columns, float* out) {
     const auto* weights = reinterpret_cast<const Weight*>(row);
-    for (int64_t i = 0; i < columns; ++i) out[i] = widen(weights[i]);
+    for (int64_t i = 0; i < columns; ++i) out[i] = ::widen(weights[i]);
   }
+
+  static void widen(const char* row, int64_t columns, float* out) { read(row, 0, columns, out); }
 };
 
 struct Float32 : FloatRows<float> {

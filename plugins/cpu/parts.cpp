@@ -1,4 +1,4 @@
-// Parts of a step by themselves, for longer chunks, which the decoder in torch computes.
+// What Python needs of the library beside steps and chunks.
 
 #include <omp.h>
 
@@ -7,7 +7,7 @@
 // What the library was compiled for, so that it is never called with another model's tensors.
 extern "C" const int64_t library_geometry[] = {HEAD_DIM, NUM_HEADS, NUM_KV_HEADS, BFLOAT16, BLOCKS};
 
-// Bytes of working memory for a product with `batch` tokens.
+// Bytes of working memory for a step's product with `batch` tokens by itself, which benchmarks measure.
 extern "C" int64_t product_bytes(int64_t columns, int64_t batch, int64_t threads) {
   return batch * most_packed_bytes(columns) + sizeof(float) * threads * kStreams * batch * kTile;
 }
@@ -27,11 +27,6 @@ extern "C" void multiply(const Matrix* matrix, const float* x, int64_t batch, ch
         thread, *matrix, matrix->rows, workspace, batch, own,
         [&](int64_t row, int64_t count, const float* from) { put(from, batch, count, out + row, matrix->rows); });
   }
-}
-
-// Some rows of a matrix: out [count, columns].
-extern "C" void read_rows(const Matrix* matrix, const int64_t* rows, int64_t count, int64_t columns, float* out) {
-  for (int64_t i = 0; i < count; ++i) read_row(*matrix, rows[i], columns, out + i * columns);
 }
 
 extern "C" const int64_t rows_of_a_tile = kLanes;

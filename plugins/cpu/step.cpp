@@ -9,27 +9,13 @@
 
 #include "attention.h"
 #include "matvec.h"
+#include "memory.h"
 #include "mlp.h"
+#include "model.h"
 #include "norm.h"
 #include "threads.h"
 
 namespace {
-
-// These mirror plugins/cpu_structures.py.
-struct Layer {
-  Norm attention_norm, mlp_norm, q_norm, k_norm;
-  Matrix qkv, attention_output, up, down;
-};
-
-struct Model {
-  Matrix embedding, head;
-  Norm norm;
-  const Layer* layers;
-  int64_t num_layers, hidden, intermediate;
-  int64_t is_layer_norm, is_parallel, is_shared_norm, activation;
-  double eps, clip_qkv;  // of queries, keys and values the largest absolute value; 0 for any
-  int64_t max_rows, max_threads;
-};
 
 // Working memory in one piece. Its layout is the same in every step, so that padding which nobody writes stays zero.
 struct Workspace {
@@ -40,35 +26,25 @@ struct Workspace {
   float *input, *sums;
   char* packed;
 
-  Workspace(const Model& model, int64_t thread, char* base) : next_(base) {
+  Workspace(const Model& model, int64_t thread, char* base) {
+    Memory memory(base);
     const int64_t batch = model.max_rows;
     hidden = padded(model.hidden);
     heads = padded(kHeads * kHeadDim);
     intermediate = padded(model.intermediate);
-    x = take<float>(batch * hidden);
-    qkv = take<float>(batch * kQkv);
-    mlp = take<float>(batch * intermediate);
-    partials = take<Partial>(max_segments(batch, model.max_threads) * kGroup);
+    x = memory.take<float>(batch * hidden);
+    qkv = memory.take<float>(batch * kQkv);
+    mlp = memory.take<float>(batch * intermediate);
+    partials = memory.take<Partial>(max_segments(batch, model.max_threads) * kGroup);
     for (int64_t i = 0; i <= thread; ++i) {
-      input = take<float>(batch * std::max(hidden, heads));
-      sums = take<float>(kStreams * batch * kTile);
-      packed = take<char>(batch * most_packed_bytes(std::max(std::max(hidden, heads), intermediate)));
+      input = memory.take<float>(batch * std::max(hidden, heads));
+      sums = memory.take<float>(kStreams * batch * kTile);
+      packed = memory.take<char>(batch * most_packed_bytes(std::max(std::max(hidden, heads), intermediate)));
     }
+    bytes = memory.bytes();
   }
 
-  int64_t bytes() const { return next_ - static_cast<char*>(nullptr); }
-
-  int64_t hidden, heads, intermediate;
-
- private:
-  template <class T>
-  T* take(int64_t count) {
-    T* taken = reinterpret_cast<T*>(next_);
-    next_ += (sizeof(T) * count + 127) / 128 * 128;  // no line, nor a pair of lines, belongs to two threads
-    return taken;
-  }
-
-  char* next_;
+  int64_t hidden, heads, intermediate, bytes;
 };
 
 class Step {
@@ -200,7 +176,7 @@ extern "C" const int64_t structure_bytes[] = {sizeof(Model), sizeof(Layer), size
 
 // Bytes of working memory, to be zeroed once and aligned to 128.
 extern "C" int64_t workspace_bytes(const Model* model) {
-  return Workspace(*model, model->max_threads - 1, nullptr).bytes();
+  return Workspace(*model, model->max_threads - 1, nullptr).bytes;
 }
 
 // Feeds a token, or the tokens of a chunk, to each of several sessions. `cache` [sessions, layers, 2, NUM_KV_HEADS,

@@ -15,13 +15,14 @@ from gguf.quants import dequantize, quantize
 
 from tests.plugins import test_cpu_step
 from tests.plugins.mutated_sources import mutated_sources
-from tests.plugins.test_cpu_step import PATHS, random
+from tests.plugins.test_cpu_step import PATHS, address, random
 from trtstream.plugins import cpu_structures as c
 from trtstream.plugins.block_weight import BLOCK_FORMATS, BlockWeight, dequantize_blocks, quantize_blocks
-from trtstream.plugins.cpu_kernel import PARTS, compile_library
-from trtstream.runtime.cpu_step import Product, ProductMemory, matrix
+from trtstream.plugins.cpu_kernel import FOLDER, compile_library
+from trtstream.runtime.cpu_step import matrix
 from trtstream.runtime.decoder import Projection
 
+PRODUCTS = Path(__file__).with_name("cpu_products.cpp")
 GEOMETRY = {**test_cpu_step.GEOMETRY, "BLOCKS": 1}
 TOLERANCE = 1e-5  # of the largest sum of absolute products
 Compile = Callable[[str], ctypes.CDLL]
@@ -31,8 +32,9 @@ Compile = Callable[[str], ctypes.CDLL]
 def library(tmp_path_factory: pytest.TempPathFactory) -> Compile:
     @cache
     def library(path: str) -> ctypes.CDLL:
-        output = tmp_path_factory.mktemp("parts") / "parts.so"
-        compile_library(PARTS, GEOMETRY, output, *PATHS[path], *([] if path == "native" else ["-O1"]))
+        output = tmp_path_factory.mktemp("products") / "products.so"
+        quickly = [] if path == "native" else ["-O1"]
+        compile_library(PRODUCTS, GEOMETRY, output, *PATHS[path], *quickly, f"-I{FOLDER}")
         return ctypes.CDLL(str(output))
 
     return library
@@ -78,27 +80,50 @@ def extreme(weight: torch.Tensor, name: str) -> torch.Tensor:
     return blocks
 
 
+def product(
+    library: ctypes.CDLL, weight: BlockWeight, bias: torch.Tensor | None, x: torch.Tensor, threads: int = 1
+) -> torch.Tensor:
+    """x [tokens, columns] times the weight, as a step computes it."""
+    structure, batch = matrix(Projection(in_tiles(library, weight), bias), kept := []), len(x)
+    out = torch.full((batch, structure.rows), torch.nan)
+    packed, sums = torch.zeros(batch * x.shape[1]), torch.zeros(4 * batch * 16)
+    for index in range(threads):  # each writes its own rows
+        library.pieces_product(
+            ctypes.byref(structure), ctypes.c_int64(1), address(x), ctypes.c_int64(batch), address(packed),
+            address(sums), ctypes.c_int64(index), ctypes.c_int64(threads), address(out),
+        )  # fmt: skip
+    assert kept
+    return out
+
+
+def panel_product(
+    library: ctypes.CDLL, weight: BlockWeight, bias: torch.Tensor | None, x: torch.Tensor, threads: int = 1
+) -> torch.Tensor:
+    """x [tokens, columns] times the weight, as a chunk computes it."""
+    structure = matrix(Projection(in_tiles(library, weight), bias), kept := [])
+    out = torch.full((len(x), structure.rows), torch.nan)
+    library.pieces_panel_product(
+        ctypes.byref(structure), address(x), ctypes.c_int64(len(x)), ctypes.c_int64(threads), False, address(out)
+    )
+    assert kept
+    return out
+
+
 def worst_product(library: ctypes.CDLL, name: str, threads: int = 1) -> float:
     """The largest error of a product, relative to the sum of its absolute terms.
 
-    Of rows and columns that fill tiles, streams and vectors, and that do not; of few tokens and of 70.
+    Of rows and columns that fill tiles, streams and vectors, and that do not; of few tokens, and in chunks.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     worst = 0.0
-    try:
-        for rows, columns in ((64, 64), (1, 32), (40, 96), (150, 160), (7, 32), (288, 32)):
-            weight = BlockWeight(extreme(random(rows, columns), name), name)
-            bias = random(rows, seed=1)
-            product = Product(library, Projection(in_tiles(library, weight), bias), ProductMemory())
-            values = dequantize_blocks(weight).double()
-            for batch in (1, 2, 4, 7, 70):
-                x = whole_numbers(batch, columns)
-                expected = x.double() @ values.T + bias
-                scale = x.double().abs() @ values.abs().T + bias.abs()
-                worst = max(worst, float(((product(x) - expected).abs() / scale).nan_to_num(torch.inf).max()))
-    finally:
-        torch.set_num_threads(before)
+    for rows, columns in ((64, 64), (1, 32), (40, 96), (150, 160), (7, 32), (288, 32), (36, 288)):
+        weight, bias = BlockWeight(extreme(random(rows, columns), name), name), random(rows, seed=1)
+        values = dequantize_blocks(weight).double()
+        for multiply, batch in ((product, 1), (product, 2), (product, 4), (product, 7), (panel_product, 70)):
+            x = whole_numbers(batch, columns)
+            expected = x.double() @ values.T + bias
+            scale = x.double().abs() @ values.abs().T + bias.abs()
+            error = (multiply(library, weight, bias, x, threads) - expected).abs() / scale
+            worst = max(worst, float(error.nan_to_num(torch.inf).max()))
     return worst
 
 
@@ -146,9 +171,7 @@ def test_activations_are_rounded_to_the_nearest_of_16_bits(path: str, library: C
     identity = torch.zeros(32, 34, dtype=torch.uint8)
     identity[:, 1] = 0x3C  # float16's 1
     identity[:, 2:] = torch.eye(32, dtype=torch.uint8)
-    product = Product(library(path), Projection(in_tiles(library(path), BlockWeight(identity, "Q8_0")), None),
-                      ProductMemory())  # fmt: skip
-    found = product(x)
+    found = product(library(path), BlockWeight(identity, "Q8_0"), None, x)
     scales = x.abs().amax(dim=1, keepdim=True) / 32767
     assert ((found - x).abs() <= 0.501 * scales + 1e-30).all()
     assert torch.equal(found[4], torch.zeros(32))
@@ -161,12 +184,10 @@ def test_an_embedding_is_a_row(path: str, name: str, library: Compile) -> None:
     weight = BlockWeight(extreme(random(37, 96), name), name)
     tiles = in_tiles(library(path), weight)
     structure = matrix(Projection(tiles, None), [])
-    rows, out = torch.tensor([36, 0, 12, 18]), torch.empty(4, 90)
-    library(path).read_rows(
-        ctypes.byref(structure), ctypes.c_void_p(rows.data_ptr()), ctypes.c_int64(4), ctypes.c_int64(90),
-        ctypes.c_void_p(out.data_ptr()),
-    )  # fmt: skip
-    assert torch.allclose(out, dequantize_blocks(weight)[rows, :90], rtol=1e-6, atol=1e-9)
+    for row in (36, 0, 12, 18):
+        out = torch.empty(90)
+        library(path).pieces_read_row(ctypes.byref(structure), ctypes.c_int64(row), ctypes.c_int64(90), address(out))
+        assert torch.allclose(out, dequantize_blocks(weight)[row, :90], rtol=1e-6, atol=1e-9)
 
 
 MUTATIONS = [
@@ -177,7 +198,10 @@ MUTATIONS = [
     ("blocks.h", "scale * block.scale * floats", "scale * at(x).scale * floats", "Q8_0"),
     ("blocks.h", "uint8_t(integers[column] + kZero)", "uint8_t(integers[column])", "Q8_0"),
     ("blocks.h", "words >> (pair * Bits)", "words >> Bits", "Q4_0"),
+    ("blocks.h", "- float(kZero)) + minimum", "- float(kZero))", "Q4_1"),
+    ("blocks.h", "put(both >> 16)", "put(both & 0xffffu)", "Q8_0"),
     ("matvec.h", "/ kPieces / tile * tile", "/ kPieces", "Q4_1"),
+    ("panels.h", "r - r % rows_together", "r", "Q4_0"),
 ]
 
 
@@ -185,5 +209,5 @@ MUTATIONS = [
 @pytest.mark.parametrize(("file", "right", "wrong", "name"), MUTATIONS)
 def test_products_see_a_mutated_format(file: str, right: str, wrong: str, name: str, tmp_path: Path) -> None:
     sources = mutated_sources(tmp_path, file, right, wrong)
-    compile_library(sources / PARTS.name, GEOMETRY, tmp_path / "parts.so", "-march=native", "-O0")
-    assert not worst_product(ctypes.CDLL(str(tmp_path / "parts.so")), name) < 100 * TOLERANCE
+    compile_library(PRODUCTS, GEOMETRY, tmp_path / "products.so", "-march=native", "-O0", f"-I{sources}")
+    assert not worst_product(ctypes.CDLL(str(tmp_path / "products.so")), name) < 100 * TOLERANCE

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -151,15 +152,15 @@ def test_threads_wait_for_each_other(threads: int, pieces: Callable[[str], ctype
 class Comparison:
     """A variant's decode step in a library and in torch."""
 
-    def __init__(self, variant: str, folder: Path, dtype: str = "float32") -> None:
+    def __init__(self, variant: str, folder: Path, dtype: str = "float32", **sizes: int) -> None:
         self.checkpoint: Checkpoint = open_checkpoint(write_checkpoint(folder / "checkpoint", variant))
         self.model = self.checkpoint.model
-        self.build = BuildConfig(**{**SIZES, "dtype": dtype})
+        self.build = BuildConfig(**{**SIZES, "dtype": dtype, **sizes})
         self.names = set(self.checkpoint.tensor_names())
         self.expected = cache(lambda steps: self.steps_of(self.engine(None, "float32"), steps))
 
     def engine(self, library: Path | None, dtype: str) -> StreamingEngine:
-        build = BuildConfig(**{**SIZES, "dtype": dtype})
+        build = replace(self.build, dtype=dtype)
         weights = collect_weights(
             self.model,
             self.names,

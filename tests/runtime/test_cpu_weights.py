@@ -71,7 +71,7 @@ def test_bfloat16_products_without_the_cpus_help(rows: int, monkeypatch: pytest.
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(n, 48, generator=generator).bfloat16() for n in (rows, 100))
     bias = torch.randn(100, generator=generator).bfloat16()
-    monkeypatch.setattr(decoder, "_multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(decoder, "multiplies_bfloat16", lambda: False)
     monkeypatch.setattr(decoder, "WIDENED_ELEMENTS", 7 * 48)
     found = linear(x, Projection(weight, bias))
     assert found.dtype == torch.bfloat16

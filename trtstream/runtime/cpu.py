@@ -1,4 +1,4 @@
-"""The ``cpu`` target's backend: steps in a library, long chunks in torch, one cache tensor for all sessions."""
+"""The ``cpu`` target's backend: steps and chunks in a library, and one cache tensor for all sessions."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from trtstream.plugins.cpu_kernel import open_library
 from trtstream.plugins.decode_plan import Step, chunk_steps, plan_step
 from trtstream.plugins.kv_cache import new_cache
 from trtstream.plugins.positions import PositionEncoding
-from trtstream.runtime.cpu_step import LibraryStep, with_products
+from trtstream.runtime.cpu_step import LibraryStep
 from trtstream.runtime.cpu_threads import CpuThreads
 from trtstream.runtime.cpu_weights import read_cpu_weights
-from trtstream.runtime.decoder import DecoderWeights, decode_layers, logits
+from trtstream.runtime.decoder import DecoderWeights, decode_layers, logits, multiplies_bfloat16
 from trtstream.settings import BuildConfig, ModelConfig
 
 
 class CpuBackend:
     """Runs on the CPU with torch's threads. See `trtstream.runtime.backend.Backend` for the methods.
 
-    ``library`` computes decode steps and short chunks. Without it steps are chunks of one token: slower, and nothing
-    has to be compiled.
+    ``library`` computes decode steps and chunks, but torch the long ones in bfloat16 on CPUs that multiply bfloat16.
+    Without it torch computes all, steps as chunks of one token: slower, and nothing has to be compiled.
     """
 
     spare_slots = 0
@@ -35,8 +35,10 @@ class CpuBackend:
         self, model: ModelConfig, build: BuildConfig, weights: DecoderWeights, library: ctypes.CDLL | None = None
     ) -> None:
         self._model = model
-        self.weights = weights if library is None else with_products(library, weights)
+        self.weights = weights
         self._step = None if library is None else LibraryStep(library, model, build, weights)
+        in_bfloat16 = build.dtype == "bfloat16" and build.quantization == "none"
+        self._chunks_in_torch = library is None or (in_bfloat16 and multiplies_bfloat16())
         self._threads = CpuThreads()
         self._positions = PositionEncoding.of(model)
         # Zeroing it again touches its pages, so that a lack of memory shows at load.
@@ -51,13 +53,17 @@ class CpuBackend:
         wanted = range(len(tokens) - num_logits, len(tokens))
         if self._step is not None and len(tokens) <= self._step.max_tokens:
             return self._library_step(self._step, chunk_steps(first, len(tokens)), tokens, wanted)
+        self._threads.follow()
+        if self._step is not None and not self._chunks_in_torch:
+            rows = plan_step(self._positions, chunk_steps(first, len(tokens)))
+            return self._step.chunk(tokens, self._cache, rows, num_logits)
         plan = plan_chunk(first.window, self._positions, first.t, len(tokens), first.ring_first)
 
         def attention(layer: int, qkv: torch.Tensor) -> torch.Tensor:
             return chunk_attention(qkv, self._cache[first.lane, layer], plan, self._model.num_attention_heads)
 
-        self._threads.follow()
-        hidden = decode_layers(self._embed(tokens), self.weights, self._model, attention)
+        embedded = self.weights.float_embedding[torch.tensor(tokens)]
+        hidden = decode_layers(embedded, self.weights, self._model, attention)
         return logits(hidden[wanted.start :], self.weights, self._model).float()
 
     def mixed(
@@ -80,11 +86,6 @@ class CpuBackend:
     ) -> torch.Tensor:
         self._threads.follow()
         return step(tokens, self._cache, plan_step(self._positions, rows), wanted)
-
-    def _embed(self, tokens: Sequence[int]) -> torch.Tensor:
-        if self._step is not None:
-            return self._step.embed(tokens).to(self._cache.dtype)
-        return self.weights.float_embedding[torch.tensor(tokens)]
 
 
 def load(folder: Path, config: EngineConfig) -> CpuBackend:

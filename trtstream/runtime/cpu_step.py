@@ -1,14 +1,12 @@
-"""A step on the CPU, with short chunks of prompts too: one call of the library that was compiled for the engine."""
+"""Steps and chunks on the CPU: each is one call of the library that was compiled for the engine."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 
 from trtstream.plugins import cpu_structures as c
 from trtstream.plugins.block_weight import BLOCK_FORMATS, BlockWeight
@@ -19,12 +17,15 @@ from trtstream.runtime import decoder
 from trtstream.runtime.cpu_weights import padded_rows
 from trtstream.settings import BuildConfig, ModelConfig
 
-# Torch reads a chunk's keys once for all of its tokens, and the library anew for each, but without torch's overheads.
+# A step reads a chunk's keys anew for each of its tokens, but it takes others' tokens with them.
 CHUNK_TOKENS = 32
 
 
 class LibraryStep:
-    """The library with a model's weights, which stay where they are, and its memory for ``max_tokens`` tokens."""
+    """The library with a model's weights, which stay where they are.
+
+    Its memory is for steps of ``max_tokens`` tokens, and for chunks of ``max_num_tokens``.
+    """
 
     def __init__(
         self, library: ctypes.CDLL, model: ModelConfig, build: BuildConfig, weights: decoder.DecoderWeights
@@ -35,8 +36,9 @@ class LibraryStep:
         self._kept: list[torch.Tensor] = []  # what the structures below point to
         self._threads = _most_threads()
         self._structure = self._describe(model, build, weights)
-        library.workspace_bytes.restype = ctypes.c_int64
+        library.workspace_bytes.restype = library.chunk_bytes.restype = ctypes.c_int64
         self._workspace = new_memory(library.workspace_bytes(ctypes.byref(self._structure)))
+        self._chunk_workspace = new_memory(library.chunk_bytes(ctypes.byref(self._structure)))
         self._library = library
 
     def __call__(
@@ -62,17 +64,21 @@ class LibraryStep:
         )
         return logits
 
-    def embed(self, tokens: Sequence[int]) -> torch.Tensor:
-        """The tokens' embeddings, float32 [N, hidden]."""
-        ids, out = torch.tensor(tokens), torch.empty(len(tokens), self._structure.hidden)
-        self._library.read_rows(
-            ctypes.byref(self._structure.embedding),
+    def chunk(self, tokens: Sequence[int], cache: torch.Tensor, plan: StepPlan, num_logits: int) -> torch.Tensor:
+        """Feed at most ``max_num_tokens`` tokens to one session; logits [num_logits, vocab] after the last ones."""
+        assert len(tokens) <= self._structure.max_chunk
+        ids, logits = torch.tensor(tokens), torch.empty(num_logits, self._vocab_size)
+        self._library.feed_chunk(
+            ctypes.byref(self._structure),
+            sessions(cache, plan, self._max_sinks),
             address(ids),
-            ctypes.c_int64(len(tokens)),
-            ctypes.c_int64(self._structure.hidden),
-            address(out),
+            address(cache),
+            address(self._chunk_workspace),
+            ctypes.c_int64(min(torch.get_num_threads(), self._threads)),
+            ctypes.c_int64(num_logits),
+            address(logits),
         )
-        return out
+        return logits
 
     def _describe(self, model: ModelConfig, build: BuildConfig, weights: decoder.DecoderWeights) -> c.Model:
         layers = (c.Layer * len(weights.layers))(*map(self._layer, weights.layers))
@@ -94,6 +100,8 @@ class LibraryStep:
             clip_qkv=model.clip_qkv or 0.0,
             max_rows=self.max_tokens,
             max_threads=self._threads,
+            max_chunk=build.max_num_tokens,
+            width=build.max_attention_window,
         )
 
     def _layer(self, layer: decoder.LayerWeights) -> c.Layer:
@@ -110,62 +118,6 @@ class LibraryStep:
     def _norm(self, norm: decoder.Norm) -> c.Norm:
         bias = torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
         return c.Norm(_float32(norm.weight, self._kept), _float32(bias, self._kept))
-
-
-def with_products(library: ctypes.CDLL, weights: decoder.DecoderWeights) -> decoder.DecoderWeights:
-    """The weights with the library's products where they are in blocks, for chunks in torch, which has none."""
-    memory = ProductMemory()
-
-    def changed(projection: decoder.Projection) -> decoder.Projection:
-        if not isinstance(projection.weight, BlockWeight):
-            return projection
-        return replace(projection, product=Product(library, projection, memory))
-
-    layers = [
-        replace(
-            layer,
-            qkv=changed(layer.qkv),
-            attention_output=changed(layer.attention_output),
-            up=changed(layer.up),
-            down=changed(layer.down),
-        )
-        for layer in weights.layers
-    ]
-    return replace(weights, layers=layers, lm_head=changed(weights.lm_head))
-
-
-class ProductMemory:
-    """Working memory for one product at a time, which grows as needed."""
-
-    def __init__(self) -> None:
-        self._memory = new_memory(0)
-
-    def take(self, nbytes: int) -> torch.Tensor:
-        if nbytes > len(self._memory):
-            self._memory = new_memory(nbytes)
-        return self._memory
-
-
-class Product:
-    """A projection's product with tokens x [N, in] -> [N, out], in x's dtype."""
-
-    def __init__(self, library: ctypes.CDLL, projection: decoder.Projection, memory: ProductMemory) -> None:
-        self._kept: list[torch.Tensor] = []
-        self._matrix = matrix(projection, self._kept)
-        self._memory = memory
-        library.product_bytes.restype = ctypes.c_int64
-        self._library = library
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        batch, columns = ctypes.c_int64(len(x)), self._matrix.columns
-        threads = ctypes.c_int64(torch.get_num_threads())
-        padded = F.pad(x.float(), (0, columns - x.shape[1])).contiguous()
-        workspace = self._memory.take(self._library.product_bytes(ctypes.c_int64(columns), batch, threads))
-        out = torch.empty(len(x), self._matrix.rows)
-        self._library.multiply(
-            ctypes.byref(self._matrix), address(padded), batch, address(workspace), threads, address(out)
-        )
-        return out.to(x.dtype)
 
 
 def matrix(projection: decoder.Projection, kept: list[torch.Tensor]) -> c.Matrix:

@@ -47,14 +47,10 @@ class Norm:
 
 @dataclass(frozen=True)
 class Projection:
-    """Weight [out, in], and bias [out] where the checkpoint has one.
-
-    ``product`` computes x [N, in] -> [N, out] where torch cannot.
-    """
+    """Weight [out, in], and bias [out] where the checkpoint has one. Torch has no product with a `BlockWeight`."""
 
     weight: torch.Tensor | QuantizedWeight | BlockWeight
     bias: torch.Tensor | None
-    product: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -154,14 +150,12 @@ def read_weights(path: Path, model: ModelConfig, device: torch.device) -> Decode
 
 def pack_weight(weight: torch.Tensor) -> torch.Tensor:
     """A projection's weight [out, in] in oneDNN's layout, or unchanged where oneDNN has no fast path for it."""
-    supported = _multiplies_bfloat16() if weight.dtype == torch.bfloat16 else torch.backends.mkldnn.is_available()
+    supported = multiplies_bfloat16() if weight.dtype == torch.bfloat16 else torch.backends.mkldnn.is_available()
     return torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS) if supported else weight
 
 
 def linear(x: torch.Tensor, projection: Projection) -> torch.Tensor:
     """x [N, in] -> [N, out]."""
-    if projection.product is not None:
-        return projection.product(x)
     weight, bias = projection.weight, projection.bias
     assert not isinstance(weight, BlockWeight), "torch has no product with blocks"
     if isinstance(weight, QuantizedWeight):
@@ -169,13 +163,13 @@ def linear(x: torch.Tensor, projection: Projection) -> torch.Tensor:
         return out if bias is None else out + bias
     if weight.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    if weight.dtype == torch.bfloat16 and weight.is_cpu and len(x) > 1 and not _multiplies_bfloat16():
+    if weight.dtype == torch.bfloat16 and weight.is_cpu and len(x) > 1 and not multiplies_bfloat16():
         return _widened_linear(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
 @cache
-def _multiplies_bfloat16() -> bool:
+def multiplies_bfloat16() -> bool:
     """Whether oneDNN has bfloat16 products on this CPU; torch's own of more than one row are slow."""
     return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
