@@ -26,10 +26,10 @@ from trtstream.deploy.client.client import Client
 from trtstream.deploy.client.triton import Response
 from trtstream.engine_dir import TOKENIZER
 from trtstream.errors import TrtstreamError
-from trtstream.runtime.llm import load_tokenizer
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.prompt import first_prompt, next_prompt
 from trtstream.runtime.requests import TurnRequest
+from trtstream.runtime.tokenizer import load_tokenizer
 from trtstream.sessions.records import TurnRecord
 from trtstream.sessions.turn_log import TurnLog
 from trtstream.settings import BuildConfig
@@ -104,7 +104,7 @@ class Undisturbed:
                 prompt = next_prompt(request, self._tokenizer, pending).token_ids
             answer = self._answer(lane, prompt, self._random.randint(1, MAX_ANSWER), ends)
             if answer:
-                return ScriptedTurn(tuple(prompt), tuple(answer), said, str(self._tokenizer.decode(answer)))
+                return ScriptedTurn(tuple(prompt), tuple(answer), said, self._tokenizer.decode(answer))
             self.near_ties += 1
 
     def _answer(self, lane: int, prompt: list[int], count: int, refused: Sequence[int] = ()) -> list[int]:

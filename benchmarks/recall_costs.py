@@ -34,12 +34,13 @@ from trtstream.evaluation.tokens import TokenFile, temporary_tokens
 from trtstream.evaluation.with_recall import Recaller
 from trtstream.machine import machine, resident_memory
 from trtstream.runtime.encoding import text_of
-from trtstream.runtime.llm import LLM, load_tokenizer
+from trtstream.runtime.llm import LLM
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.prompt import LaterPrompt, first_prompt, next_prompt
 from trtstream.runtime.recalling import Block
 from trtstream.runtime.requests import TurnRequest
 from trtstream.runtime.streaming_engine import StreamingEngine
+from trtstream.runtime.tokenizer import load_tokenizer
 from trtstream.sessions.records import Recalled
 
 TURN = 256  # tokens of text that are read as one turn
@@ -104,7 +105,7 @@ def read_text(sessions: Sequence[Session], tokenizer: Any, tokens: TokenFile, co
     for begin in range(0, count, TURN):
         ids = tokens.read(begin, min(begin + TURN, count)).tolist()
         for session in sessions:
-            block = session.block(str(tokenizer.decode(ids)))
+            block = session.block(tokenizer.decode(ids))
             again = [] if block is None else block.ids(tokenizer, text_of(tokenizer, session.last))
             session.read(LaterPrompt(again + ids, range(len(again))), block, len(ids))
 
@@ -169,7 +170,7 @@ def searches(engine: StreamingEngine, tokenizer: Any, tokens: TokenFile, count: 
     times, found = [], 0
     for ids in asked:
         started = time.perf_counter()
-        found += recaller.block(str(tokenizer.decode(ids)), position, RECALL) is not None
+        found += recaller.block(tokenizer.decode(ids), position, RECALL) is not None
         times.append((time.perf_counter() - started) * 1e3)
     used = resident_memory() - before
     recaller.index.close()
@@ -240,7 +241,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         trtstream.load(arguments.engine, session_store=str(Path(folder) / "sessions.db")) as llm,
     ):
-        times, memory = generated(llm, str(llm.tokenizer.decode(passage)), arguments.rounds)  # type: ignore[union-attr]
+        times, memory = generated(llm, llm.tokenizer.decode(passage), arguments.rounds)  # type: ignore[union-attr]
     for part in (rows, [search], [times], [memory]):
         print(table(part), end="\n\n")
     result = {

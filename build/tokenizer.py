@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtstream.errors import TrtstreamError
-from trtstream.fast_tokenizer import load_fast_tokenizer
+from trtstream.errors import TrtstreamError, named_errors
 from trtstream.rendering import ANSWER, QUESTION, LimitReached, behind_answers
+from trtstream.tokenizer_json import check_token_ids, prepare
 from trtstream.typed_json import shown
 
 if TYPE_CHECKING:
@@ -62,8 +62,21 @@ def turn_ends(tokenizer: PreTrainedTokenizerBase, source: Path) -> list[int]:
 
 
 def load(source: Path, folder: Path, fix: str, **options: Any) -> Any:
-    """The tokenizer in ``folder``; an error names ``source`` and says how to ``fix`` it."""
-    tokenizer = load_fast_tokenizer(folder, f"the tokenizer of {source}", fix, **options)
+    """The tokenizer in ``folder``, without truncation and padding; transformers takes ``options``.
+
+    Raises TrtstreamError, which names ``source`` and the ``fix``, for one that cannot be read or fails at a word.
+    """
+    name = f"the tokenizer of {source}"
+    with named_errors(f"{name} cannot be loaded", fix):
+        from transformers import AutoTokenizer
+
+        path = folder / "tokenizer.json"
+        if path.is_file():
+            check_token_ids(path)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+        if not tokenizer.is_fast:
+            raise TrtstreamError(f"{name} has no fast version; {fix}")
+        prepare(tokenizer.backend_tokenizer)
     tokenizer.chat_template = _default_template(tokenizer.chat_template, source)
     return tokenizer
 

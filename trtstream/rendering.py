@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from jinja2 import Environment
 from jinja2.utils import Namespace
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from trtstream.template_language import compile_template
 
 SECONDS = 2.0
 """Of the thread's CPU, which a busy machine does not shorten. Rendering a conversation takes a millisecond."""
@@ -32,23 +31,37 @@ QUESTION = "placeholder question"
 ANSWER = "placeholder answer"
 
 
+class Templated(Protocol):
+    """A tokenizer, ours or one of transformers."""
+
+    @property
+    def chat_template(self) -> Any: ...
+
+    @property
+    def special_tokens_map(self) -> Mapping[str, str]: ...
+
+
 class LimitReached(Exception):
     """The template computed for too long, or wrote too much. Its message says which."""
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: list[tuple[str, str]], answer: bool = True) -> str:
+def render(tokenizer: Templated, messages: list[tuple[str, str]], answer: bool = True) -> str:
     """The text of a conversation of (role, content); with ``answer`` it ends where the next answer begins.
 
     Raises LimitReached, or whatever the template raises.
     """
     conversation = [{"role": role, "content": content} for role, content in messages]
     with limited(tokenizer.chat_template):
-        return str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=answer))
+        return compile_template(tokenizer.chat_template).render(
+            tokenizer.special_tokens_map,
+            messages=conversation,
+            tools=None,
+            documents=None,
+            add_generation_prompt=answer,
+        )
 
 
-def behind_answers(
-    tokenizer: PreTrainedTokenizerBase, history: list[tuple[str, str]], rest: list[tuple[str, str]]
-) -> str | None:
+def behind_answers(tokenizer: Templated, history: list[tuple[str, str]], rest: list[tuple[str, str]]) -> str | None:
     """What the template adds for ``rest`` behind the last answer of ``history``, whose answers are `ANSWER`.
 
     None if the template does not show them all. Raises as `render` does.

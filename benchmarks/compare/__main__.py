@@ -113,7 +113,7 @@ def token_ids(checkpoint: Checkpoint, text: Path | None, count: int, scratch: Pa
 
         return np.random.default_rng(0).integers(checkpoint.model.vocab_size, size=count).tolist()
     from trtstream.evaluation.tokens import tokenize
-    from trtstream.runtime.llm import load_tokenizer
+    from trtstream.runtime.tokenizer import load_tokenizer
 
     folder = scratch / "tokenizer"
     tokenizer = load_tokenizer(folder) if checkpoint.save_tokenizer(folder) else None

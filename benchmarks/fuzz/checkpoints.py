@@ -24,7 +24,7 @@ from trtstream.build.huggingface_folder import INDEX, SINGLE
 from trtstream.build.memory import estimate_memory
 from trtstream.engine_dir import KEYS_OF_ENGINES
 from trtstream.errors import TrtstreamError
-from trtstream.runtime.llm import load_tokenizer
+from trtstream.runtime.tokenizer import load_tokenizer
 from trtstream.settings import BuildConfig, check_against_model, default_window
 
 ROPE: tuple[Any, ...] = (

@@ -22,10 +22,10 @@ from benchmarks.fuzz.report import Report
 from trtstream.checksum import file_sha256
 from trtstream.engine_dir import CONFIG, TOKENIZER, WEIGHTS, config_checksum
 from trtstream.errors import TrtstreamError
-from trtstream.runtime.llm import load_tokenizer
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.prompt import first_prompt
 from trtstream.runtime.requests import TurnRequest
+from trtstream.runtime.tokenizer import load_tokenizer
 
 TOKENS = [1, 2, 3, 5, 8]
 

@@ -56,8 +56,8 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     train, held_out = split(arguments.text or fetch_king_james(), work)
     tokenizer = train_tokenizer(train, size.vocabulary, work / "tokenizer")
-    ids = token_ids(train, tokenizer, size)
-    unseen = token_ids(held_out, tokenizer, size)
+    ids = token_ids(train, work / "tokenizer", size)
+    unseen = token_ids(held_out, work / "tokenizer", size)
     models = []
     for seed in range(arguments.seeds):
         for has_sink in (False, True):

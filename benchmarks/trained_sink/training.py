@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from trtstream.evaluation.tokens import tokenize
+from trtstream.runtime.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
@@ -75,10 +76,11 @@ def train_tokenizer(text: Path, vocabulary: int, folder: Path) -> PreTrainedToke
     return loaded
 
 
-def token_ids(text: Path, tokenizer: PreTrainedTokenizerBase, size: Size) -> np.ndarray:
-    """The ids (int32) of all of the text."""
-    path = text.with_suffix(".ids")
-    tokens = tokenize(text, tokenizer, size.vocabulary, path)
+def token_ids(text: Path, folder: Path, size: Size) -> np.ndarray:
+    """The ids (int32) of all of the text, by the tokenizer in ``folder``."""
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer is not None
+    tokens = tokenize(text, tokenizer, size.vocabulary, text.with_suffix(".ids"))
     return tokens.read(0, tokens.count)
 
 

@@ -16,7 +16,7 @@ from tests.command_line import run_in_process
 from tests.gguf_files import write_gguf
 from trtstream.build.checkpoint import open_checkpoint
 from trtstream.errors import TrtstreamError
-from trtstream.fast_tokenizer import load_fast_tokenizer
+from trtstream.runtime.tokenizer import load_tokenizer
 
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -49,26 +49,32 @@ def test_a_folder_with_a_tokenizer(tmp_path: Path) -> None:
     assert saved.apply_chat_template(MESSAGES, tokenize=False) == "<user>hi"
 
 
-def test_an_engines_tokenizer_is_loaded_without_a_search_for_its_class(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Which imports transformers' models. Where another file has a say, or another class is named, it is searched."""
-    engine, searches = tmp_path / "tokenizer", []
-    search = AutoTokenizer.from_pretrained
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *args, **kw: searches.append(1) or search(*args, **kw))
-    add_tokenizer(engine, TEMPLATE)
-    found = load_fast_tokenizer(engine, "a tokenizer", "fix it")
-    assert searches == []
-    expected = search(engine)
-    assert type(found) is type(expected)
-    assert found.get_vocab() == expected.get_vocab()
-    assert found.apply_chat_template(MESSAGES) == expected.apply_chat_template(MESSAGES)
-    path = engine / "tokenizer_config.json"
-    path.write_text(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
-    load_fast_tokenizer(engine, "a tokenizer", "fix it")
-    add_tokenizer(write_checkpoint(tmp_path / "model", "llama-gqa"), TEMPLATE)
-    load_fast_tokenizer(tmp_path / "model", "a tokenizer", "fix it")
-    assert searches == [1, 1]
+def test_an_engines_tokenizer_is_that_of_transformers(tmp_path: Path) -> None:
+    add_tokenizer(tmp_path, TEMPLATE)
+    expected, found = AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
+    assert found.backend_tokenizer.to_str() == expected.backend_tokenizer.to_str()
+    assert found.added_tokens_decoder == expected.added_tokens_decoder
+    assert found.special_tokens_map == expected.special_tokens_map
+    assert found.chat_template == expected.chat_template
+    assert found.unk_token_id is None
+    assert found.decode([0, 4, 4]) == expected.decode([0, 4, 4])
+    assert found.decode([0, 4], skip_special_tokens=True) == expected.decode([0, 4], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tokenizer.json", "{}"),
+        ("tokenizer_config.json", '{"bos_token": 1}'),
+        ("tokenizer_config.json", "[]"),
+        ("chat_template.jinja", "\udcff"),
+    ],
+)
+def test_an_engines_damaged_tokenizer_is_one_line(name: str, text: str, tmp_path: Path) -> None:
+    add_tokenizer(tmp_path, TEMPLATE)
+    (tmp_path / name).write_text(text, errors="surrogateescape")
+    with pytest.raises(TrtstreamError, match=r"^the tokenizer .* cannot be loaded .*; rebuild the engine$"):
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(

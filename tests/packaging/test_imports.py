@@ -78,6 +78,7 @@ def test_imports_in_the_wrong_direction_are_found(copy: Path) -> None:
         ("build/cpu.py", "trtstream.build", "trtstream.deploy"): "trtstream.deploy.client.metrics",
         ("build/cuda.py", "trtstream.build", "trtstream.runtime"): "trtstream.runtime.turn",
         ("trtstream/runtime/turn.py", "trtstream.runtime", "trtstream.evaluation"): "trtstream.evaluation.curve",
+        ("trtstream/runtime/tokenizer.py", "trtstream.runtime", "transformers"): "transformers",
         ("trtstream/settings.py", "trtstream.settings", "trtstream.plugins"): "trtstream.plugins.window",
         ("trtstream/progress.py", "trtstream", "benchmarks"): "benchmarks.machine",
     }

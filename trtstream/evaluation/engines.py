@@ -19,14 +19,14 @@ from trtstream.plugins.kv_cache import kv_bytes_per_session
 from trtstream.progress import progress_bar
 from trtstream.runtime.backend import Backend
 from trtstream.runtime.decoder import DecoderWeights, collect_weights
-from trtstream.runtime.llm import load_tokenizer
 from trtstream.runtime.loading import free_memory, load_engine
 from trtstream.runtime.streaming_engine import StreamingEngine
+from trtstream.runtime.tokenizer import load_tokenizer
 from trtstream.settings import DTYPE_BYTES, BuildConfig, ModelConfig
 from trtstream.targets import TARGETS, Target, best_target
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from trtstream.runtime.tokenizer import Tokenizer
 
 CHUNK = 256  # tokens of a prefill chunk
 
@@ -36,7 +36,7 @@ class Subject:
     """The checkpoint or engine that is evaluated; ``identity`` tells a resumed run whether it is the same."""
 
     model: ModelConfig
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Tokenizer
     target: str
     dtype: str
     identity: str  # SHA-256 of weights
@@ -99,7 +99,7 @@ def _open_engine(path: Path, dtype: str | None) -> Subject:
     return Subject(config.pretrained_config, tokenizer, config.target, build.dtype, identity, None, engine)
 
 
-def _required(tokenizer: PreTrainedTokenizerBase | None, path: Path) -> PreTrainedTokenizerBase:
+def _required(tokenizer: Tokenizer | None, path: Path) -> Tokenizer:
     if tokenizer is None:
         raise TrtstreamError(f"{path} has no tokenizer to read a text with; add the checkpoint's tokenizer files")
     return tokenizer

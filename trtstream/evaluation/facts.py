@@ -6,7 +6,7 @@ import random
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from trtstream.runtime.tokenizer import Tokenizer
 
 
 MANNERS = (
@@ -30,9 +30,9 @@ class Fact:
     ``paraphrase`` asks in other words, and has the same answer.
     """
 
-    def __init__(self, name: str, place: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, name: str, place: str, tokenizer: Tokenizer) -> None:
         def encode(text: str) -> list[int]:
-            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+            return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
         question = f"\nThe {name} lives in"
         self.paraphrase = encode(f"\nQuestion: In which city is the home of the {name}?\nAnswer:")
@@ -42,7 +42,7 @@ class Fact:
         self.answer = encode(f"{question} {place}")[len(self.question) :]
 
 
-def make_changes(count: int, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Fact, Fact]]:
+def make_changes(count: int, tokenizer: Tokenizer) -> list[tuple[Fact, Fact]]:
     """At most 64 facts, none of them among the first 128 of `make_facts`: each with its place at first, and later."""
     rng = random.Random(1)
     places = (rng.sample(PLACES, 2) for _ in range(count))
@@ -52,12 +52,12 @@ def make_changes(count: int, tokenizer: PreTrainedTokenizerBase) -> list[tuple[F
     ]
 
 
-def make_missing(count: int, tokenizer: PreTrainedTokenizerBase) -> list[Fact]:
+def make_missing(count: int, tokenizer: Tokenizer) -> list[Fact]:
     """At most 64 others, which are not to be planted."""
     return [Fact(name, PLACES[0], tokenizer) for name in _names()[-64 - count : -64]]
 
 
-def make_facts(count: int, tokenizer: PreTrainedTokenizerBase) -> list[Fact]:
+def make_facts(count: int, tokenizer: Tokenizer) -> list[Fact]:
     """The same ``count`` facts every time, at most 256."""
     rng = random.Random(0)
     names = _names(rng)

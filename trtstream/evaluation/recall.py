@@ -34,7 +34,7 @@ from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.streaming_engine import StreamingEngine
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from trtstream.runtime.tokenizer import Tokenizer
 
 SPACING = 128  # tokens from one fact to the next
 STEP = 2048  # tokens between two reports of progress
@@ -153,7 +153,7 @@ def check_length(tokens: TokenFile, needed: int, distances: Sequence[int], count
 
 def recall(
     engine: StreamingEngine,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     tokens: TokenFile,
     distances: Sequence[int],
     count: int,

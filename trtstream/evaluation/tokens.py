@@ -14,7 +14,7 @@ import numpy as np
 from trtstream.errors import TrtstreamError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from trtstream.runtime.tokenizer import Tokenizer
 
 BLOCK = 1 << 18  # characters of a read
 MARGIN = 1 << 11  # characters around a cut: more than a tokenizer looks back or ahead
@@ -33,9 +33,7 @@ class TokenFile:
         return np.fromfile(self._path, dtype="<i4", count=end - begin, offset=4 * begin)
 
 
-def tokenize(
-    text: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int, output: Path, limit: int | None = None
-) -> TokenFile:
+def tokenize(text: Path, tokenizer: Tokenizer, vocab_size: int, output: Path, limit: int | None = None) -> TokenFile:
     """Write the ids of ``text`` (UTF-8, no BOS added) to ``output``, at most ``limit`` of them.
 
     Raises TrtstreamError for a file that is not a text or is empty, and for a tokenizer of another checkpoint.
@@ -66,15 +64,13 @@ def tokenize(
 
 
 @contextmanager
-def temporary_tokens(
-    text: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int, limit: int | None
-) -> Iterator[TokenFile]:
+def temporary_tokens(text: Path, tokenizer: Tokenizer, vocab_size: int, limit: int | None) -> Iterator[TokenFile]:
     """The ids as `tokenize` gives them, in a temporary file that is removed when the block ends."""
     with tempfile.TemporaryDirectory() as folder:
         yield tokenize(text, tokenizer, vocab_size, Path(folder) / "ids", limit)
 
 
-def _token_blocks(source: TextIO, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+def _token_blocks(source: TextIO, tokenizer: Tokenizer) -> Iterator[list[int]]:
     """The ids of a text, block by block, the same as those of the whole text at once.
 
     Each block is tokenized with some text around it. The text before a block is dropped only where the rest, tokenized
@@ -99,7 +95,7 @@ def _token_blocks(source: TextIO, tokenizer: PreTrainedTokenizerBase) -> Iterato
     yield ids[bisect_left(starts, start) :]
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int]]:
+def _encode(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[int]]:
     """Ids, and the character at which each begins."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return encoded["input_ids"], [begin for begin, _ in encoded["offset_mapping"]]
+    encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    return encoding.ids, [begin for begin, _ in encoding.offsets]

@@ -31,7 +31,7 @@ from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.sessions.recall import SpanIndex
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from trtstream.runtime.tokenizer import Tokenizer
 
 FEWER = 4  # plain facts for each changed one and each missing one
 MAX_ANSWER = 6  # tokens in which a place is looked for
@@ -53,7 +53,7 @@ class Score:
 class Recaller:
     """An index of what a session of ``engine`` has read, and what of it a text makes the session read again."""
 
-    def __init__(self, engine: StreamingEngine, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, engine: StreamingEngine, tokenizer: Tokenizer) -> None:
         template = SchedulerLimits().recall_template
         self.recalling = Recalling(tokenizer, engine.model.vocab_size, engine.build.ring, template)
         self.index = SpanIndex(self.recalling.vocabulary)
@@ -68,7 +68,7 @@ class Recaller:
 class Reader(Listener):
     """A session that reads text, all of which is indexed, and is asked without recall and with it."""
 
-    def __init__(self, engine: StreamingEngine, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+    def __init__(self, engine: StreamingEngine, tokenizer: Tokenizer, max_tokens: int) -> None:
         super().__init__(engine)
         self.scores: dict[tuple[str, int], Score] = {}
         self._tokenizer = tokenizer
@@ -93,7 +93,7 @@ class Reader(Listener):
         self._index_spans()
         score = self.scores.setdefault((ask.kind, ask.distance), Score())
         without = self._counts([*ask.prompt], ask)
-        block = self._recaller.block(str(self._tokenizer.decode([*ask.prompt])), self.fed, self._max_tokens)
+        block = self._recaller.block(self._tokenizer.decode([*ask.prompt]), self.fed, self._max_tokens)
         again = [] if block is None else block.ids(self._tokenizer, text_of(self._tokenizer, self._unindexed[-1]))
         score.questions += 1
         score.without += without
@@ -104,7 +104,7 @@ class Reader(Listener):
         said = greedy(self._engine, prompt, len(ask.answer) or MAX_ANSWER)
         if ask.answer:
             return said == [*ask.answer]
-        return str(self._tokenizer.decode(said)).strip().startswith(PLACES)
+        return self._tokenizer.decode(said).strip().startswith(PLACES)
 
 
 def evaluate_with_recall(options: Options, subject: Subject) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def _rows(scores: Mapping[tuple[str, int], Score]) -> list[dict[str, Any]]:
     ]
 
 
-def _plan(tokenizer: PreTrainedTokenizerBase, window: int, count: int, distances: Sequence[int]) -> Iterator[Planting]:
+def _plan(tokenizer: Tokenizer, window: int, count: int, distances: Sequence[int]) -> Iterator[Planting]:
     fewer = -(-count // FEWER)
     changes, missing = make_changes(fewer, tokenizer), make_missing(fewer, tokenizer)
     for number, fact in enumerate(make_facts(count, tokenizer)):

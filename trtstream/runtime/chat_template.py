@@ -19,12 +19,12 @@ from trtstream.rendering import ANSWER, QUESTION, LimitReached, behind_answers, 
 from trtstream.runtime.messages import Message
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from trtstream.runtime.tokenizer import Tokenizer
 
 SYSTEM = "placeholder system"
 
 
-def first_turn(tokenizer: PreTrainedTokenizerBase, user: str, system: str | None = None) -> tuple[str, int]:
+def first_turn(tokenizer: Tokenizer, user: str, system: str | None = None) -> tuple[str, int]:
     """Return (a new conversation's text up to the answer, how many of its characters are the system message)."""
     if system is None:
         return _render(tokenizer, [("user", user)]), 0
@@ -40,7 +40,7 @@ def first_turn(tokenizer: PreTrainedTokenizerBase, user: str, system: str | None
     return text, _system_length(tokenizer, text, system, user)
 
 
-def conversation(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[str, int]:
+def conversation(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[str, int]:
     """Return (a conversation's text up to the next answer, how many of its characters are the system message)."""
     if messages[0].role != "system":
         return _render(tokenizer, [(message.role, message.content) for message in messages]), 0
@@ -50,9 +50,7 @@ def conversation(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
     return text, _system_length(tokenizer, text, system, user)
 
 
-def next_turn(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], last_token: int, has_system: bool = False
-) -> str:
+def next_turn(tokenizer: Tokenizer, messages: Sequence[Message], last_token: int, has_system: bool = False) -> str:
     """Return the text between the last answer, whose last sampled token is ``last_token``, and the next answer.
 
     It begins with the end of the last answer (its end-of-turn token), unless ``last_token`` is that end already.
@@ -67,7 +65,7 @@ def next_turn(
 
 
 @lru_cache(maxsize=16)
-def shows_history(tokenizer: PreTrainedTokenizerBase, has_system: bool) -> bool:
+def shows_history(tokenizer: Tokenizer, has_system: bool) -> bool:
     """Whether the template leaves a conversation as it was fed when more is said, so that only the rest has to be fed.
 
     Some hide earlier answers, or move the system message into the last question.
@@ -86,7 +84,7 @@ def _history(has_system: bool) -> list[tuple[str, str]]:
     return [("system", SYSTEM)] * has_system + [("user", QUESTION), ("assistant", ANSWER)]
 
 
-def _suffix(tokenizer: PreTrainedTokenizerBase, history: list[tuple[str, str]], rest: list[tuple[str, str]]) -> str:
+def _suffix(tokenizer: Tokenizer, history: list[tuple[str, str]], rest: list[tuple[str, str]]) -> str:
     """What the template adds for ``rest`` behind the last answer of ``history``."""
     with _refusals():
         suffix = behind_answers(tokenizer, history, rest)
@@ -95,7 +93,7 @@ def _suffix(tokenizer: PreTrainedTokenizerBase, history: list[tuple[str, str]], 
     return suffix
 
 
-def _system_length(tokenizer: PreTrainedTokenizerBase, text: str, system: str, user: str) -> int:
+def _system_length(tokenizer: Tokenizer, text: str, system: str, user: str) -> int:
     try:
         alone = _render(tokenizer, [("system", system)], answer=False)
     except TrtstreamError:  # a template may insist on a user message
@@ -108,7 +106,7 @@ def _system_length(tokenizer: PreTrainedTokenizerBase, text: str, system: str, u
     return next((i for i, (one, another) in pairs if one != another), len(text))
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[tuple[str, str]], answer: bool = True) -> str:
+def _render(tokenizer: Tokenizer, messages: list[tuple[str, str]], answer: bool = True) -> str:
     with _refusals():
         return render(tokenizer, messages, answer)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from trtstream.runtime.tokenizer import Tokenizer
 
 REPLACEMENT = "\ufffd"  # in place of bytes that are not a complete character
 MAX_INCOMPLETE = 3  # bytes of an incomplete UTF-8 character, each decoded to a replacement character
@@ -20,7 +20,7 @@ class Detokenizer:
     space, and a character may take several tokens. ``context`` are the tokens before the first one pushed.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._context = list(context)
         self._context_text = self._decode(self._context)
@@ -51,5 +51,4 @@ class Detokenizer:
         return self._decode(self._context + self._pending)[len(self._context_text) + self._emitted :]
 
     def _decode(self, tokens: list[int]) -> str:
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return cast(str, text)  # a list of texts only for a list of sequences
+        return self._tokenizer.decode(tokens, skip_special_tokens=True)

@@ -13,7 +13,8 @@ from trtstream.errors import TrtstreamError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
-    from transformers import PreTrainedTokenizerBase
+
+    from trtstream.runtime.tokenizer import Tokenizer
 
 NEUTRAL = ("\n", "a", "\ufffd")
 """Contexts that texts do not merge with: words not with the newline, spaces not with the letter, none with the last."""
@@ -25,7 +26,7 @@ PLACE = "\ufdd1"
 """Where other tokens belong in a text; reserved likewise."""
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str, before: str = "") -> tuple[list[int], list[int]]:
+def encode(tokenizer: Tokenizer, text: str, before: str = "") -> tuple[list[int], list[int]]:
     """Return (the ids of ``text`` behind the text ``before``, the character of ``text`` that each begins with).
 
     Nothing merges across the border: the tokens before it have been fed. Where the tokenizer would merge, the text is
@@ -40,7 +41,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, before: str = "") -> t
     return encoding.ids, _starts(encoding)
 
 
-def encode_first(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int]]:
+def encode_first(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[int]]:
     """As `encode`, for a conversation's first text: begun by what the tokenizer puts in front of texts (BOS), once.
 
     What it puts behind them (an EOS) is left out, because the text goes on.
@@ -54,15 +55,15 @@ def encode_first(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[in
     return prefix + ids, [0] * len(prefix) + starts
 
 
-def text_of(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+def text_of(tokenizer: Tokenizer, token: int) -> str:
     """The text of one token, to encode others behind it; never empty."""
     added = tokenizer.added_tokens_decoder.get(token)
     if added is not None:
         return added.content
-    return str(tokenizer.decode([token], clean_up_tokenization_spaces=False)) or NEUTRAL[1]
+    return tokenizer.decode([token]) or NEUTRAL[1]
 
 
-def shield(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+def shield(tokenizer: Tokenizer, text: str) -> str:
     """``text`` for a place in a chat template, with a `CUT` inside each control token that somebody wrote in it.
 
     So `encode_shielded` gives it as the text that it is, and no message ends its own turn. Raises TrtstreamError for a
@@ -84,7 +85,7 @@ def shield(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     return CUT.join(pieces)
 
 
-def encode_shielded(tokenizer: PreTrainedTokenizerBase, text: str, before: str = "") -> tuple[list[int], list[int]]:
+def encode_shielded(tokenizer: Tokenizer, text: str, before: str = "") -> tuple[list[int], list[int]]:
     """As `encode`, for a text with parts out of `shield`; nothing merges across a `CUT`."""
     pieces = text.split(CUT)
     ids, starts = encode(tokenizer, pieces[0], before)
@@ -96,7 +97,7 @@ def encode_shielded(tokenizer: PreTrainedTokenizerBase, text: str, before: str =
     return ids, starts
 
 
-def _encoding(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoding:
+def _encoding(tokenizer: Tokenizer, text: str) -> Encoding:
     # Not with the tokenizer's __call__: that sets options on the shared tokenizer, which other threads are using. And a
     # batch of one, because other Python threads run only during batches: a text of 1 MB takes more than a second.
     return tokenizer.backend_tokenizer.encode_batch([text], add_special_tokens=False)[0]
@@ -107,7 +108,7 @@ def _starts(encoding: Encoding) -> list[int]:
     return [min(start, end - 1) for start, end in encoding.offsets]
 
 
-def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+def control_tokens(tokenizer: Tokenizer) -> dict[int, str]:
     """Special tokens, and other added ones that the chat template writes; not the one for what is unknown."""
     template = str(tokenizer.chat_template)
     return {

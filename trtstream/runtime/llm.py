@@ -12,20 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from trtstream.engine_dir import TOKENIZER, read_engine
 from trtstream.errors import TrtstreamError
-from trtstream.fast_tokenizer import load_fast_tokenizer
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.metrics import Measure, measure_nothing
 from trtstream.runtime.requests import SessionKey, TurnOutput, TurnRequest
 from trtstream.runtime.scheduler import Scheduler
 from trtstream.runtime.scheduler_limits import SchedulerLimits
+from trtstream.runtime.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from trtstream.runtime.journal import Journal
-
-MAX_TOKENIZER_BYTES = 1 << 28
-"""Of a file; the largest vocabularies take a sixth of it."""
 
 
 class LLM:
@@ -179,16 +174,3 @@ def _texts(outputs: Generator[TurnOutput, None, None]) -> Generator[str, None, N
         for output in outputs:
             if output.text:
                 yield output.text
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The fast tokenizer saved in ``folder``, without truncation; None if there is no such folder.
-
-    Raises TrtstreamError in one line if it is damaged.
-    """
-    if not folder.is_dir():
-        return None
-    for path in folder.iterdir():
-        if path.stat().st_size > MAX_TOKENIZER_BYTES:
-            raise TrtstreamError(f"{path} has more than {MAX_TOKENIZER_BYTES:,} bytes; rebuild the engine")
-    return load_fast_tokenizer(folder, f"the tokenizer {folder}", "rebuild the engine")

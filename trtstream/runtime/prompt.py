@@ -15,7 +15,7 @@ from trtstream.runtime.requests import TurnRequest
 from trtstream.settings import BuildConfig
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from trtstream.runtime.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class LaterPrompt:
     recalled: range = range(0)
 
 
-def first_prompt(request: TurnRequest, tokenizer: PreTrainedTokenizerBase | None, build: BuildConfig) -> Prompt:
+def first_prompt(request: TurnRequest, tokenizer: Tokenizer | None, build: BuildConfig) -> Prompt:
     """The prompt of a session's first turn, or of a one-shot request. All tokens of a system text are sinks.
 
     Raises TrtstreamError if the engine's tokenizer or template cannot serve the request, and if there are no tokens, or
@@ -75,7 +75,7 @@ def first_prompt(request: TurnRequest, tokenizer: PreTrainedTokenizerBase | None
 
 
 def next_prompt(
-    request: TurnRequest, tokenizer: PreTrainedTokenizerBase | None, last_token: int, block: Block | None = None
+    request: TurnRequest, tokenizer: Tokenizer | None, last_token: int, block: Block | None = None
 ) -> LaterPrompt:
     """The tokens of a later turn, fed after the session's last sampled one; with none the answer continues.
 
@@ -100,7 +100,7 @@ def next_prompt(
 
 def rest_of_messages(
     messages: Sequence[Message],
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: Tokenizer | None,
     last_token: int,
     has_system: bool = False,
     block: Block | None = None,
@@ -124,12 +124,12 @@ def rest_of_messages(
     return LaterPrompt(ids + recalled + end, range(len(ids), len(ids) + len(recalled)))
 
 
-def shows_history(tokenizer: PreTrainedTokenizerBase | None, has_system: bool) -> bool:
+def shows_history(tokenizer: Tokenizer | None, has_system: bool) -> bool:
     """Whether conversations go on behind what has been fed of them; else they are fed whole."""
     return chat_template.shows_history(_with_template(tokenizer), has_system)
 
 
-def _shielded(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[Message]:
+def _shielded(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[Message]:
     return [replace(message, content=shield(tokenizer, message.content)) for message in messages]
 
 
@@ -137,13 +137,13 @@ def _input_ids(request: TurnRequest) -> list[int]:
     return [int(token) for token in request.input_ids or ()]
 
 
-def _required(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+def _required(tokenizer: Tokenizer | None) -> Tokenizer:
     if tokenizer is None:
         raise TrtstreamError("the engine has no tokenizer; send input_ids, or build from a checkpoint that has one")
     return tokenizer
 
 
-def _with_template(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+def _with_template(tokenizer: Tokenizer | None) -> Tokenizer:
     tokenizer = _required(tokenizer)
     if not tokenizer.chat_template:
         raise TrtstreamError("the engine has no chat template; send the text as the model expects it, without chat")

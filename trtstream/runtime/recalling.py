@@ -12,7 +12,7 @@ from trtstream.sessions.recall import Found, Question, Vocabulary
 from trtstream.sessions.spans import MAX_TOKENS, Cutter
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from trtstream.runtime.tokenizer import Tokenizer
 
 GAP = " ... "
 """Between two spans."""
@@ -27,7 +27,7 @@ class Block:
     found: Sequence[Found]
     template: str
 
-    def ids(self, tokenizer: PreTrainedTokenizerBase, before: str) -> list[int]:
+    def ids(self, tokenizer: Tokenizer, before: str) -> list[int]:
         """Its tokens behind the text ``before``."""
         begin, _, end = self.template.partition(RECALLED)
         ids: list[int] = []
@@ -43,7 +43,7 @@ class Recalling:
     ``template`` is that of `SchedulerLimits`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, ring: int, template: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, ring: int, template: str) -> None:
         self._tokenizer = tokenizer
         self._ring = ring
         self._template = template
@@ -51,7 +51,7 @@ class Recalling:
         self._gap = len(encode(tokenizer, GAP, ".")[0]) + 1
         self._marks = sum(len(encode(tokenizer, part, ".")[0]) + 1 for part in template.split(RECALLED))
         self._limit = ring // LARGEST_SHARE - self._marks
-        pieces = tokenizer.convert_ids_to_tokens([*range(vocab_size)])
+        pieces = [tokenizer.backend_tokenizer.id_to_token(token) for token in range(vocab_size)]
         longest = max(min(MAX_TOKENS, self._limit), 1)
         cutter = Cutter([piece or "" for piece in pieces], control_tokens(tokenizer), longest)
         self.vocabulary = Vocabulary(cutter, self._texts)

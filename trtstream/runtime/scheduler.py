@@ -28,9 +28,8 @@ from trtstream.runtime.turn_reader import TurnReader
 from trtstream.runtime.validation import validate
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from trtstream.runtime.journal import Journal
+    from trtstream.runtime.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ class Scheduler:
     def __init__(
         self,
         engine: StreamingEngine,
-        tokenizer: PreTrainedTokenizerBase | None,
+        tokenizer: Tokenizer | None,
         limits: SchedulerLimits | None = None,
         journal: Journal | None = None,
         measure: Measure = measure_nothing,

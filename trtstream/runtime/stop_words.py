@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from trtstream.runtime.tokenizer import Tokenizer
 
 
-def stop_ids(words: Sequence[str], tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
+def stop_ids(words: Sequence[str], tokenizer: Tokenizer | None) -> frozenset[int]:
     """The ids of those ``words`` that are special tokens. Such tokens have no text in which to find a word."""
     if not words or tokenizer is None:
         return frozenset()

@@ -20,7 +20,7 @@ from trtstream.runtime.transcript import transcript_after
 from trtstream.sessions.records import Recalled, TurnRecord, new_turn_id, token_array
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from trtstream.runtime.tokenizer import Tokenizer
 
 OnOutput = Callable[[TurnOutput | Exception], None]
 CONTEXT_TOKENS = 8  # tokens of the prompt that the detokenizer gets as context
@@ -33,7 +33,7 @@ class Turn:
         self,
         request: TurnRequest,
         limits: SchedulerLimits,
-        tokenizer: PreTrainedTokenizerBase | None,
+        tokenizer: Tokenizer | None,
         on_output: OnOutput,
     ) -> None:
         self.request = request

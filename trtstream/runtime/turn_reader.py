@@ -25,9 +25,8 @@ from trtstream.runtime.turn import Turn
 from trtstream.sessions.records import Recalled, TurnRecord
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from trtstream.runtime.journal import Journal
+    from trtstream.runtime.tokenizer import Tokenizer
 
 READ_SECONDS = 10.0  # until a reader of the session store is free
 LONG_TEXT = 1 << 14  # characters; tokenizing a longer text takes more than some 10 ms
@@ -39,7 +38,7 @@ class TurnReader:
     def __init__(
         self,
         engine: StreamingEngine,
-        tokenizer: PreTrainedTokenizerBase | None,
+        tokenizer: Tokenizer | None,
         sessions: SessionStore,
         journal: Journal | None,
         changed: threading.Condition,
@@ -169,7 +168,7 @@ class TurnReader:
             self._recalling = Recalling(self._tokenizer, vocab_size, ring, self._limits.recall_template)
         text = turn.text
         if text is None:
-            text = str(self._tokenizer.decode([*(request.input_ids or ())], skip_special_tokens=True))
+            text = self._tokenizer.decode([*(request.input_ids or ())], skip_special_tokens=True)
         question = self._recalling.question(
             text, parent.position, parent.sink_token_length, count, before=parent.prompt or ""
         )

@@ -15,13 +15,16 @@ from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trtstream.sessions.function_words import FUNCTION_WORDS
-from trtstream.sessions.records import Recalled, TurnRecord
+from trtstream.sessions.records import TOKEN_TYPE, Recalled, TurnRecord
 from trtstream.sessions.spans import Cutter, Span
-from trtstream.sessions.turn_log import ID_TYPE, TurnLog
+
+if TYPE_CHECKING:
+    from trtstream.sessions.turn_log import TurnLog
 
 MAX_INDEXES = 64  # the least recently used leave
 BATCH = 256  # turns that are read and added at once
@@ -155,7 +158,7 @@ class SpanIndex:
         for span, text in zip(spans, texts, strict=True):
             self._rows += 1
             self._tokens += len(span.ids)
-            ids = np.asarray(span.ids, ID_TYPE).tobytes()
+            ids = np.asarray(span.ids, TOKEN_TYPE).tobytes()
             self._database.execute("INSERT INTO spans VALUES (?, ?, ?, ?)", (self._rows, number, span.first, ids))
             self._database.execute("INSERT INTO words (rowid, text) VALUES (?, ?)", (self._rows, text))
 
@@ -273,7 +276,7 @@ class SpanIndex:
     def _found(self, row: int) -> tuple[Found, str]:
         query = "SELECT turn, first, ids, text FROM spans JOIN words ON words.rowid = row WHERE row = ?"
         turn, first, ids, text = self._database.execute(query, (row,)).fetchone()
-        return Found(turn, Span(first, tuple(np.frombuffer(ids, ID_TYPE).tolist()))), text
+        return Found(turn, Span(first, tuple(np.frombuffer(ids, TOKEN_TYPE).tolist()))), text
 
 
 def _words(text: str) -> list[str]:

@@ -15,6 +15,9 @@ SessionKey = str | int
 
 ID_BYTES = 16
 
+TOKEN_TYPE = "<i4"
+"""Of a token id in the log, as numpy names types."""
+
 
 def token_array(ids: Iterable[int] = ()) -> array[int]:
     """Token ids (int32), which are read from the log, kept and compared without an object for each."""

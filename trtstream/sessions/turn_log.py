@@ -16,6 +16,7 @@ from trtstream import failpoint
 from trtstream.errors import TrtstreamError
 from trtstream.sessions.database import CommitUnknown, Database
 from trtstream.sessions.records import (
+    TOKEN_TYPE,
     Commit,
     Recalled,
     SessionKey,
@@ -27,7 +28,6 @@ from trtstream.sessions.records import (
 )
 from trtstream.sessions.schema import conversations, migrate, responses, sessions, turns
 
-ID_TYPE = np.dtype("<i4")
 MAX_PAUSE = 0.5  # seconds between two attempts
 CHECKPOINT_ATTEMPTS = 20
 MAX_IDS = 500  # in one statement
@@ -134,7 +134,7 @@ class TurnLog:
         ids: list[int] = []
         with self._database.reading() as connection:
             for start, tokens in connection.execute(query):
-                fed = np.frombuffer(tokens, ID_TYPE)
+                fed = np.frombuffer(tokens, TOKEN_TYPE)
                 ids += [*fed[: max(sinks - start, 0)].tolist(), *fed[max(first - start, 0) :].tolist()]
         return ids
 
@@ -370,7 +370,7 @@ def _collect(connection: Connection, root: bytes, young: float | None) -> None:
 def _values(turn: TurnRecord) -> dict[str, Any]:
     values = {name: getattr(turn, name) for name in turns.columns.keys()}  # noqa: SIM118 (columns, not their names)
     recalled = turn.recalled and turn.recalled.to_json()
-    tokens = np.asarray(turn.tokens, ID_TYPE).tobytes()
+    tokens = np.asarray(turn.tokens, TOKEN_TYPE).tobytes()
     return {**values, "text": turn.text.encode(), "tokens": tokens, "recalled": recalled}
 
 
@@ -383,5 +383,5 @@ def _record(row: Row[Any]) -> TurnRecord:
 
 def _from_bytes(tokens: bytes) -> array[int]:
     ids = token_array()
-    ids.frombytes(np.frombuffer(tokens, ID_TYPE).astype(np.intc).tobytes())
+    ids.frombytes(np.frombuffer(tokens, TOKEN_TYPE).astype(np.intc).tobytes())
     return ids
