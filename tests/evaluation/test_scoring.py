@@ -118,7 +118,7 @@ def losses_of(run: Run, subject: Subject, tokens: TokenFile, folder: Path) -> to
     return torch.from_numpy(np.fromfile(folder / f"{run.name}.f32", dtype="<f4"))
 
 
-@pytest.mark.quick("llama-gqa-*", "falcon-7b-streaming-*")
+@pytest.mark.quick("llama-gqa-streaming-*", "llama-gqa-dense-*")
 @pytest.mark.parametrize(
     ("method", "sinks", "window"), [("streaming", 4, WINDOW), ("window", 0, WINDOW), ("dense", 0, TOKENS - 1)]
 )

@@ -75,7 +75,7 @@ def matrix(weight: torch.Tensor, bias: torch.Tensor | None = None) -> c.Matrix:
     return c.Matrix(weight.data_ptr(), bias_address, len(weight), weight.stride(0), row_bytes, c.FORMATS[name])
 
 
-@pytest.mark.quick("*-native", "1-*-portable", "1-bfloat16-wide-pairs")
+@pytest.mark.quick("1-float32-native", "2-bfloat16-native", "1-*-portable", "1-bfloat16-wide-pairs")
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("parts", [1, 2])
@@ -230,7 +230,7 @@ def test_threads_share_a_step(threads: int, variant: str, compare: Compare, tmp_
     assert comparison.worst_error(comparison.compile(tmp_path / "step.so"), threads, steps=8) < 1e-4
 
 
-@pytest.mark.quick("native", "wide-pairs")
+@pytest.mark.quick("native")
 @pytest.mark.parametrize("path", PATHS)
 def test_a_step_in_bfloat16(path: str, compare: Compare, tmp_path: Path) -> None:
     """The cache is rounded, and with pairs all activations that are multiplied."""

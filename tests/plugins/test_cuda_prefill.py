@@ -55,6 +55,7 @@ def test_chunks_of_every_length_from_every_place(sinks: int, new: int, interpret
         assert worst_error(session, cuda_prefill.launch_prefill, **TILES) < 1e-5, since
 
 
+@pytest.mark.quick("dtype1")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_chunk_in_16_bits(dtype: torch.dtype, interpreter: None) -> None:
     for first in (0, 30):

@@ -59,7 +59,7 @@ def rerotate_whole_cache(
     return torch.stack(outputs)
 
 
-@pytest.mark.quick("*-0", "*-4")
+@pytest.mark.quick("*-4")
 @pytest.mark.parametrize("sinks", [0, 1, 4, 7])
 @pytest.mark.parametrize("alibi", [False, True])
 def test_equals_rerotating_the_whole_cache(sinks: int, alibi: bool) -> None:

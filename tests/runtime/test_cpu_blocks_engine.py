@@ -89,7 +89,7 @@ def test_steps_chunks_and_both(variant: str, quantization: str, tmp_path: Path) 
     assert max(errors) < 2e-3, errors
 
 
-@pytest.mark.quick("llama-bias-Q4_0", "llama-tied-Q8_0", "falcon-40b-Q4_1")
+@pytest.mark.quick("llama-bias-Q4_0", "llama-tied-Q8_0")
 @pytest.mark.parametrize("name", BLOCK_FORMATS)
 @pytest.mark.parametrize("variant", ["llama-bias", "llama-tied", "falcon-40b"])
 def test_a_gguf_files_blocks_are_kept(variant: str, name: str, tmp_path: Path) -> None:

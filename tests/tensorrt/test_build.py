@@ -42,7 +42,7 @@ def quiet(done: int, total: int) -> None:
     pass
 
 
-@pytest.mark.quick("llama-gqa", "falcon-7b", "falcon-rw", "llama-mqa")
+@pytest.mark.quick("llama-gqa", "falcon-rw")
 @pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant not in SAME_LAYERS])
 def test_every_variant_builds(variant: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "checkpoint", variant, num_hidden_layers=2))

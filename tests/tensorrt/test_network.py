@@ -58,6 +58,7 @@ def test_decode_of_sessions_that_sit_steps_out(weights: Tensors) -> None:
         assert_equal(torch.stack(found[session]), reference_logits(weights, tokens[session], sinks, RING))
 
 
+@pytest.mark.quick("llama-gqa", "llama-bias", "qwen3", "falcon-rw", "falcon-40b", "mpt-7b")
 def test_prefill_in_chunks(weights: Tensors) -> None:
     """As long as a call takes, and shorter. Decode continues after it, in the same caches."""
     sessions = NetworkSessions(trt, weights, BUILD, SINKS)

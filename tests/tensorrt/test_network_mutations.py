@@ -116,7 +116,7 @@ HEADS = {
 }
 
 
-@pytest.mark.quick("heads*", "values*")
+@pytest.mark.quick("heads*")
 @pytest.mark.parametrize("mutation", HEADS.values(), ids=HEADS)
 def test_mutated_heads(mutation: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     variant, right, wrong = mutation
