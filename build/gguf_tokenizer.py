@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Regex, decoders
+from tokenizers.normalizers import NFC, Normalizer
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Metaspace, PreTokenizer, Punctuation, Sequence, Split
 from tokenizers.processors import TemplateProcessing
 
@@ -92,10 +93,12 @@ TEKKEN_WORDS = (  # a word ends where a capital letter follows a small one
 class ByteLevelSplit:
     """How text is split before byte-level BPE merges, and whether a piece that is a token as it is skips the merges.
 
-    ``add_bos``: whether a prompt begins with BOS where the file does not say.
+    ``normalizer``: what comes before that, if anything. ``add_bos``: whether a prompt begins with BOS where the file
+    does not say.
     """
 
     pre_tokenizer: PreTokenizer
+    normalizer: Normalizer | None = None
     ignore_merges: bool = False
     add_bos: bool = False
 
@@ -103,6 +106,7 @@ class ByteLevelSplit:
 BYTES = ByteLevel(add_prefix_space=False)
 THREE_DIGITS = Split(Regex("[0-9][0-9][0-9]"), "isolated")
 GPT2 = ByteLevelSplit(BYTES)
+GPT_NEOX = ByteLevelSplit(BYTES, NFC())
 LLAMA3 = ByteLevelSplit(
     Sequence([Split(Regex(LLAMA3_WORDS), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]),
     ignore_merges=True,
@@ -121,8 +125,11 @@ SPLITS = {
         )
     ),
     "gpt-2": GPT2,
+    "mpt": GPT_NEOX,
+    "olmo": GPT_NEOX,  # the tokenizer of GPT-NeoX and Pythia too
     "qwen2": ByteLevelSplit(
-        Sequence([Split(Regex(QWEN2_WORDS), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
+        Sequence([Split(Regex(QWEN2_WORDS), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]),
+        NFC(),
     ),
     "tekken": ByteLevelSplit(
         Sequence([Split(Regex(TEKKEN_WORDS), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]),
@@ -176,6 +183,7 @@ def _byte_level(path: Path, loaded: Any, metadata: dict[str, Any]) -> bool:
             )
         raise _refusal(path, "tokenizer.ggml.pre", name, f"supported are {', '.join(SPLITS)}")
     split = SPLITS[name]
+    loaded.backend_tokenizer.normalizer = split.normalizer
     loaded.backend_tokenizer.pre_tokenizer = split.pre_tokenizer
     loaded.backend_tokenizer.model.ignore_merges = split.ignore_merges
     return split.add_bos

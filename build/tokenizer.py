@@ -61,19 +61,23 @@ def turn_ends(tokenizer: PreTrainedTokenizerBase, source: Path) -> list[int]:
     return ends
 
 
-def load(source: Path, folder: Path, fix: str, **options: Any) -> Any:
-    """The tokenizer in ``folder``, without truncation and padding; transformers takes ``options``.
+def load(source: Path, folder: Path, fix: str, gguf_file: str | None = None) -> Any:
+    """The tokenizer in ``folder``, or in this file there, without truncation and padding.
 
     Raises TrtstreamError, which names ``source`` and the ``fix``, for one that cannot be read or fails at a word.
     """
     name = f"the tokenizer of {source}"
     with named_errors(f"{name} cannot be loaded", fix):
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         path = folder / "tokenizer.json"
         if path.is_file():
             check_token_ids(path)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        if gguf_file is None:
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        else:  # AutoTokenizer would read the model's config too, in seconds, and refuse architectures
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, gguf_file=gguf_file, **options)
         if not tokenizer.is_fast:
             raise TrtstreamError(f"{name} has no fast version; {fix}")
         prepare(tokenizer.backend_tokenizer)

@@ -45,6 +45,32 @@ FALCON_NAMES = {
     "mlp.dense_4h_to_h": "ffn_down",
 }
 
+GPT_NEOX_NAMES = {
+    "gpt_neox.embed_in": "token_embd",
+    "gpt_neox.final_layer_norm": "output_norm",
+    "embed_out": "output",
+    "gpt_neox.layers": "blk",
+    "input_layernorm": "attn_norm",
+    "attention.query_key_value": "attn_qkv",
+    "attention.dense": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.dense_h_to_4h": "ffn_up",
+    "mlp.dense_4h_to_h": "ffn_down",
+}
+MPT_NAMES = {
+    "transformer.wte": "token_embd",
+    "transformer.norm_f": "output_norm",
+    "transformer.blocks": "blk",
+    "norm_1": "attn_norm",
+    "attn.Wqkv": "attn_qkv",
+    "attn.out_proj": "attn_output",
+    "norm_2": "ffn_norm",
+    "ffn.up_proj": "ffn_up",
+    "ffn.down_proj": "ffn_down",
+}
+NAMES = {"falcon": FALCON_NAMES, "gpt_neox": GPT_NEOX_NAMES, "mpt": MPT_NAMES}
+ARCHITECTURES = {"gpt_neox": "gptneox"}  # where GGUF has a name of its own
+
 
 def write_gguf(
     path: Path,
@@ -59,16 +85,19 @@ def write_gguf(
     ``metadata`` may add keys (a tokenizer, RoPE scaling), ``tensors`` more tensors.
     """
     config = json.loads((folder / "config.json").read_text())
-    architecture = config["model_type"]
-    writer = GGUFWriter(path, architecture)
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_head_count(config["num_attention_heads"])
+    model_type = config["model_type"]
+    writer = GGUFWriter(path, ARCHITECTURES.get(model_type, model_type))
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    (_falcon if architecture == "falcon" else _llama)(writer, config)
-    if architecture == "phi3":
+    if model_type == "mpt":
+        _mpt(writer, config)
+    else:
+        writer.add_block_count(config["num_hidden_layers"])
+        writer.add_context_length(config["max_position_embeddings"])
+        writer.add_embedding_length(config["hidden_size"])
+        writer.add_head_count(config["num_attention_heads"])
+        {"falcon": _falcon, "gpt_neox": _gpt_neox}.get(model_type, _llama)(writer, config)
+    if model_type == "phi3":
         _phi3(writer, config)
     if metadata:
         metadata(writer)
@@ -113,14 +142,39 @@ def _falcon(writer: GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_layer_norm_eps(config["layer_norm_epsilon"])
 
 
+def _gpt_neox(writer: GGUFWriter, config: dict[str, Any]) -> None:
+    rope = config["rope_parameters"]
+    head_dim = config["hidden_size"] // config["num_attention_heads"]
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_rope_dimension_count(int(rope["partial_rotary_factor"] * head_dim))
+    writer.add_parallel_residual(config["use_parallel_residual"])
+    writer.add_layer_norm_eps(config["layer_norm_eps"])
+
+
+def _mpt(writer: GGUFWriter, config: dict[str, Any]) -> None:
+    attention = config["attn_config"]
+    writer.add_block_count(config["n_layers"])
+    writer.add_context_length(config["max_seq_len"])
+    writer.add_embedding_length(config["d_model"])
+    writer.add_feed_forward_length(config["expansion_ratio"] * config["d_model"])
+    writer.add_head_count(config["n_heads"])
+    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    writer.add_max_alibi_bias(attention["alibi_bias_max"])
+    if attention["clip_qkv"] is not None:
+        writer.add_clamp_kqv(attention["clip_qkv"])
+
+
 def _convert(name: str, values: np.ndarray, config: dict[str, Any]) -> tuple[str, np.ndarray]:
     """A tensor's name and values as the converter writes them."""
-    names = FALCON_NAMES if config["model_type"] == "falcon" else LLAMA_NAMES
-    heads = config["num_attention_heads"]
+    names = NAMES.get(config["model_type"], LLAMA_NAMES)
+    heads = config.get("num_attention_heads")
     if "q_proj" in name and config["model_type"] == "llama":
         values = _interleave(values, heads)
     elif "k_proj" in name and config["model_type"] == "llama":
         values = _interleave(values, config["num_key_value_heads"])
+    elif "query_key_value" in name and config["model_type"] == "gpt_neox":
+        by_head = values.reshape(heads, 3, -1, *values.shape[1:])
+        values = np.concatenate([by_head[:, i].reshape(-1, *values.shape[1:]) for i in range(3)])
     elif "query_key_value" in name:
         kv_heads = config["num_kv_heads"] if config["new_decoder_architecture"] else 1
         groups = values.reshape(kv_heads, heads // kv_heads + 2, -1, values.shape[1])

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from trtstream.build.families.family import Family, Layout, decoder_recipes
+from trtstream.build.families.family import GGUF_NAMES, Family, Layout, decoder_recipes
 from trtstream.build.families.raw_config import RawConfig
 from trtstream.build.recipes import Recipes
 from trtstream.settings import ModelConfig, NormEps
@@ -31,19 +31,7 @@ NAMES = {
         "up": "mlp.dense_h_to_4h",
         "down": "mlp.dense_4h_to_h",
     },
-    "gguf": {
-        "embedding": "token_embd",
-        "norm": "output_norm",
-        "lm_head": "output",
-        "layer": "blk",
-        "shared_norm": "attn_norm",
-        "attention_norm": "attn_norm_2",
-        "mlp_norm": "attn_norm",
-        "qkv": "attn_qkv",
-        "attention_output": "attn_output",
-        "up": "ffn_up",
-        "down": "ffn_down",
-    },
+    "gguf": GGUF_NAMES | {"shared_norm": "attn_norm", "attention_norm": "attn_norm_2", "mlp_norm": "attn_norm"},
 }
 
 

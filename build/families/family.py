@@ -14,6 +14,26 @@ from trtstream.typed_json import from_json
 
 Layout = Literal["huggingface", "gguf"]
 
+GGUF_NAMES = {
+    "embedding": "token_embd",
+    "norm": "output_norm",
+    "lm_head": "output",
+    "layer": "blk",
+    "attention_norm": "attn_norm",
+    "q": "attn_q",
+    "k": "attn_k",
+    "v": "attn_v",
+    "qkv": "attn_qkv",
+    "q_norm": "attn_q_norm",
+    "k_norm": "attn_k_norm",
+    "attention_output": "attn_output",
+    "mlp_norm": "ffn_norm",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "down": "ffn_down",
+}
+"""A .gguf file's names by the roles of `decoder_recipes`, which most families share."""
+
 
 @dataclass(frozen=True)
 class Family:

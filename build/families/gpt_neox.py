@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from trtstream.build.families.family import Family, Layout, decoder_recipes
+from trtstream.build.families.family import GGUF_NAMES, Family, Layout, decoder_recipes
 from trtstream.build.families.partial_rotary import spread
 from trtstream.build.families.raw_config import RawConfig
 from trtstream.build.recipes import Recipes
 from trtstream.settings import ModelConfig, NormEps
 
 NAMES = {
-    "embedding": "gpt_neox.embed_in",
-    "norm": "gpt_neox.final_layer_norm",
-    "lm_head": "embed_out",
-    "layer": "gpt_neox.layers",
-    "attention_norm": "input_layernorm",
-    "mlp_norm": "post_attention_layernorm",
-    "qkv": "attention.query_key_value",
-    "attention_output": "attention.dense",
-    "up": "mlp.dense_h_to_4h",
-    "down": "mlp.dense_4h_to_h",
+    "huggingface": {
+        "embedding": "gpt_neox.embed_in",
+        "norm": "gpt_neox.final_layer_norm",
+        "lm_head": "embed_out",
+        "layer": "gpt_neox.layers",
+        "attention_norm": "input_layernorm",
+        "mlp_norm": "post_attention_layernorm",
+        "qkv": "attention.query_key_value",
+        "attention_output": "attention.dense",
+        "up": "mlp.dense_h_to_4h",
+        "down": "mlp.dense_4h_to_h",
+    },
+    "gguf": GGUF_NAMES,
 }
 
 
@@ -61,28 +66,44 @@ def model_config(raw: RawConfig) -> ModelConfig:
     )
 
 
+def gguf_config(metadata: RawConfig, tensor_names: Collection[str]) -> dict[str, Any]:
+    """GGUF does not say which approximation of GELU a model was trained with: Pythia's and the default is none."""
+    return {
+        "architectures": ["GPTNeoXForCausalLM"],
+        "rotary_pct": 1.0,  # unless the RoPE parameters, which every family has, name another part of a head
+        "use_parallel_residual": metadata.flag("use_parallel_residual", True),
+        "layer_norm_eps": metadata.number("attention.layer_norm_epsilon", kind=NormEps),
+        "attention_bias": "blk.0.attn_qkv.bias" in tensor_names,
+    }
+
+
 def recipes(raw: RawConfig, model: ModelConfig, layout: Layout) -> Recipes:
     hidden, intermediate = model.hidden_size, model.intermediate_size
     bias = raw.flag("attention_bias", True)
 
-    def ungroup(parts: list[torch.Tensor]) -> torch.Tensor:
-        """Rows come as a group for each head: its query, its key, its value."""
-        q, k, v = parts[0].unflatten(0, (-1, 3, model.head_dim)).unbind(1)
-        return torch.cat([spread(q.flatten(0, 1), model), spread(k.flatten(0, 1), model), v.flatten(0, 1)])
+    def order(parts: list[torch.Tensor]) -> torch.Tensor:
+        """Rows come as a group for each head: its query, its key, its value. GGUF has all queries first, then keys."""
+        if layout == "gguf":
+            q, k, v = parts[0].chunk(3)
+        else:
+            q, k, v = (rows.flatten(0, 1) for rows in parts[0].unflatten(0, (-1, 3, model.head_dim)).unbind(1))
+        return torch.cat([spread(q, model), spread(k, model), v])
 
     def add_layer(tensors: Recipes, layer: str, stored: dict[str, str]) -> None:
         tensors.norm(f"{layer}.attention_norm", stored["attention_norm"], hidden, bias=True)
-        tensors.linear(f"{layer}.qkv", {stored["qkv"]: 3 * hidden}, hidden, bias=bias, make=ungroup)
+        tensors.linear(f"{layer}.qkv", {stored["qkv"]: 3 * hidden}, hidden, bias=bias, make=order)
         tensors.linear(f"{layer}.attention_output", {stored["attention_output"]: hidden}, hidden, bias=bias)
         tensors.norm(f"{layer}.mlp_norm", stored["mlp_norm"], hidden, bias=True)
         tensors.linear(f"{layer}.up", {stored["up"]: intermediate}, hidden, bias=True)
         tensors.linear(f"{layer}.down", {stored["down"]: hidden}, intermediate, bias=True)
 
-    return decoder_recipes(model, NAMES, add_layer)
+    return decoder_recipes(model, NAMES[layout], add_layer)
 
 
 FAMILY = Family(
     architectures={"gpt_neox": "GPTNeoXForCausalLM"},
     model_config=model_config,
     recipes=recipes,
+    gguf_architecture="gptneox",
+    gguf_config=gguf_config,
 )

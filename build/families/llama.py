@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from trtstream.build.families.family import Family, Layout, decoder_recipes
+from trtstream.build.families.family import GGUF_NAMES, Family, Layout, decoder_recipes
 from trtstream.build.families.raw_config import RawConfig
 from trtstream.build.recipes import Recipes
 from trtstream.settings import ModelConfig, NormEps
@@ -30,23 +30,7 @@ NAMES = {
         "up": "mlp.up_proj",
         "down": "mlp.down_proj",
     },
-    "gguf": {
-        "embedding": "token_embd",
-        "norm": "output_norm",
-        "lm_head": "output",
-        "layer": "blk",
-        "attention_norm": "attn_norm",
-        "q": "attn_q",
-        "k": "attn_k",
-        "v": "attn_v",
-        "q_norm": "attn_q_norm",
-        "k_norm": "attn_k_norm",
-        "attention_output": "attn_output",
-        "mlp_norm": "ffn_norm",
-        "gate": "ffn_gate",
-        "up": "ffn_up",
-        "down": "ffn_down",
-    },
+    "gguf": GGUF_NAMES,
 }
 
 

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
-from trtstream.build.families.family import Family, Layout, decoder_recipes
+from trtstream.build.families.family import GGUF_NAMES, Family, Layout, decoder_recipes
 from trtstream.build.families.raw_config import RawConfig
 from trtstream.build.recipes import Recipes
 from trtstream.settings import ModelConfig, NormEps
 from trtstream.typed_json import shown
 
 NAMES = {
-    "embedding": "transformer.wte",
-    "norm": "transformer.norm_f",
-    "lm_head": "lm_head",
-    "layer": "transformer.blocks",
-    "attention_norm": "norm_1",
-    "qkv": "attn.Wqkv",
-    "attention_output": "attn.out_proj",
-    "mlp_norm": "norm_2",
-    "up": "ffn.up_proj",
-    "down": "ffn.down_proj",
+    "huggingface": {
+        "embedding": "transformer.wte",
+        "norm": "transformer.norm_f",
+        "lm_head": "lm_head",
+        "layer": "transformer.blocks",
+        "attention_norm": "norm_1",
+        "qkv": "attn.Wqkv",
+        "attention_output": "attn.out_proj",
+        "mlp_norm": "norm_2",
+        "up": "ffn.up_proj",
+        "down": "ffn.down_proj",
+    },
+    "gguf": GGUF_NAMES,
 }
 ONLY: dict[str, Any] = {
     "alibi": True,
@@ -62,7 +66,7 @@ def model_config(raw: RawConfig) -> ModelConfig:
         rope=None,
         bos_token_id=next(iter(raw.token_ids("bos_token_id", None, vocab_size)), None),
         eos_token_ids=raw.token_ids("eos_token_id", None, vocab_size),
-        alibi_slopes=alibi_slopes(heads, attention.integer("alibi_bias_max", default=8)),
+        alibi_slopes=alibi_slopes(heads, attention.number("alibi_bias_max", default=8.0)),
         clip_qkv=attention.number("clip_qkv") if clip else None,  # 0 counts as unset, as in transformers
     )
 
@@ -78,7 +82,7 @@ def _attention(raw: RawConfig) -> RawConfig:
     return RawConfig(f"{raw.where}: attn_config", values)
 
 
-def alibi_slopes(heads: int, bias_max: int) -> tuple[float, ...]:
+def alibi_slopes(heads: int, bias_max: float) -> tuple[float, ...]:
     """What a token of distance takes off a scaled score in each head: powers of two, to 2 ** -bias_max.
 
     Where the number of heads is no power of two, they come from the next one: every second slope, then those between.
@@ -88,6 +92,28 @@ def alibi_slopes(heads: int, bias_max: int) -> tuple[float, ...]:
     if power_of_two != heads:
         slopes = [*slopes[1::2], *slopes[::2]]
     return tuple(slopes[:heads])
+
+
+def gguf_config(metadata: RawConfig, tensor_names: Collection[str]) -> dict[str, Any]:
+    hidden_size, intermediate = metadata.integer("embedding_length"), metadata.integer("feed_forward_length")
+    if intermediate % hidden_size:
+        raise metadata.error(f"feed_forward_length {intermediate} must be a multiple of embedding_length {hidden_size}")
+    heads = metadata.integer("attention.head_count")
+    if metadata.integer("attention.head_count_kv", default=heads) != heads:
+        raise metadata.error("attention.head_count_kv must be attention.head_count; grouped queries are not supported")
+    return {
+        "architectures": ["MptForCausalLM"],
+        "d_model": hidden_size,
+        "n_heads": heads,
+        "n_layers": metadata.integer("block_count"),
+        "max_seq_len": metadata.integer("context_length"),
+        "expansion_ratio": intermediate // hidden_size,
+        "layer_norm_epsilon": metadata.number("attention.layer_norm_epsilon", kind=NormEps),
+        "attn_config": {
+            "alibi_bias_max": metadata.number("attention.max_alibi_bias"),
+            "clip_qkv": metadata.get("attention.clamp_kqv"),
+        },
+    }
 
 
 def recipes(raw: RawConfig, model: ModelConfig, layout: Layout) -> Recipes:
@@ -101,11 +127,13 @@ def recipes(raw: RawConfig, model: ModelConfig, layout: Layout) -> Recipes:
         tensors.linear(f"{layer}.up", {stored["up"]: intermediate}, hidden)
         tensors.linear(f"{layer}.down", {stored["down"]: hidden}, intermediate)
 
-    return decoder_recipes(model, NAMES, add_layer, norm_bias=False)
+    return decoder_recipes(model, NAMES[layout], add_layer, norm_bias=False)
 
 
 FAMILY = Family(
     architectures={"mpt": "MptForCausalLM"},
     model_config=model_config,
     recipes=recipes,
+    gguf_architecture="mpt",
+    gguf_config=gguf_config,
 )

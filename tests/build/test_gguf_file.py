@@ -60,6 +60,8 @@ def test_tensors_of_every_type(quantization: str, tmp_path: Path) -> None:
         "qwen3",
         "falcon-40b",
         "falcon-11b",
+        "gpt-neox",
+        "mpt-7b",
     ],
 )
 def test_round_trip(variant: str, tmp_path: Path) -> None:
@@ -208,6 +210,14 @@ def test_metadata_that_is_refused(name: str, tmp_path: Path) -> None:
     refuse(write_gguf(tmp_path / "model.gguf", tmp_path / "hf", metadata=metadata), message)
 
 
+def test_an_mpt_that_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "hf", "mpt-7b", num_hidden_layers=1)
+    path = write_gguf(tmp_path / "grouped.gguf", tmp_path / "hf", metadata=lambda writer: writer.add_head_count_kv(2))
+    refuse(path, r"attention\.head_count_kv must be attention\.head_count; grouped queries are not supported")
+    write_checkpoint(tmp_path / "learned", "mpt-7b", num_hidden_layers=1, attn_config={"alibi_bias_max": 0})
+    refuse(write_gguf(tmp_path / "learned.gguf", tmp_path / "learned"), r"attention\.max_alibi_bias is 0\.0")
+
+
 def test_tensors_that_do_not_fit_are_named_as_the_file_names_them(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "hf", "llama-gqa", num_hidden_layers=1)
     extra = {"blk.0.attn_q_norm.weight": np.ones(16, np.float32)}
@@ -242,7 +252,7 @@ def test_an_architecture_that_is_not_supported_is_named(tmp_path: Path) -> None:
     writer.close()
     refuse(
         tmp_path / "model.gguf",
-        "the architecture 'mamba' is not supported; supported are llama, qwen2, qwen3, phi3, falcon",
+        "the architecture 'mamba' is not supported; supported are llama, qwen2, qwen3, phi3, falcon, gptneox, mpt",
     )
 
 

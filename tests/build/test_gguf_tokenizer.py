@@ -103,6 +103,13 @@ def test_tekken_splits_words_at_capital_letters(tmp_path: Path) -> None:
         assert [piece for piece, _ in split] == pieces
 
 
+@pytest.mark.parametrize(("variant", "pre"), [("gpt-neox", "olmo"), ("mpt-7b", "mpt")])
+def test_families_whose_gguf_files_transformers_does_not_read(variant: str, pre: str, tmp_path: Path) -> None:
+    tokenizer = gguf_tokenizer_of(tmp_path, lambda writer: byte_level(writer, pre), variant)
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("a 12345")) == ["a", "Ġ", "1234", "5"]
+    assert tokenizer.encode("e\u0301") == tokenizer.encode("é")
+
+
 def test_a_phi3_has_a_llamas_tokenizer(tmp_path: Path) -> None:
     llama = gguf_tokenizer_of(tmp_path / "llama", sentencepiece)
     phi3 = gguf_tokenizer_of(tmp_path / "phi3", sentencepiece, "phi3")
