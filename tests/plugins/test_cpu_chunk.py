@@ -83,15 +83,16 @@ class ChunkComparison(Comparison):
 
         Then a session that was rebuilt, so that its ring begins with a late token. ``steps`` of each.
         """
-        found = []
+        scores, logits = [], []
         for i in range(steps):
             for length in (3, 2, 30, RING, 7, LONGEST, 9, 24):
-                found.append(engine.score(1, random_tokens(length, seed=100 * i + length)))
+                scores.append(engine.score(1, random_tokens(length, seed=100 * i + length)))
         engine.import_state(3, SessionState(4, 500, random_tokens(4 + 9, seed=1)))
         for length in (5, 33, 2, LONGEST):
-            found.append(engine.score(3, random_tokens(length, seed=length)))
-            found += [engine.decode([lane], random_tokens(1, seed=length)) for lane in (1, 3)]
-        return [each[~each.isnan()] for each in found]
+            scores.append(engine.score(3, random_tokens(length, seed=length)))
+            logits += [engine.decode([lane], random_tokens(1, seed=length)) for lane in (1, 3)]
+        together = torch.cat(scores)
+        return [together[~together.isnan()], *logits]
 
 
 Compare = Callable[..., ChunkComparison]
@@ -143,14 +144,14 @@ MUTATIONS = [
     ("llama-gqa", "chunk_attention.h", "first[i] <= number", "first[i] < number"),
     ("llama-gqa", "chunk_attention.h", "number < end[i]", "number <= end[i]"),
     ("llama-gqa", "chunk_attention.h", "from = std::min(from, behind - row.ring_count)", "from = first[i]"),
-    ("llama-gqa", "chunk_attention.h", "b < sessions.batch - sessions.ring()", "b < 0"),
+    ("llama-gqa", "chunk_attention.h", "sessions.batch - sessions.ring()", "sessions.batch - 3"),
     ("falcon-rw", "chunk_attention.h", "place[i] = float(row.cache_position)", "place[i] = float(behind)"),
     ("falcon-rw", "chunk_attention.h", "last[i] = float(behind - 1)", "last[i] = 0"),
     ("falcon-rw", "panels.h", "out.at(panel, to + r)[i] += m.bias[first + r]", ""),
     ("llama-gqa", "panels.h", "add || column > 0", "column > 0"),
     ("qwen3", "chunk.cpp", "head < kHeads ? layer.q_norm : layer.k_norm", "layer.q_norm"),
     ("mpt-7b", "chunk.cpp", "if (model_.clip_qkv > 0)", "if (model_.clip_qkv < 0)"),
-    ("falcon-40b", "chunk.cpp", "if (!model_.is_shared_norm) {", "{"),
+    ("falcon-40b", "chunk.cpp", "if (!model_.is_shared_norm) {", "if (model_.is_shared_norm) {"),
     ("falcon-7b", "chunk.cpp", "if (!model_.is_parallel) {", "{"),
     ("llama-gqa", "chunk.cpp", "gate[i] *= up[i]", ""),
     ("llama-gqa", "chunk.cpp", "cache + i * sessions_.layer_size()", "cache"),
