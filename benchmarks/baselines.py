@@ -34,10 +34,10 @@ class WholeCacheRotation:
         self._model, self._weights = model, weights
         self._sinks, self._ring, self._fed = sinks, ring, 0
         like = weights.float_embedding
-        rotation = PositionEncoding.of(model).rotation(torch.arange(sinks + ring))
+        rotation = PositionEncoding.of(model).rotation(torch.arange(sinks + 2 * ring))
         if rotation is None:
             raise TrtstreamError("the model has no rotary embedding: there is nothing to rotate")
-        self._cos, self._sin = (x.to(like) for x in rotation)  # [C, head_dim / 2], by place
+        self._cos, self._sin = (x.to(like) for x in rotation)  # [S + 2 R, head_dim / 2], by place
         shape = (2, model.num_key_value_heads, sinks + ring, model.head_dim)
         self._cache = [like.new_zeros(shape) for _ in range(model.num_hidden_layers)]  # keys and values, by slot
 
@@ -50,12 +50,11 @@ class WholeCacheRotation:
     @torch.inference_mode()
     def step(self, token: torch.Tensor) -> torch.Tensor:
         """Feed one token [1] (int64); logits [vocab]."""
-        new, length, cos, sin = self._fed, self._fed + 1, self._cos, self._sin
-        if self._fed >= self._sinks + self._ring:
-            oldest = (self._fed - self._sinks) % self._ring
-            new, length = self._sinks + oldest, self._sinks + self._ring
-            cos, sin = (torch.cat((x[: self._sinks], x[self._sinks :].roll(oldest + 1, 0))) for x in (cos, sin))
-        cos, sin = cos[:length], sin[:length]
+        sinks, ring, t = self._sinks, self._ring, self._fed
+        new, length = t if t < sinks else sinks + (t - sinks) % ring, min(t + 1, sinks + ring)
+        ages = (new - torch.arange(sinks, max(length, sinks), device=token.device)) % ring  # of what ring slots hold
+        places = self._places(t, ages)
+        cos, sin = (torch.cat((x[: min(sinks, length)], x[places])) for x in (self._cos, self._sin))
 
         def attention(layer: int, qkv: torch.Tensor) -> torch.Tensor:
             return self._attention(self._cache[layer][:, :, :length], qkv, new, cos, sin)
@@ -63,6 +62,10 @@ class WholeCacheRotation:
         hidden = decode_layers(self._weights.float_embedding[token], self._weights, self._model, attention)
         self._fed += 1
         return logits(hidden, self._weights, self._model)[0]
+
+    def _places(self, t: int, ages: torch.Tensor) -> torch.Tensor:
+        """Where the ring's tokens, of those ages, count as being when token t is the newest."""
+        return min(t, self._sinks + self._ring - 1) - ages
 
     def _attention(
         self, cache: torch.Tensor, qkv: torch.Tensor, new: int, cos: torch.Tensor, sin: torch.Tensor
@@ -76,6 +79,17 @@ class WholeCacheRotation:
         q = rotate(q, cos[new], sin[new]).view(kv_heads, -1, head_dim)
         scores = q @ rotate(keys, cos, sin).transpose(1, 2) * head_dim**-0.5
         return (scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype) @ values).view(1, -1)
+
+
+class ModuloPositions(WholeCacheRotation):
+    """ExecuTorch's way: a key is rotated once, to its token's number modulo 2 R behind the sinks.
+
+    So distances are wrong between tokens on both sides of a wrap, and to the sinks. It is computed here as whole-cache
+    rotation is, which gives the same numbers and no time to compare.
+    """
+
+    def _places(self, t: int, ages: torch.Tensor) -> torch.Tensor:
+        return self._sinks + (t - ages - self._sinks) % (2 * self._ring)
 
 
 Recompute = Callable[[torch.Tensor], torch.Tensor]

@@ -8,8 +8,13 @@ is also checked: the table says by how much a contestant's predictions differ fr
 Peers: recompute (a dense pass over the last W tokens for each token, by transformers where it can), the paper's method
 (the whole cache is rotated at each step; in our own few lines of torch), and llama.cpp where llama-cpp-python is
 installed and the checkpoint is a .gguf file: in its own format, Q8_0 and F16, discarding one token at a time (which is
-StreamingLLM) or half of them; and OpenVINO GenAI where openvino-genai is, which reads the same file. A step's floor is
-the time in which its weights and visible KV cache can be read, at the measured bandwidth.
+StreamingLLM) or half of them, and 4 and 8 sessions at a time; OpenVINO GenAI where openvino-genai is, which reads the
+same file; and ExecuTorch's positions in our own torch, for their quality. A step's floor is the time in which its
+weights and visible KV cache can be read, at the measured bandwidth. Prompts are those of new sessions.
+
+    python -m benchmarks.compare CHECKPOINT --text FILE --peers llama.cpp,openvino
+
+leaves out what takes long.
 """
 
 from __future__ import annotations
@@ -78,8 +83,8 @@ def compare(
     parts = plan(window, rounds)
     num_tokens = sum(part.rounds * part.tokens for part in parts) + 1  # the last is predicted only
     source = open_checkpoint(checkpoint)
-    ours = our_entries(checkpoint, source, window, sinks)
     with tempfile.TemporaryDirectory() as scratch:
+        ours = our_entries(checkpoint, source, window, sinks, Path(scratch))
         ids = token_ids(source, text, num_tokens, Path(scratch))
         others = peer_entries(peers, checkpoint, source, window, sinks, Path(scratch))
         floor, *records = measure([MEMORY, *ours, *others], 1 + len(ours), ids, parts, threads)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ from trtstream.runtime.loading import load_engine
 from trtstream.settings import BuildConfig, ModelConfig
 
 MEMORY_BYTES = 1 << 29  # far more than any cache holds
+NOTES = {
+    baselines.WholeCacheRotation: "the paper's method, in our own torch; prompts token by token",
+    baselines.ModuloPositions: "positions modulo twice the ring, in our own torch: its loss counts, and not its time",
+}
 
 
 class Memory:
@@ -41,25 +46,30 @@ class Memory:
 
 
 class Engine:
-    """This engine, one session."""
+    """This engine: one session, or several that all read the same text."""
 
     note = "prompts in chunks, exactly"
 
     def __init__(self, checkpoint: str, build: BuildConfig) -> None:
+        self._lanes = range(build.max_batch_size)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "engine"
             build_cpu_engine(open_checkpoint(checkpoint), build, folder, lambda done, total: None)
             self._engine = load_engine(folder)
         assert isinstance(self._engine.backend, CpuBackend)
-        self.step_bytes = step_bytes(self._engine.model, build, self._engine.backend.weights, 1)
+        self.step_bytes = step_bytes(self._engine.model, build, self._engine.backend.weights, len(self._lanes))
 
     def feed(self, tokens: Sequence[int]) -> np.ndarray:
-        return self._engine.decode([0], tokens)[0].numpy() if len(tokens) == 1 else self.prefill(tokens)
+        if len(tokens) == 1:
+            return self._engine.decode(self._lanes, [*tokens] * len(self._lanes))[0].numpy()
+        logits = [self._engine.prefill(lane, tokens) for lane in self._lanes]
+        return logits[0].numpy()
 
     def evaluate(self, tokens: Sequence[int]) -> np.ndarray:
         return self._engine.score(0, tokens).numpy()
 
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+        self._engine.reset(0)  # a new session, as the peers have
         return self._engine.prefill(0, tokens).numpy()
 
 
@@ -83,14 +93,13 @@ class Recompute:
 
 
 class Rotation:
-    """The paper's method, token by token, prompts too; its projections are packed as this engine's are."""
+    """The paper's method or ExecuTorch's positions, token by token, prompts too; projections are packed for oneDNN."""
 
-    note = "the paper's method, in our own torch; prompts token by token"
-
-    def __init__(self, checkpoint: str, build: BuildConfig) -> None:
+    def __init__(self, checkpoint: str, build: BuildConfig, *, method: type[baselines.WholeCacheRotation]) -> None:
         model, weights = float32_weights(checkpoint, pack=True)
         self.step_bytes = step_bytes(model, build, weights, 1)
-        self._method = baselines.WholeCacheRotation(model, weights, build.sink_token_length, build.ring)
+        self.note = NOTES[method]
+        self._method = method(model, weights, build.sink_token_length, build.ring)
         self._last = torch.empty(0)
 
     def feed(self, tokens: Sequence[int]) -> np.ndarray:
@@ -109,7 +118,14 @@ class Rotation:
 def make(threads: int, kind: str, **settings: Any) -> Contestant:
     """A contestant that computes with that many threads."""
     torch.set_num_threads(threads)
-    return {"memory": Memory, "engine": Engine, "recompute": Recompute, "rotation": Rotation}[kind](**settings)
+    makers: dict[str, Callable[..., Contestant]] = {
+        "memory": Memory,
+        "engine": Engine,
+        "recompute": Recompute,
+        "rotation": partial(Rotation, method=baselines.WholeCacheRotation),
+        "executorch": partial(Rotation, method=baselines.ModuloPositions),
+    }
+    return makers[kind](**settings)
 
 
 def float32_weights(path: str, *, pack: bool) -> tuple[ModelConfig, DecoderWeights]:

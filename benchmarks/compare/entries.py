@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 TORCH = "benchmarks.compare.contestants:make"
 STEPS = 16  # tokens that are decoded in a turn
-PEERS = ("recompute", "rotation", "llama.cpp", "openvino")
+PEERS = ("recompute", "rotation", "executorch", "llama.cpp", "openvino")
 LLAMA_CPP_FORMATS = ("Q8_0", "F16")  # in addition to the checkpoint's own
+BATCHES = (4, 8)  # sessions that are decoded together, in addition to one
 RECOMPUTED = 8  # recompute is slow, so it predicts after every 8th token only
 
 
@@ -29,16 +30,18 @@ class Entry:
     maker: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     every: int = 1  # tokens in a call of a decoding turn
+    sessions: int = 1  # that read the same text and are decoded together
     why_not: str | None = None  # why it cannot run here
 
 
 MEMORY = Entry("memory", TORCH, {"kind": "memory"}, every=STEPS)  # the lower bound of a step, measured once a turn
 
 
-def our_entries(path: Path, checkpoint: Checkpoint, window: int, sinks: int) -> list[Entry]:
+def our_entries(path: Path, checkpoint: Checkpoint, window: int, sinks: int, scratch: Path) -> list[Entry]:
     """This engine in floats, of which float32 is the first, which all are compared with; and with weights in blocks.
 
-    Those are the checkpoint's own where it has some, else of 8 and 4 bits; the cache is in bfloat16 then.
+    Those are the checkpoint's own where it has some, else of 8 and 4 bits; the cache is in bfloat16 then. From a .gguf
+    file also in Q8_0, with the same bits as llama.cpp has, converted in ``scratch``. In bfloat16 with several sessions.
     Raises TrtstreamError for an impossible window, or one that the checkpoint ``path`` was not trained for.
     """
     from trtstream.build.cpu import default_quantization
@@ -53,7 +56,27 @@ def our_entries(path: Path, checkpoint: Checkpoint, window: int, sinks: int) -> 
         check_against_model(build, checkpoint.model, force=False)
         name = f"trtstream {dtype if quantization == 'none' else quantization}"
         entries.append(Entry(name, TORCH, {"kind": "engine", "checkpoint": str(path), "build": build}))
+    in_bfloat16 = replace(_build(window, sinks), dtype="bfloat16")
+    if path.suffix.lower() == ".gguf":
+        file, build = str(_in_format("Q8_0", path, scratch)), replace(in_bfloat16, quantization="kept")
+        entries.append(Entry("trtstream Q8_0", TORCH, {"kind": "engine", "checkpoint": file, "build": build}))
+    for count in BATCHES:
+        batch: dict[str, Any] = {"kind": "engine", "checkpoint": str(path)}
+        batch["build"] = replace(in_bfloat16, max_batch_size=count)
+        entries.append(Entry(f"trtstream bfloat16, {count} sessions", TORCH, batch, sessions=count))
     return entries
+
+
+def _in_format(kind: str, path: Path, scratch: Path) -> Path:
+    """The .gguf file ``path`` itself if its matrices have that format, else a copy that has it, in ``scratch``."""
+    from benchmarks.compare.gguf_formats import shipped_format, write_in_format
+
+    if shipped_format(path) == kind:
+        return path
+    copy = scratch / f"{kind}.gguf"
+    if not copy.exists():
+        write_in_format(path, kind, copy)
+    return copy
 
 
 def peer_entries(
@@ -66,6 +89,8 @@ def peer_entries(
         found.append(Entry("recompute float32", TORCH, {"kind": "recompute", **settings}, every=RECOMPUTED))
     if "rotation" in peers:
         found.append(Entry("whole-cache rotation float32", TORCH, {"kind": "rotation", **settings}))
+    if "executorch" in peers:
+        found.append(Entry("ExecuTorch's positions float32", TORCH, {"kind": "executorch", **settings}))
     if "llama.cpp" in peers:
         found += _llama_cpp_entries(path, checkpoint, window, sinks, scratch)
     if "openvino" in peers:
@@ -100,24 +125,23 @@ def _llama_cpp_entries(path: Path, checkpoint: Checkpoint, window: int, sinks: i
     why_not = _why_not("llama_cpp", "llama-cpp-python", path)
     if why_not is not None:
         return [Entry("llama.cpp", why_not=why_not)]
-    from benchmarks.compare.gguf_formats import shipped_format, write_in_format
+    from benchmarks.compare.gguf_formats import shipped_format
     from benchmarks.compare.llama_cpp import DISCARDS
 
-    files = {shipped_format(path): path}
-    for kind in LLAMA_CPP_FORMATS:
-        if kind not in files:
-            files[kind] = scratch / f"{kind}.gguf"
-            write_in_format(path, kind, files[kind])
+    files = {kind: _in_format(kind, path, scratch) for kind in (shipped_format(path), *LLAMA_CPP_FORMATS)}
     sizes = {"model": checkpoint.model, "window": window, "sinks": sinks}
-    return [
-        Entry(
-            f"llama.cpp {kind}, discards {discard}",
-            "benchmarks.compare.llama_cpp:LlamaCpp",
-            {"gguf": str(file), "discard": discard, **sizes},
-        )
+    maker = "benchmarks.compare.llama_cpp:LlamaCpp"
+    one = [
+        Entry(f"llama.cpp {kind}, discards {discard}", maker, {"gguf": str(file), "discard": discard, **sizes})
         for kind, file in files.items()
         for discard in DISCARDS
     ]
+    faster = {"gguf": str(files["F16"]), "discard": "half", **sizes}
+    batches = [
+        Entry(f"llama.cpp F16, discards half, {count} sessions", maker, {**faster, "sessions": count}, sessions=count)
+        for count in BATCHES
+    ]
+    return one + batches
 
 
 def _build(window: int, sinks: int) -> BuildConfig:

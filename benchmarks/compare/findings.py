@@ -23,7 +23,7 @@ def rows(records: Sequence[Record], bytes_per_s: float, window: int) -> list[Row
 
 
 def _row(record: Record, ours: Record, bytes_per_s: float, window: int) -> Row:
-    row: Row = {"name": record.entry.name}
+    row: Row = {"name": record.entry.name, "sessions": record.entry.sessions}
     if record.failure is not None:
         return row | {"note": record.failure}
     steps = summary(_step_ms(record))
@@ -75,26 +75,31 @@ def chunked_evaluation(found: Sequence[Row], ours: Record) -> Row | None:
     }
 
 
-DECODING = (
-    "{peer} wins in decoding: {theirs:.1f} ms a token against {ours:.1f} ms of {name}, {ratio:.2f} times as fast."
-)
-PREFILL = (
-    "{peer} wins in prefill, though below the window only: {theirs:,.0f} tokens/s against {ours:,.0f} of {name}, "
-    "{ratio:.2f} times as fast."
-)
+DECODING = "{peer} wins in decoding: {theirs:.1f} ms a step against {ours:.1f} ms of {name}, {ratio:.2f} times as fast."
+PREFILL = "{peer} wins in prefill: {theirs:,.0f} tokens/s against {ours:,.0f} of {name}, {ratio:.2f} times as fast."
 
 
 def verdicts(found: Sequence[Row], num_ours: int) -> list[str]:
-    """Each win of a peer over this engine's fastest format, in words. The first ``num_ours`` rows are this engine's."""
-    decoding = _wins(found, num_ours, "decode_ms", DECODING, lambda ms: 1 / ms)
-    prefill = _wins(found, num_ours, "prefill_tokens_per_s", PREFILL, lambda tokens_per_s: tokens_per_s)
+    """Each win of a peer over this engine's fastest format, in words. The first ``num_ours`` rows are this engine's.
+
+    Peers are compared with as many sessions as they have.
+    """
+    lines = []
+    for count in sorted({row["sessions"] for row in found}):
+        ours = [row for row in found[:num_ours] if row["sessions"] == count]
+        peers = [row for row in found[num_ours:] if row["sessions"] == count]
+        lines += _wins(ours, peers, "decode_ms", DECODING, lambda ms: 1 / ms)
+        if count == 1:
+            lines += _wins(ours, peers, "prefill_tokens_per_s", PREFILL, lambda tokens_per_s: tokens_per_s)
     best = min(found[:num_ours], key=lambda row: row["decode_ms"])
-    return [*decoding, *prefill] or [f"No peer that was measured decodes or prefills faster than {best['name']}."]
+    return lines or [f"No peer that was measured decodes or prefills faster than {best['name']}."]
 
 
-def _wins(found: Sequence[Row], num_ours: int, key: str, text: str, speed: Callable[[float], float]) -> list[str]:
-    ours = max(found[:num_ours], key=lambda row: speed(row[key]))
-    peers = sorted((row for row in found[num_ours:] if row.get(key)), key=lambda row: -speed(row[key]))
+def _wins(
+    mine: Sequence[Row], others: Sequence[Row], key: str, text: str, speed: Callable[[float], float]
+) -> list[str]:
+    ours = max(mine, key=lambda row: speed(row[key]))
+    peers = sorted((row for row in others if row.get(key)), key=lambda row: -speed(row[key]))
     ratios = [speed(peer[key]) / speed(ours[key]) for peer in peers]
     return [
         text.format(peer=peer["name"], theirs=peer[key], ours=ours[key], name=ours["name"], ratio=ratio)
@@ -112,6 +117,7 @@ def cells(row: Row) -> dict[str, str]:
     return {
         "contestant": row["name"],
         "decode ms (p10 to p90)": f"{row['decode_ms']:.1f} ({row['decode_ms_p10']:.1f} to {row['decode_ms_p90']:.1f})",
+        "tokens/s": f"{row.get('sessions', 1) / row['decode_ms'] * 1e3:,.0f}",
         "to trtstream float32": f"{row['to_ours']:.2f}",
         "floor ms": f"{row['floor_ms']:.1f}",
         "to floor": f"{row['to_floor']:.2f}",

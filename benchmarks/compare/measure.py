@@ -75,6 +75,8 @@ def measure(
             with progress_bar(part.name) as progress:
                 for done in range(1, part.rounds + 1):
                     for record, peer in running:
+                        if record.entry.sessions > 1 and part.method != "feed":
+                            continue  # prompts are one session's, and so is evaluation
                         turn = peer.ask(part.method, part.tokens, part.every or record.entry.every)
                         if turn is not None:
                             record.turns.setdefault(part.name, []).append(turn)

@@ -52,8 +52,10 @@ def values(folder: Path, done: subprocess.CompletedProcess[str]) -> dict[str, An
 def test_everyone_takes_part(values: dict[str, Any], folder: Path, done: subprocess.CompletedProcess[str]) -> None:
     rows = {row["name"]: row for row in values["contestants"]}
     assert list(rows)[:2] == ["trtstream float32", "trtstream bfloat16"]
+    assert rows["trtstream bfloat16, 8 sessions"]["sessions"] == 8
     openvino = ["OpenVINO GenAI, evicts", "OpenVINO GenAI, keeps all"]
-    assert list(rows)[-5:] == ["recompute float32", "whole-cache rotation float32", "llama.cpp", *openvino]
+    methods = ["recompute float32", "whole-cache rotation float32", "ExecuTorch's positions float32"]
+    assert list(rows)[-6:] == [*methods, "llama.cpp", *openvino]
     for name in ("llama.cpp", *openvino):  # installed or not, they read no such checkpoint
         assert rows.pop(name)["note"].startswith("not measured: ")
     for name, row in rows.items():
@@ -73,6 +75,9 @@ def test_they_predict_the_same(values: dict[str, Any]) -> None:
     rows = {row["name"]: row for row in values["contestants"]}
     tolerance = 1e-4 * values["chunked_evaluation"]["logits_std"]
     rotation, recompute = rows["whole-cache rotation float32"], rows["recompute float32"]
+    modulo = rows["ExecuTorch's positions float32"]
+    assert modulo["below_window"]["largest_difference"] < tolerance
+    assert modulo["past_window"]["largest_difference"] > 100 * tolerance, "its distances are wrong there"
     assert rotation["below_window"]["tokens"] == recompute["below_window"]["tokens"] == 8
     assert rotation["past_window"]["tokens"] == 16 + 32 + WINDOW // 2 - 1  # one position is counted in two parts
     for agreement in (rotation["below_window"], rotation["past_window"], recompute["below_window"]):
@@ -96,19 +101,22 @@ def test_the_document_takes_the_figures(
 
 
 def test_a_winning_peer_is_named() -> None:
-    def row(name: str, ms: float, prefill: float | None) -> dict[str, Any]:
-        return {"name": name, "decode_ms": ms, "prefill_tokens_per_s": prefill}
+    def row(name: str, ms: float, prefill: float | None, sessions: int = 1) -> dict[str, Any]:
+        return {"name": name, "decode_ms": ms, "prefill_tokens_per_s": prefill, "sessions": sessions}
 
     ours = [row("trtstream float32", 20.0, 100.0), row("trtstream bfloat16", 10.0, 200.0)]
     slower, faster = row("slower", 15.0, None), row("faster", 5.0, 300.0)
-    assert findings.verdicts([*ours, slower, {"name": "absent", "note": "not measured"}], 2) == [
+    assert findings.verdicts([*ours, slower, {"name": "absent", "sessions": 1, "note": "not measured"}], 2) == [
         "No peer that was measured decodes or prefills faster than trtstream bfloat16."
     ]
     decode, prefill = findings.verdicts([*ours, slower, faster], 2)
-    assert (
-        decode == "faster wins in decoding: 5.0 ms a token against 10.0 ms of trtstream bfloat16, 2.00 times as fast."
+    assert decode == "faster wins in decoding: 5.0 ms a step against 10.0 ms of trtstream bfloat16, 2.00 times as fast."
+    assert prefill == "faster wins in prefill: 300 tokens/s against 200 of trtstream bfloat16, 1.50 times as fast."
+    batches = [row("trtstream bfloat16, 8 sessions", 20.0, None, 8), row("peer, 8 sessions", 10.0, None, 8)]
+    (line,) = findings.verdicts([*ours, *batches], 3)
+    assert line.startswith(
+        "peer, 8 sessions wins in decoding: 10.0 ms a step against 20.0 ms of trtstream bfloat16, 8 "
     )
-    assert prefill.startswith("faster wins in prefill, ")
 
 
 def test_a_contestant_that_dies_is_out_and_says_why() -> None:
@@ -156,7 +164,11 @@ def header_and_embedding(path: Path) -> int:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (("--peers", "recompute,vllm"), 2, "'vllm' is unknown; choose from recompute, rotation, llama.cpp, openvino"),
+        (
+            ("--peers", "recompute,vllm"),
+            2,
+            "'vllm' is unknown; choose from recompute, rotation, executorch, llama.cpp, openvino",
+        ),
         (("--json", "/nowhere/compare.json"), 2, "the folder /nowhere does not exist"),
         (("--max-attention-window", 16, "--sink-token-length", 16), 1, "no room for recent tokens"),
         (("--text", __file__, "--json", "{folder}/x.json", "--plot", "{folder}/x.png"), 1, "has no tokenizer"),
