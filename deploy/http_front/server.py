@@ -159,7 +159,9 @@ class HttpServer:
         except OSError as error:
             raise TrtstreamError(f"--tls-cert {certificate} with --tls-key {key} cannot be used: {error}") from error
         self._server = uvicorn.Server(config)
-        self._socket = socket.socket()
+        # asyncio turns Nagle's algorithm off for sockets that say they are TCP's. Else what follows an answer's head
+        # waits up to 40 ms, until the client's kernel acknowledges the head.
+        self._socket = socket.socket(proto=socket.IPPROTO_TCP)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((host, port))
