@@ -15,7 +15,10 @@ from trtstream import __version__
 from trtstream.deploy.gateway.parameters import Schema
 from trtstream.deploy.gateway.schemas import COMPONENT, TEXT
 
-VERSION = "3.1.0"
+VERSION = "3.2.0"
+EVENTS: dict[str, Any] = {
+    "itemSchema": {"type": "object", "properties": {"event": TEXT, "data": TEXT}, "required": ["data"]}
+}
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def _content(operation: Operation, names: dict[type[BaseModel], Schema]) -> dict
             "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": schema}},
             "required": ["object", "data"],
         }
-    return _json(schema) | ({"text/event-stream": {"schema": TEXT}} if operation.streams else {})
+    return _json(schema) | ({"text/event-stream": EVENTS} if operation.streams else {})
 
 
 def _json(schema: Schema) -> dict[str, Any]:
