@@ -82,6 +82,7 @@ def test_a_step_equals_the_reference(layout: str, max_sinks: int, splits: int, i
     assert worst_error(sessions, cuda_decode.launch_decode, splits=splits, BLOCK=16) < 1e-5
 
 
+@pytest.mark.quick("dtype1")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_step_in_16_bits(dtype: torch.dtype, interpreter: None) -> None:
     sessions = sessions_of_all_ages(LAYOUTS["gqa"], 4, dtype)
