@@ -14,7 +14,11 @@ import pytest
 from tests.deploy.server import Server
 from trtstream.deploy.gateway.operations import OPERATIONS
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.version_info < (3, 11), reason="schemathesis needs Python 3.11"),
+]
 
 COUNT = re.compile(r'request_seconds_count{method="(\w+)",route="([^"]+)",status="(\w+)"}')
 NOT_REACHED = {"GET /v1/conversations/{id}/items/{item}", "POST /v1/responses/{id}/cancel"}
