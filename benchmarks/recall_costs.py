@@ -198,7 +198,7 @@ def generated(llm: LLM, text: str, rounds: int) -> tuple[dict[str, Any], dict[st
         asking = {"text": "\nWhere does the brave otter live?", "parent_turn": last.turn_id, "recall": recall}
         outputs = Outputs(llm, max_tokens=ANSWER, **asking).wait()
         assert outputs.last is not None
-        read_again = len(outputs.last.recalled)
+        read_again += len(outputs.last.recalled)
         return statistics.median(later - sooner for sooner, later in pairwise(outputs.times))
 
     itl(0)
