@@ -48,8 +48,8 @@ def test_an_input_arrives(name: str) -> None:
 
 
 def test_outputs_of_a_turn_in_one_response() -> None:
-    last = TurnOutput("b", (), (), "stop", 3, 3, 5, "ab12", (1, 0, 9))
-    outputs = [TurnOutput("ö", (1, 2), (-0.5, -1.0), "", 3, 2, 4), last]
+    last = TurnOutput("b", (), (), "stop", 3, 3, 5, "ab12", (1,), (1, 0, 9))
+    outputs = [TurnOutput("ö", (1, 2), (-0.5, -1.0), "", 3, 2, 4, byte_counts=(2,)), last]
     tensors = response_tensors(outputs)
     assert {name: array.tolist() for name, array in tensors.items()} == {
         "text_output": [["öb".encode()]],
@@ -60,6 +60,7 @@ def test_outputs_of_a_turn_in_one_response() -> None:
         "num_output_tokens": [[3]],
         "session_tokens": [[5]],
         "turn_id": [[b"ab12"]],
+        "output_byte_counts": [[2, 1]],
         "recalled": [[1, 0, 9]],
     }
     assert tensors["output_ids"].dtype == np.int32

@@ -12,7 +12,7 @@ import torch
 from tests.runtime.clients import ENDLESS, IM_START, Client, ask, assert_same_greedy, started, wait_until
 from trtstream import failpoint
 from trtstream.errors import TrtstreamError
-from trtstream.runtime.requests import TurnOutput, TurnRequest
+from trtstream.runtime.requests import TurnOutput, TurnRequest, join
 from trtstream.runtime.sampling import penalize_repetition
 from trtstream.runtime.scheduler import Scheduler, SchedulerStats
 
@@ -67,6 +67,8 @@ def test_the_answer_is_the_engines(scheduler, engine):
         assert token == int(logits.argmax())
         assert log_prob == pytest.approx(float(logits.log_softmax(-1)[token]), abs=1e-4)
         logits = engine.decode([0], [token])[0]
+    assert sum(join(client.outputs).byte_counts) == len(client.text.encode())
+    assert join(ask(scheduler, input_ids=prompt, max_tokens=3).outputs).byte_counts == ()  # nobody has asked
     assert (client.last.num_input_tokens, client.last.num_output_tokens, client.last.finish_reason) == (
         50,
         30,

@@ -117,5 +117,5 @@ def same_answer(turn: TurnRecord) -> TurnOutput:
         turn.num_output_tokens,
         turn.position,
         turn.id.hex(),
-        recalled_numbers(turn.recalled),
+        recalled=recalled_numbers(turn.recalled),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,10 +18,17 @@ class Detokenizer:
 
     New tokens are decoded together with a few earlier ones: a tokenizer in sentencepiece's style drops a text's leading
     space, and a character may take several tokens. ``context`` are the tokens before the first one pushed.
+    ``on_complete`` is called with tokens whose text is complete, and their text, some of which may have come before.
     """
 
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        context: Sequence[int] = (),
+        on_complete: Callable[[Sequence[int], str], None] = lambda tokens, text: None,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._on_complete = on_complete
         self._context = list(context)
         self._context_text = self._decode(self._context)
         self._pending: list[int] = []
@@ -32,6 +39,7 @@ class Detokenizer:
         self._pending.append(token)
         text = self._decode(self._context + self._pending)[len(self._context_text) :]
         if not text:
+            self._on_complete(self._pending, "")
             self._pending.clear()  # a special token: as context it would hide the next one's leading space
             return ""
         complete = len(text)
@@ -42,13 +50,18 @@ class Detokenizer:
             self._emitted = complete
             return new
         new = text[self._emitted :]
+        self._on_complete(self._pending, text)
         self._context, self._pending, self._emitted = self._pending, [], 0
         self._context_text = self._decode(self._context)
         return new
 
     def flush(self) -> str:
         """The text held back, once no more tokens come: a character that stays incomplete."""
-        return self._decode(self._context + self._pending)[len(self._context_text) + self._emitted :]
+        text = self._decode(self._context + self._pending)[len(self._context_text) :]
+        new = text[self._emitted :]
+        self._on_complete(self._pending, text)
+        self._pending, self._emitted = [], 0
+        return new
 
     def _decode(self, tokens: list[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=True)

@@ -125,7 +125,7 @@ INPUTS = _by_name(
     Field("stop_words", "BYTES", "The answer ends before the first of these; one may be a special token.", vector=True),
     Field("end_id", "INT32", "The token that ends the answer, in place of the checkpoint's.", limits=Limits(0)),
     Field("ignore_eos", "BOOL", "No token ends the answer."),
-    Field("return_log_probs", "BOOL", "Fill `output_log_probs`."),
+    Field("return_log_probs", "BOOL", "Fill `output_log_probs` and `output_byte_counts`."),
     Field("return_num_input_tokens", "BOOL", "Changes nothing: `num_input_tokens` is always there."),
     Field("return_num_output_tokens", "BOOL", "`num_output_tokens` counts each response's own tokens."),
 )
@@ -140,6 +140,13 @@ OUTPUTS = _by_name(
     Field("num_output_tokens", "INT32", "Tokens in the answer so far; see `return_num_output_tokens`."),
     Field("session_tokens", "INT32", "Tokens that the session has been fed."),
     Field("turn_id", "BYTES", "Names the turn, which is complete with its last response; empty where it is not kept."),
+    Field(
+        "output_byte_counts",
+        "INT32",
+        "How many bytes the text has of each token, if log-probabilities are asked for.",
+        attribute="byte_counts",
+        vector=True,
+    ),
     Field(
         "recalled",
         "INT32",

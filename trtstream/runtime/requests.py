@@ -91,8 +91,11 @@ class TurnOutput:
     ``finish_reason`` is empty except in the turn's last output: there it is ``stop`` (end of sequence or a stop word),
     ``length`` (``max_tokens``) or ``cancelled``. ``session_tokens`` counts the tokens that the session has been fed;
     the last sampled one is pending. ``turn_id``, in the last output, names the turn where it can be continued; in a
-    session the outputs before it have it too. ``recalled`` are the spans that the turn read again, each as three
-    numbers: its turn's in the conversation, from 1 on, its first position, and the one behind its last.
+    session the outputs before it have it too. ``byte_counts`` are of
+    consecutive tokens from the answer's first one on: how many bytes the text has of each, in UTF-8. A count comes with
+    the last of these bytes, which may be later than the token; tokens that a stop word cuts off have none. ``recalled``
+    are the spans that the turn read again, each as three numbers: its turn's in the conversation, from 1 on, its first
+    position, and the one behind its last.
     """
 
     text: str
@@ -103,6 +106,7 @@ class TurnOutput:
     num_output_tokens: int
     session_tokens: int
     turn_id: str = ""
+    byte_counts: tuple[int, ...] = ()
     recalled: tuple[int, ...] = ()
 
 
@@ -110,10 +114,11 @@ Output = TypeVar("Output", bound=TurnOutput)
 
 
 def join(outputs: Sequence[Output]) -> Output:
-    """Consecutive outputs of a turn as one: all text, tokens and log-probabilities, and the last one's counts."""
+    """Consecutive outputs of a turn as one: all text, tokens and what there is of each, and the last one's numbers."""
     return replace(
         outputs[-1],
         text="".join(output.text for output in outputs),
         token_ids=tuple(token for output in outputs for token in output.token_ids),
         log_probs=tuple(value for output in outputs for value in output.log_probs),
+        byte_counts=tuple(count for output in outputs for count in output.byte_counts),
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from trtstream.runtime.byte_counts import ByteCounts
 from trtstream.runtime.continuation import Continuation, recalled_numbers
 from trtstream.runtime.conversation import CacheKey, Session
 from trtstream.runtime.detokenizer import Detokenizer
@@ -64,6 +65,8 @@ class Turn:
         self._on_output: OnOutput | None = on_output
         self._fed: list[int] = []  # the prompt as it was, and the answer
         self._text: list[str] = []
+        self._detokenizer: Detokenizer | None = None
+        self._byte_counts: ByteCounts | None = None
 
     @property
     def is_of_session(self) -> bool:
@@ -82,7 +85,14 @@ class Turn:
         self._fed = [*prompt]
         self.num_input_tokens = num_input_tokens
         self._end_ids = frozenset(end_ids) | stop_ids(self.request.stop_words, self._tokenizer)
-        self._detokenizer = None if self._tokenizer is None else Detokenizer(self._tokenizer, prompt[-CONTEXT_TOKENS:])
+        if self._tokenizer is None:
+            return
+        context = prompt[-CONTEXT_TOKENS:]
+        if self.request.return_log_probs:
+            self._byte_counts = ByteCounts(self._tokenizer)
+            self._detokenizer = Detokenizer(self._tokenizer, context, self._byte_counts.add)
+        else:
+            self._detokenizer = Detokenizer(self._tokenizer, context)
 
     def cancel(self) -> None:
         """End the turn within a step and keep what it has generated. A no-op if it has ended already."""
@@ -101,8 +111,9 @@ class Turn:
         text, stopped = self._stop_words.push(new_text)
         full = self.num_output_tokens == self._max_tokens
         reason = "stop" if ended or stopped else "length" if full else ""
-        if reason and not stopped:
-            text += self._flush()
+        if reason:
+            rest = self._flush()
+            text += "" if stopped else rest
         output = self._output(text, (token,), log_probs, reason, session_tokens)
         return replace(output, turn_id=self.id.hex()) if self.is_of_session else output
 
@@ -172,6 +183,7 @@ class Turn:
         self, text: str, ids: tuple[int, ...], log_probs: tuple[float, ...], reason: str, session_tokens: int
     ) -> TurnOutput:
         self._text.append(text)
+        counts = () if self._byte_counts is None else self._byte_counts.take(text, ended=reason != "")
         return TurnOutput(
             text,
             ids,
@@ -180,6 +192,7 @@ class Turn:
             self.num_input_tokens,
             self.num_output_tokens,
             session_tokens,
+            byte_counts=counts,
             recalled=recalled_numbers(self.recalled),
         )
 

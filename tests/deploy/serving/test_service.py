@@ -38,6 +38,7 @@ def test_streamed_and_complete_answers_are_the_same(stream: Stream) -> None:
     assert len(ids(answer)) == 12
     assert text(*pieces) == text(answer)
     assert answer.as_numpy("output_log_probs").shape == (1, 12)
+    assert answer.as_numpy("output_byte_counts").tolist() == [[1] * 12]
     assert number(answer, "num_input_tokens") == 5
     assert number(answer, "num_output_tokens") == 12
     assert number(answer, "session_tokens") == 16  # the last sampled one is pending
