@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from starlette.responses import JSONResponse
 from trtstream.deploy.gateway.completion_stream import STREAM_OPTIONS, CompletionRequest, chunks, usage_of
 from trtstream.deploy.gateway.errors import bad_request
 from trtstream.deploy.gateway.event_stream import EventStream, event
+from trtstream.deploy.gateway.logprobs import INPUT, Token, TokenReader
 from trtstream.deploy.gateway.parameters import (
     MAX_MESSAGES,
     ROLES,
@@ -43,6 +45,7 @@ OTHERS: dict[str, Schema] = {
             "additionalProperties": {"enum": [None, []]},
         },
     },
+    "logprobs": FLAG,
     "stop": STOP,
     "store": FLAG,
     "stream": FLAG,
@@ -50,13 +53,13 @@ OTHERS: dict[str, Schema] = {
 }
 KNOWN = {*PARAMETERS, *OTHERS}
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
-    "logprobs": (False,),
     "n": (1,),
     "parallel_tool_calls": (True, False),
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "tool_choice": ("auto", "none"),
     "tools": ([],),
+    "top_logprobs": (0,),
 }
 BODY = body_schema(PARAMETERS, OTHERS, WITHOUT_EFFECT, required=("model", "messages"))
 
@@ -72,6 +75,7 @@ def read(body: Body, models: list[str]) -> CompletionRequest:
         "messages": json.dumps(_messages(body), ensure_ascii=False),
         "stream": stream,
         "session_end": not take(body, "store", bool, True),
+        INPUT: take(body, "logprobs", bool, False),
         **model_inputs(body, PARAMETERS),
     }
     return CompletionRequest.new(model, inputs, body, "chatcmpl-")
@@ -85,18 +89,24 @@ async def complete(request: CompletionRequest, outputs: Outputs) -> JSONResponse
         return EventStream(chunks(first, outputs, partial(_chunk, request), usage))
     async with contextlib.aclosing(outputs):
         message: dict[str, Any] = {"role": "assistant", "content": first.text, "refusal": None, "annotations": []}
-        choice = {"index": 0, "message": message, "finish_reason": first.finish_reason, "logprobs": None}
+        logprobs = _logprobs(request, TokenReader().take(first))
+        choice = {"index": 0, "message": message, "finish_reason": first.finish_reason, "logprobs": logprobs}
         values = {"object": "chat.completion", "choices": [choice], "usage": usage_of(first)}
         completion = ChatCompletion.model_validate({**_common(request), **values, **read_again(first.recalled)})
         return JSONResponse(completion.model_dump(exclude_unset=True))
 
 
-def _chunk(request: CompletionRequest, output: TurnOutput, is_first: bool) -> bytes:
+def _chunk(request: CompletionRequest, output: TurnOutput, tokens: Sequence[Token], is_first: bool) -> bytes:
     delta = (
         {"role": "assistant", "content": output.text} if is_first else {"content": output.text} if output.text else {}
     )
-    choice = {"index": 0, "delta": delta, "finish_reason": output.finish_reason or None, "logprobs": None}
+    logprobs = _logprobs(request, tokens)
+    choice = {"index": 0, "delta": delta, "finish_reason": output.finish_reason or None, "logprobs": logprobs}
     return _event(request, [choice], **(read_again(output.recalled) if output.finish_reason else {}))
+
+
+def _logprobs(request: CompletionRequest, tokens: Sequence[Token]) -> dict[str, Any] | None:
+    return {"content": [token.as_object() for token in tokens], "refusal": None} if request.has_logprobs else None
 
 
 def _event(

@@ -6,7 +6,7 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from openai.types.completion_usage import PromptTokensDetails
 
 from trtstream.deploy.gateway.errors import model_error
 from trtstream.deploy.gateway.event_stream import DONE
+from trtstream.deploy.gateway.logprobs import INPUT, Token, TokenReader
 from trtstream.deploy.gateway.parameters import Body, Schema, refuse_others, take, without_nulls
 from trtstream.deploy.gateway.schemas import FLAG, body_schema
 from trtstream.deploy.gateway.turns import Outputs, fed_before
@@ -36,6 +37,10 @@ class CompletionRequest:
     include_usage: bool
     id: str
     created: int
+
+    @property
+    def has_logprobs(self) -> bool:
+        return bool(self.inputs.get(INPUT))
 
     @classmethod
     def new(cls, model: str, inputs: dict[str, Any], body: Body, prefix: str) -> CompletionRequest:
@@ -65,17 +70,19 @@ def take_include_usage(body: Body) -> bool:
 async def chunks(
     first: TurnOutput,
     outputs: Outputs,
-    chunk: Callable[[TurnOutput, bool], bytes],
+    chunk: Callable[[TurnOutput, Sequence[Token], bool], bytes],
     usage: Callable[[TurnOutput], bytes] | None,
 ) -> AsyncGenerator[bytes, None]:
-    """``chunk(output, is_first)`` of each output, ``usage(last)`` if it is asked for, and the end of a stream."""
+    """``chunk(output, tokens, is_first)`` of each output, ``usage(last)`` if asked for, and the end of a stream."""
     async with contextlib.aclosing(outputs):
-        yield chunk(first, True)
+        reader = TokenReader()
+        yield chunk(first, reader.take(first), True)
         last = first
         try:
             async for last in outputs:
-                if last.text or last.finish_reason:
-                    yield chunk(last, False)
+                tokens = reader.take(last)
+                if last.text or tokens or last.finish_reason:
+                    yield chunk(last, tokens, False)
         except TrtstreamError as error:
             yield f"data: {json.dumps(model_error(error).body)}\n\n".encode()
             return

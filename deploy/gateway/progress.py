@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Sequence
-from itertools import accumulate, pairwise
 from typing import Any
 
 import anyio
 from openai.types.responses import Response
 
 from trtstream.deploy.gateway.errors import ApiError, model_error
+from trtstream.deploy.gateway.logprobs import TokenReader
+from trtstream.deploy.gateway.pieces import Piece
 from trtstream.deploy.gateway.response_events import FIRST_DELTA, ResponseEvents
 from trtstream.deploy.gateway.response_objects import finished, message
 from trtstream.deploy.gateway.turns import Outputs
@@ -20,12 +21,13 @@ from trtstream.runtime.requests import TurnOutput
 
 
 class Progress:
-    """``begun`` is the response's object while it is in progress. Its text comes in ``pieces``, none of them empty."""
+    """``begun`` is the response's object while it is in progress. Its text comes in ``pieces``."""
 
     def __init__(self, begun: dict[str, Any]) -> None:
         self.begun = begun
-        self.pieces: list[str] = []
+        self.pieces: list[Piece] = []
         self.response = Response.model_validate(begun)
+        self._tokens = TokenReader()
         self._last: TurnOutput | None = None
         self._changed = anyio.Event()
 
@@ -50,21 +52,17 @@ class Progress:
         except TrtstreamError as failure:
             error, cancelled = model_error(failure), False
         finally:
-            self._end(finished(self.begun, self.text, self._last, time.time(), error, cancelled))
+            self._end(finished(self.begun, self.pieces, self._last, time.time(), error, cancelled))
 
-    def end(self, pieces: Sequence[str], last: TurnOutput, completed: float) -> None:
+    def end(self, pieces: Sequence[Piece], last: TurnOutput, completed: float) -> None:
         """The response is over already, with this last output."""
         self.pieces = [*pieces]
-        self._end(finished(self.begun, self.text, last, completed))
+        self._end(finished(self.begun, self.pieces, last, completed))
 
     async def over(self) -> None:
         """Wait for the response's end."""
         while not self.is_over:
             await self._changed.wait()
-
-    @property
-    def text(self) -> str:
-        return "".join(self.pieces)
 
     async def events(self, after: int = -1) -> AsyncGenerator[bytes, None]:
         """The events with numbers above ``after``, as they come."""
@@ -86,8 +84,9 @@ class Progress:
 
     def _take(self, output: TurnOutput) -> None:
         self._last = output
-        if output.text:
-            self.pieces.append(output.text)
+        tokens = self._tokens.take(output)
+        if output.text or tokens:
+            self.pieces.append(Piece(output.text, tokens))
         self._tell()
 
     def _end(self, response: Response) -> None:
@@ -97,10 +96,3 @@ class Progress:
     def _tell(self) -> None:
         changed, self._changed = self._changed, anyio.Event()
         changed.set()
-
-
-def cut(text: str, lengths: Sequence[int]) -> list[str]:
-    """``text`` in pieces of these lengths; in one where they do not fit."""
-    if sum(lengths) != len(text):
-        return [text] if text else []
-    return [text[start:end] for start, end in pairwise(accumulate(lengths, initial=0))]

@@ -17,11 +17,13 @@ from openai.types.responses import (
     ResponseOutputItemAddedEvent,
     ResponseOutputItemDoneEvent,
     ResponseOutputMessage,
+    ResponseOutputText,
     ResponseTextDeltaEvent,
     ResponseTextDoneEvent,
 )
 
 from trtstream.deploy.gateway.event_stream import event
+from trtstream.deploy.gateway.pieces import Piece
 
 FIRST_DELTA = 4
 """The number of the first piece's event."""
@@ -45,8 +47,9 @@ class ResponseEvents:
             _event(ResponseContentPartAddedEvent, "content_part.added", 3, part=part, **self._part),
         ]
 
-    def delta(self, number: int, text: str) -> bytes:
-        return _event(ResponseTextDeltaEvent, "output_text.delta", number, delta=text, logprobs=[], **self._part)
+    def delta(self, number: int, piece: Piece) -> bytes:
+        values = {"delta": piece.text, "logprobs": [token.as_object() for token in piece.tokens]}
+        return _event(ResponseTextDeltaEvent, "output_text.delta", number, **values, **self._part)
 
     def end(self, number: int, response: Response) -> list[bytes]:
         """All events after the last text, from this number on."""
@@ -55,11 +58,13 @@ class ResponseEvents:
         (message,) = response.output
         assert isinstance(message, ResponseOutputMessage)
         (part,) = message.content
-        text = response.output_text
+        assert isinstance(part, ResponseOutputText)
+        logprobs = [token.to_dict() for token in part.logprobs or ()]
+        done = {"text": part.text, "logprobs": logprobs}
         last: type[BaseModel] = ResponseCompletedEvent if response.status == "completed" else ResponseIncompleteEvent
         name = "completed" if response.status == "completed" else "incomplete"
         return [
-            _event(ResponseTextDoneEvent, "output_text.done", number, text=text, logprobs=[], **self._part),
+            _event(ResponseTextDoneEvent, "output_text.done", number, **done, **self._part),
             _event(ResponseContentPartDoneEvent, "content_part.done", number + 1, part=part, **self._part),
             _event(ResponseOutputItemDoneEvent, "output_item.done", number + 2, output_index=0, item=message),
             _event(last, name, number + 3, response=response),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from openai.types.responses import Response, ResponseInputMessageItem, ResponseOutputMessage
 
 from trtstream.deploy.gateway.errors import ApiError
+from trtstream.deploy.gateway.pieces import Piece
 from trtstream.deploy.gateway.turns import fed_before, read_again
 from trtstream.runtime.continuation import recalled_numbers
 from trtstream.runtime.requests import TurnOutput
@@ -20,7 +22,7 @@ QUESTION = "_in"
 
 def finished(
     begun: dict[str, Any],
-    text: str,
+    pieces: Sequence[Piece],
     last: TurnOutput | None,
     completed: float,
     error: ApiError | None = None,
@@ -39,16 +41,18 @@ def finished(
         "completed_at": int(completed),
         "error": None if error is None else {"code": "server_error", "message": str(error)},
         "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
-        "output": [] if status == "failed" else [message(begun["id"], text, status)],
+        "output": [] if status == "failed" else [message(begun["id"], pieces, status)],
         "usage": None if last is None else _usage(last),
         **({} if last is None else read_again(last.recalled)),
     }
     return Response.model_validate(values)
 
 
-def message(response_id: str, text: str | None = None, status: str = "in_progress") -> ResponseOutputMessage:
-    """A response's answer; without a text, before it has any."""
-    content = [] if text is None else [{"type": "output_text", "text": text, "annotations": [], "logprobs": []}]
+def message(
+    response_id: str, pieces: Sequence[Piece] | None = None, status: str = "in_progress"
+) -> ResponseOutputMessage:
+    """A response's answer; without pieces, before it has any."""
+    content = [] if pieces is None else [_output_text(pieces)]
     values = {
         "id": ITEM + response_id.removeprefix(PREFIX),
         "type": "message",
@@ -79,8 +83,14 @@ def question(turn: TurnRecord) -> ResponseInputMessageItem:
 def answer(turn: TurnRecord) -> ResponseOutputMessage:
     """What the model said in a turn."""
     status = "completed" if turn.finish_reason == "stop" else "incomplete"
-    item = message(turn.id.hex(), turn.text, status)
+    item = message(turn.id.hex(), [Piece(turn.text)], status)
     return item.model_copy(update={"token_range": [_answer_start(turn), turn.position + 1]})
+
+
+def _output_text(pieces: Sequence[Piece]) -> dict[str, Any]:
+    logprobs = [token.as_object() for piece in pieces for token in piece.tokens]
+    text = "".join(piece.text for piece in pieces)
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
 
 def _answer_start(turn: TurnRecord) -> int:

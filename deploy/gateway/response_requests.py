@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 from trtstream.deploy.gateway.errors import ApiError, bad_request, model_error
+from trtstream.deploy.gateway.logprobs import INPUT
 from trtstream.deploy.gateway.parameters import (
     MAX_MESSAGES,
     ROLES,
@@ -27,6 +28,8 @@ from trtstream.deploy.gateway.schemas import FLAG, METADATA, MODEL, STOP, TEXT, 
 from trtstream.errors import TrtstreamError
 from trtstream.sessions.records import parse_turn_id
 
+LOGPROBS = "message.output_text.logprobs"
+"""What `include` may have."""
 PARTS = {role: "output_text" if role == "assistant" else "input_text" for role in ROLES}
 MESSAGE_KEYS = {"type", "role", "content", "id", "status", "phase"}
 MESSAGE: Schema = {
@@ -62,10 +65,10 @@ OTHERS: dict[str, Schema] = {
     "stream": FLAG,
     "background": FLAG,
     "metadata": METADATA,
+    "include": {"type": "array", "items": {"const": LOGPROBS}},
 }
 KNOWN = {*PARAMETERS, *OTHERS}
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
-    "include": ([],),
     "parallel_tool_calls": (True, False),
     "service_tier": ("auto", "default"),
     "stream_options": ({"include_obfuscation": False}, {"include_usage": True}),  # usage always comes
@@ -128,7 +131,7 @@ class ResponseRequest:
             inputs = {**said, "system": instructions, "parent_turn": previous}
         return cls(
             model,
-            {**inputs, **model_inputs(body, PARAMETERS)},
+            {**inputs, INPUT: _includes_logprobs(body), **model_inputs(body, PARAMETERS)},
             previous,
             conversation,
             take(body, "stream", bool, False),
@@ -197,6 +200,14 @@ def _messages(body: Body) -> list[dict[str, str]]:
             raise bad_request("input has something else than messages", "input", "unsupported_content")
         messages.append({"role": ROLES[role], "content": message_text(item.get("content"), PARTS[role], "input")})
     return messages
+
+
+def _includes_logprobs(body: Body) -> bool:
+    names = take(body, "include", list, [])
+    if others := [name for name in names if name != LOGPROBS]:
+        message = f"include has {str(others[0])[:64]!r}; this server takes {LOGPROBS!r}"
+        raise bad_request(message, "include", "unsupported_parameter")
+    return LOGPROBS in names
 
 
 def _conversation(body: Body) -> str | None:

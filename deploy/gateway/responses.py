@@ -17,9 +17,10 @@ from trtstream.deploy.gateway.errors import ApiError, bad_request
 from trtstream.deploy.gateway.event_stream import EventStream
 from trtstream.deploy.gateway.items import listed
 from trtstream.deploy.gateway.parameters import Schema, read_query
-from trtstream.deploy.gateway.progress import Progress, cut
+from trtstream.deploy.gateway.pieces import cut, to_keep
+from trtstream.deploy.gateway.progress import Progress
 from trtstream.deploy.gateway.response_objects import PREFIX, answer, question
-from trtstream.deploy.gateway.response_requests import ResponseRequest, begin, failure, read_turn_id
+from trtstream.deploy.gateway.response_requests import LOGPROBS, ResponseRequest, begin, failure, read_turn_id
 from trtstream.deploy.gateway.schemas import FLAG
 from trtstream.deploy.gateway.state import Gateway, gateway_of, read_parameters, require_ready, tenant_of
 from trtstream.deploy.gateway.turns import Outputs
@@ -29,10 +30,12 @@ from trtstream.runtime.continuation import same_answer
 from trtstream.runtime.requests import TurnOutput
 from trtstream.sessions.records import TurnRecord
 
+INCLUDE = ("include", "include[]")  # openai-python's is the second
 QUERY: dict[str, Schema] = {
     "stream": FLAG,
     "starting_after": {"type": "integer", "minimum": 0, "maximum": 999_999_999},
     "include_obfuscation": FLAG,
+    **{name: {"type": "string", "enum": [LOGPROBS]} for name in INCLUDE},
 }
 
 
@@ -97,7 +100,7 @@ async def _make(gateway: Gateway, tenant: str, progress: Progress, first: TurnOu
         return
     if gateway.store.exists and progress.response.status != "failed":
         turn_id = bytes.fromhex(progress.id.removeprefix(PREFIX))
-        body = {"begun": progress.begun, "pieces": [len(piece) for piece in progress.pieces]}
+        body = {"begun": progress.begun, **to_keep(progress.pieces)}
         with contextlib.suppress(ApiError):  # a failure is in the log
             await gateway.store.call(lambda log: log.add_response(turn_id, body))
             if progress.response.status != "cancelled":  # else its turn will be in the store soon
@@ -122,11 +125,20 @@ async def retrieve(request: Request) -> Response:
     """GET /v1/responses/ID, with ``stream`` its events, with ``starting_after`` those with greater numbers."""
     query = read_query(request, QUERY)
     progress = await _find(request)
+    for name in query.keys() & INCLUDE:
+        _check_included(name, progress)
     if not query.get("stream"):
         if "starting_after" in query:
             raise bad_request("starting_after is for stream=true", "starting_after")
         return _json(progress)
     return EventStream(progress.events(query.get("starting_after", -1)))
+
+
+def _check_included(name: str, progress: Progress) -> None:
+    """A response that was made with log-probabilities has them wherever it is told, and another has none."""
+    if progress.is_over and progress.pieces and not any(piece.tokens for piece in progress.pieces):
+        message = f"this response has no log-probabilities; include {LOGPROBS!r} when it is made"
+        raise bad_request(message, name, "unsupported_parameter")
 
 
 async def cancel(request: Request) -> Response:
@@ -180,7 +192,7 @@ async def _find(request: Request) -> Progress:
         raise _unknown(request)
     turn, body = found
     progress = Progress(body.get("begun") or _begun(turn, response_id, gateway.upstream.models[0]))
-    progress.end(cut(turn.text, body.get("pieces", ())), same_answer(turn), turn.created)
+    progress.end(cut(turn.text, body), same_answer(turn), turn.created)
     return progress
 
 

@@ -9,9 +9,11 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from trtstream.deploy.contract import routing_headers
-from trtstream.deploy.gateway.turns import Outputs, run_turn
+from trtstream.deploy.gateway.logprobs import INPUT
+from trtstream.deploy.gateway.turns import Outputs, fed_before, run_turn
 from trtstream.deploy.http_front.readiness import Readiness
 from trtstream.errors import TrtstreamError
+from trtstream.runtime.requests import TurnOutput
 
 if TYPE_CHECKING:
     from tritonclient.grpc.aio import InferenceServerClient
@@ -29,7 +31,8 @@ async def run_until_answered(
     """`run_turn`, sent again while servers drain or die and nothing has been yielded.
 
     Each sending has the same id: a turn that was made before its connection was lost is returned, and none is made
-    twice. A turn that its server cut short for the lost connection is taken back and asked again.
+    twice. A turn that its server cut short for the lost connection is taken back and asked again; so is one that was
+    made, where it was asked for its log-probabilities, which are not kept.
     """
     request_id, headers = secrets.token_hex(16), routing_headers(_conversation(inputs))
     codes: tuple[str, ...] = LOST
@@ -37,13 +40,13 @@ async def run_until_answered(
         try:
             async with contextlib.aclosing(run_turn(triton, model, inputs, request_id, headers)) as outputs:
                 first = await anext(outputs)
-                if first.finish_reason != "cancelled":
+                if first.finish_reason != "cancelled" and not _lacks_log_probs(inputs, first):
                     yield first
                     codes = ()
                     async for output in outputs:
                         yield output
                     return
-            inputs, request_id = _taken_back(inputs), secrets.token_hex(16)
+            inputs, request_id = _taken_back(inputs, first), secrets.token_hex(16)
         except TrtstreamError as error:
             if pause is None or error.code not in codes or not readiness.takes_turns:
                 raise
@@ -52,13 +55,23 @@ async def run_until_answered(
     raise TrtstreamError("the connection to the servers is lost again and again; ask again", "unavailable")
 
 
-def _taken_back(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The request in place of a turn that was cut short: what that has added to a session goes."""
+def _lacks_log_probs(inputs: dict[str, Any], first: TurnOutput) -> bool:
+    return bool(inputs.get(INPUT) and first.token_ids and not first.log_probs)
+
+
+def _taken_back(inputs: dict[str, Any], answer: TurnOutput) -> dict[str, Any]:
+    """The request in place of the turn with this ``answer``: what that has added to a session goes.
+
+    Raises TrtstreamError for a later turn of a conversation that goes by its name: the turn before it is not known.
+    """
     if inputs.get("parent_turn"):
         return {**inputs, "session_rewind": True}
-    if inputs.get("session_id"):  # its first turn
-        return {**inputs, "session_start": True}
-    return inputs
+    if not inputs.get("session_id"):
+        return inputs
+    if fed_before(answer):
+        message = "the connection was lost in the middle of a turn; look at the conversation's items, and ask again"
+        raise TrtstreamError(message, "unavailable")
+    return {**inputs, "session_start": True}
 
 
 def _conversation(inputs: dict[str, Any]) -> str:

@@ -116,7 +116,6 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     ({"messages": [{"role": "user"}]}, "messages[0]", "invalid_type"),
     ({"messages": [{"role": "user", "content": "\ud800"}]}, None, "invalid_json"),
     ({"n": 2}, "n", "unsupported_parameter"),
-    ({"logprobs": True}, "logprobs", "unsupported_parameter"),
     ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
     ({"stream_options": {"colour": "red"}}, "colour", "unsupported_parameter"),
     ({"max_tokens": 1, "max_completion_tokens": 1}, "max_tokens", "invalid_value"),

@@ -49,7 +49,6 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": [True]}, "prompt", "unsupported_content"),
     ({"n": 2}, "n", "unsupported_parameter"),
     ({"echo": True}, "echo", "unsupported_parameter"),
-    ({"logprobs": 1}, "logprobs", "unsupported_parameter"),
     ({"suffix": "a"}, "suffix", "unsupported_parameter"),
 ]
 

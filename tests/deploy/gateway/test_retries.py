@@ -105,6 +105,40 @@ def test_a_turn_whose_connection_is_lost_is_there_once(server: Server, store: st
         assert [turn.id.hex() for turn in log.branch(head.id)] == [answer.turn_id for answer in answers]
 
 
+def test_a_turn_that_is_told_again_has_its_log_probabilities(server: Server, store: str) -> None:
+    """They are not kept: the turn is taken back, and made again."""
+
+    async def run() -> None:
+        for parent in (None, "the first"):
+            async with cut(server, ANSWER, times=1) as client:
+                options = {"parent_turn": parent and answers[0].turn_id, "return_log_probs": True, "max_tokens": 5}
+                answers.append(await ask(client, session_id="told again", **options))
+
+    answers: list[TurnOutput] = []
+    asyncio.run(run())
+    assert [len(answer.log_probs) for answer in answers] == [5, 5]
+    with contextlib.closing(TurnLog(store)) as log:
+        head = log.head("t/told again")
+        assert head is not None
+        assert [turn.id.hex() for turn in log.branch(head.id)] == [answer.turn_id for answer in answers]
+
+
+def test_a_conversation_does_not_begin_anew_for_a_lost_connection(server: Server, store: str) -> None:
+    async def run() -> None:
+        async with cut(server, b"", times=0) as client:
+            first.append(await ask(client, session_id="by name", max_tokens=4))
+        async with cut(server, ANSWER, times=1) as client:
+            with pytest.raises(TrtstreamError, match="conversation's items"):
+                await ask(client, session_id="by name", max_tokens=200, stream=True)
+
+    first: list[TurnOutput] = []
+    asyncio.run(run())
+    with contextlib.closing(TurnLog(store)) as log:
+        head = log.head("t/by name")
+        assert head is not None
+        assert log.branch(head.id)[0].id.hex() == first[0].turn_id
+
+
 def test_a_turn_of_which_something_was_heard_is_not_sent_again(server: Server) -> None:
     async def run() -> None:
         async with cut(server, b"length", times=1) as client:  # the last output's finish_reason
