@@ -98,8 +98,8 @@ def test_without_a_compiler_the_build_says_so(
 
 @pytest.mark.process
 def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
-    """A limit on the size of files replaces a full disk: the same write fails in the same way."""
-    command = f"ulimit -f 80; exec {sys.executable} -m trtstream build {checkpoint} --output {tmp_path}/engine"
+    """A limit on the size of files, in KB, replaces a full disk: the same write (of weights) fails in the same way."""
+    command = f"ulimit -f 300; exec {sys.executable} -m trtstream build {checkpoint} --output {tmp_path}/engine"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1] == f"trtstream: cannot write {tmp_path}/engine: File too large"
