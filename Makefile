@@ -24,11 +24,11 @@ $(VENV)/installed: pyproject.toml setup.cfg constraints.txt
 quickstart: install ## SmolLM2-135M: fetch, build, package, serve, smoke, bench, a conversation
 	$(BIN)/trtstream quickstart
 
-check: install ## lint and the tests that need neither servers nor large models, at the same time: while you work
+check: install ## lint and the tests without servers, large models and kernels, at the same time: while you work
 	@$(MAKE) --no-print-directory --jobs=4 --output-sync style imports types fast-tests
 
 fast-tests: install
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not (slow or triton or smollm2 or builder or process or variants)"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not (slow or triton or smollm2 or builder or process or kernels or variants)"
 
 test: install style ## lint and all tests but the slow ones, at the same time
 	@$(MAKE) --no-print-directory --jobs=3 imports types tests

@@ -27,6 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TRITON_INTERPRET"] = "1"
 
 SHARED_FOLDER = "TRTSTREAM_TESTS_FOLDER"
+KERNELS = ("tests/plugins/", "tests/tensorrt/", "tests/benchmarks/test_gpu")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,6 +56,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.smollm2)
         if "mutated" in item.name or any(variant in item.name for variant in others):
             item.add_marker(pytest.mark.variants)
+        if item.nodeid.startswith(KERNELS):
+            item.add_marker(pytest.mark.kernels)
         if is_repetition(item):
             item.add_marker(pytest.mark.slow)
     if hasattr(config, "workerinput"):
