@@ -136,7 +136,8 @@ def read_check_copy(path: Path) -> float:
 def resuming(engine: Path, folder: Path, prompt: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
     """What it takes to continue a long session from a snapshot, from the log, and from another session's lane.
 
-    A fork is compared with the next turn of a session that fills its window too: it attends to as many tokens.
+    A fork is compared with the next turn of a session that fills its window too: it attends to as many tokens. Such a
+    turn's time is not part of a resumption's either.
     """
     store, snapshots = str(folder / "long.db"), folder / "snapshots"
     with trtstream.load(engine, session_store=store, snapshot_dir=snapshots) as llm:
@@ -160,13 +161,13 @@ def resuming(engine: Path, folder: Path, prompt: tuple[int, ...], rounds: int) -
         copied = statistics.median(in_turn(rounds, {"": lambda: _copy(cache)})[""]) * 1e3
     (file,) = snapshots.glob(f"*-{known.turn_id}.snapshot")
     with trtstream.load(engine, session_store=store, snapshot_dir=snapshots) as llm:
-        Outputs(llm, **plain).wait()
+        Outputs(llm, **going_on).wait()  # so that it has a lane
         resumed = in_turn(
             rounds,
             {
                 "reading, checking and copying the file": lambda: read_check_copy(file),
                 "again": lambda: read_check_copy(file),
-                "resuming from it": lambda: Outputs(llm, **forking).wait().ttft - Outputs(llm, **plain).wait().ttft,
+                "resuming from it": lambda: Outputs(llm, **forking).wait().ttft - Outputs(llm, **going_on).wait().ttft,
             },
         )
         Outputs(llm, input_ids=prompt[:1], max_tokens=2, session_key="long").wait()
