@@ -1,7 +1,5 @@
-// A chunk of a prompt of one session as one call, in one parallel region: tokens in, logits out. The same computation
-// as a step's (step.cpp), for so many tokens that arithmetic bounds it and not the memory.
-
-#include <omp.h>
+// A chunk of a prompt of one session as one call, in one parallel region: tokens in, logits out. It computes what
+// a step does (step.cpp), of more tokens: its speed is limited by arithmetic, where a step's is by memory.
 
 #include "chunk_attention.h"
 #include "mlp.h"
@@ -205,11 +203,8 @@ extern "C" int64_t chunk_bytes(const Model* model) {
 // [num_logits, vocabulary] are those after the last tokens.
 extern "C" void feed_chunk(const Model* model, const Sessions* sessions, const int64_t* tokens, Scalar* cache,
                            char* workspace, int64_t threads, int64_t num_logits, float* logits) {
-  Barrier barrier;
-#pragma omp parallel num_threads(threads)
-  {
-    const Thread thread = {omp_get_thread_num(), omp_get_num_threads(), &barrier};
+  in_parallel(threads, [&](const Thread& thread) {
     const ChunkWorkspace work(*model, thread.index, Memory(workspace));
     Chunk(thread, *model, *sessions, work).run(tokens, cache, num_logits, logits);
-  }
+  });
 }

@@ -1,7 +1,5 @@
 // What Python needs of the library beside steps and chunks.
 
-#include <omp.h>
-
 #include "matvec.h"
 
 // What the library was compiled for, so that it is never called with another model's tensors.
@@ -15,10 +13,7 @@ extern "C" int64_t product_bytes(int64_t columns, int64_t batch, int64_t threads
 // x [batch, columns], padded, times the matrix: out [batch, rows].
 extern "C" void multiply(const Matrix* matrix, const float* x, int64_t batch, char* workspace, int64_t threads,
                          float* out) {
-  Barrier barrier;
-#pragma omp parallel num_threads(threads)
-  {
-    const Thread thread = {omp_get_thread_num(), omp_get_num_threads(), &barrier};
+  in_parallel(threads, [&](const Thread& thread) {
     pack(*matrix, x, matrix->columns, thread.share(batch), workspace);
     thread.wait();
     float* sums = reinterpret_cast<float*>(workspace + batch * most_packed_bytes(matrix->columns));
@@ -26,7 +21,7 @@ extern "C" void multiply(const Matrix* matrix, const float* x, int64_t batch, ch
     product<1>(
         thread, *matrix, matrix->rows, workspace, batch, own,
         [&](int64_t row, int64_t count, const float* from) { put(from, batch, count, out + row, matrix->rows); });
-  }
+  });
 }
 
 extern "C" const int64_t rows_of_a_tile = kLanes;

@@ -5,8 +5,6 @@
 // computed in float32. What is small (norms, packing activations, merging heads) every thread computes for itself, as
 // that takes less time than waiting for another one.
 
-#include <omp.h>
-
 #include "attention.h"
 #include "matvec.h"
 #include "memory.h"
@@ -184,11 +182,8 @@ extern "C" int64_t workspace_bytes(const Model* model) {
 extern "C" void decode_step(const Model* model, const Sessions* sessions, const int64_t* tokens, Scalar* cache,
                             char* workspace, int64_t threads, const int64_t* wanted, int64_t num_wanted,
                             float* logits) {
-  Barrier barrier;
-#pragma omp parallel num_threads(threads)
-  {
-    const Thread thread = {omp_get_thread_num(), omp_get_num_threads(), &barrier};
+  in_parallel(threads, [&](const Thread& thread) {
     const Workspace work(*model, thread.index, workspace);
     Step(thread, *model, *sessions, work).run(tokens, cache, wanted, num_wanted, logits);
-  }
+  });
 }

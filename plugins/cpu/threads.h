@@ -1,6 +1,7 @@
 // The threads of one step: what each of them does, and how they wait for each other.
 #pragma once
 
+#include <omp.h>
 #include <sched.h>
 #include <algorithm>
 #include <atomic>
@@ -55,3 +56,11 @@ struct Thread {
   // This thread's share of [0, total).
   Range share(int64_t total) const { return {total * index / count, total * (index + 1) / count}; }
 };
+
+// Runs `use(thread)` on that many threads, in one parallel region.
+template <class Use>
+void in_parallel(int64_t threads, Use use) {
+  Barrier barrier;
+#pragma omp parallel num_threads(threads)
+  use(Thread{omp_get_thread_num(), omp_get_num_threads(), &barrier});
+}

@@ -1,7 +1,5 @@
 // The attention of a step by itself.
 
-#include <omp.h>
-
 #include "attention.h"
 
 // Bytes of working memory.
@@ -13,12 +11,9 @@ extern "C" int64_t attention_bytes(int64_t batch, int64_t threads) {
 // projected; `cache` is the layer's, of session 0: [2, NUM_KV_HEADS, width, HEAD_DIM]. out [batch, NUM_HEADS HEAD_DIM].
 extern "C" void decode_attention(const Sessions* sessions, const float* qkv, Scalar* cache, Partial* partials,
                                  int64_t threads, float* out) {
-  Barrier barrier;
-#pragma omp parallel num_threads(threads)
-  {
-    const Thread thread = {omp_get_thread_num(), omp_get_num_threads(), &barrier};
+  in_parallel(threads, [&](const Thread& thread) {
     attend(thread, *sessions, qkv, kQkv, cache, partials);
     thread.wait();
     if (thread.index == 0) merge(thread, *sessions, partials, out, kHeads * kHeadDim);
-  }
+  });
 }

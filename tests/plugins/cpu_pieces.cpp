@@ -28,11 +28,8 @@ extern "C" void pieces_narrow(const float* x, int64_t size, uint16_t* out) {
 
 // How often all threads found each other's last count, in `rounds` rounds of counting and waiting.
 extern "C" int64_t pieces_rounds(int64_t threads, int64_t rounds) {
-  Barrier barrier;
   int64_t counts[64] = {}, together = 0;
-#pragma omp parallel num_threads(threads)
-  {
-    const Thread thread = {omp_get_thread_num(), omp_get_num_threads(), &barrier};
+  in_parallel(threads, [&](const Thread& thread) {
     for (int64_t round = 1; round <= rounds; ++round) {
       counts[thread.index] = round;
       thread.wait();
@@ -41,6 +38,6 @@ extern "C" int64_t pieces_rounds(int64_t threads, int64_t rounds) {
       thread.wait();
       if (thread.index == 0) together += same;
     }
-  }
+  });
   return together;
 }

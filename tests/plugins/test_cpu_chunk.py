@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,17 @@ import torch.nn.functional as F
 from tests.checkpoints import VARIANTS
 from tests.engines import RING, random_tokens
 from tests.plugins.mutated_sources import mutated_sources
-from tests.plugins.test_cpu_step import DTYPES, PATHS, Comparison, address, matrix, pieces, random
+from tests.plugins.test_cpu_step import (
+    DTYPES,
+    PATHS,
+    Compare,
+    Comparison,
+    address,
+    comparisons,
+    matrix,
+    pieces,
+    random,
+)
 from trtstream.plugins import cpu_structures as c
 from trtstream.runtime import cpu as cpu_backend
 from trtstream.runtime.cpu_weights import padded_rows
@@ -95,16 +104,9 @@ class ChunkComparison(Comparison):
         return [together[~together.isnan()], *logits]
 
 
-Compare = Callable[..., ChunkComparison]
-
-
 @pytest.fixture(scope="module")
 def compare(tmp_path_factory: pytest.TempPathFactory) -> Compare:
-    @cache
-    def compare(variant: str, dtype: str = "float32") -> ChunkComparison:
-        return ChunkComparison(variant, tmp_path_factory.mktemp(variant), dtype)
-
-    return compare
+    return comparisons(ChunkComparison, tmp_path_factory)
 
 
 @pytest.mark.quick("llama-gqa-portable", "falcon-rw-wide", "qwen3-native")

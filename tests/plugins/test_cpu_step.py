@@ -203,15 +203,19 @@ class Comparison:
 Compare = Callable[..., Comparison]
 
 
-@pytest.fixture(scope="module")
-def compare(tmp_path_factory: pytest.TempPathFactory) -> Compare:
-    """The same comparison for all tests of a variant: what torch computes is computed once."""
+def comparisons(kind: type[Comparison], folders: pytest.TempPathFactory) -> Compare:
+    """Gives the same comparison for all tests of a variant: what torch computes is computed once."""
 
     @cache
     def compare(variant: str, dtype: str = "float32") -> Comparison:
-        return Comparison(variant, tmp_path_factory.mktemp(variant), dtype)
+        return kind(variant, folders.mktemp(variant), dtype)
 
     return compare
+
+
+@pytest.fixture(scope="module")
+def compare(tmp_path_factory: pytest.TempPathFactory) -> Compare:
+    return comparisons(Comparison, tmp_path_factory)
 
 
 @pytest.mark.quick("llama-gqa-portable", "falcon-rw-native")
