@@ -17,7 +17,7 @@ from jinja2.utils import Namespace
 
 @lru_cache(maxsize=16)
 def compile_template(text: str) -> Template:
-    """Raises jinja2.TemplateError for what is no template."""
+    """Raises jinja2.TemplateError for text that is not a template."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )

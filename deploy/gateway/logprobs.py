@@ -23,7 +23,7 @@ class Token:
 
     @property
     def name(self) -> str:
-        """Its text, with U+FFFD for what is no whole character."""
+        """Its text, with U+FFFD in place of incomplete characters."""
         return self.text.decode("utf-8", "replace")
 
     def as_object(self) -> dict[str, Any]:

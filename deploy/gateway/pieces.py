@@ -1,4 +1,4 @@
-"""The pieces in which an answer came, which are kept beside its text so that its events can be told again."""
+"""The pieces in which an answer came, which are kept beside its text so that its events can be sent again."""
 
 from __future__ import annotations
 

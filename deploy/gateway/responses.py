@@ -135,7 +135,7 @@ async def retrieve(request: Request) -> Response:
 
 
 def _check_included(name: str, progress: Progress) -> None:
-    """A response that was made with log-probabilities has them wherever it is told, and another has none."""
+    """Refuse ``include`` for a response that was created without log-probabilities, as they cannot be added later."""
     if progress.is_over and progress.pieces and not any(piece.tokens for piece in progress.pieces):
         message = f"this response has no log-probabilities; include {LOGPROBS!r} when it is made"
         raise bad_request(message, name, "unsupported_parameter")

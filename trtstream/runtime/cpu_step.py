@@ -17,7 +17,7 @@ from trtstream.runtime import decoder
 from trtstream.runtime.cpu_weights import padded_rows
 from trtstream.settings import BuildConfig, ModelConfig
 
-# A step reads a chunk's keys anew for each of its tokens, but it takes others' tokens with them.
+# A step reads the keys again for each token of a chunk, but it also takes the tokens of other sessions.
 CHUNK_TOKENS = 32
 
 

@@ -91,11 +91,10 @@ class TurnOutput:
     ``finish_reason`` is empty except in the turn's last output: there it is ``stop`` (end of sequence or a stop word),
     ``length`` (``max_tokens``) or ``cancelled``. ``session_tokens`` counts the tokens that the session has been fed;
     the last sampled one is pending. ``turn_id``, in the last output, names the turn where it can be continued; in a
-    session the outputs before it have it too. ``byte_counts`` are of
-    consecutive tokens from the answer's first one on: how many bytes the text has of each, in UTF-8. A count comes with
-    the last of these bytes, which may be later than the token; tokens that a stop word cuts off have none. ``recalled``
-    are the spans that the turn read again, each as three numbers: its turn's in the conversation, from 1 on, its first
-    position, and the one behind its last.
+    session the outputs before it have it too. ``byte_counts`` are of consecutive tokens from the answer's first one on:
+    how many bytes the text has of each, in UTF-8. A count comes with the last of these bytes, which may be later than
+    the token; tokens that a stop word cuts off have none. ``recalled`` are the spans that the turn read again, each as
+    three numbers: its turn's in the conversation, from 1 on, its first position, and the one behind its last.
     """
 
     text: str

@@ -43,7 +43,7 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer saved in ``folder``, without truncation; None if there is no such folder.
+    """The tokenizer saved in ``folder``, without truncation; None if the folder does not exist.
 
     Raises TrtstreamError in one line if it is damaged.
     """
@@ -73,6 +73,6 @@ def _special_tokens(config: Any) -> dict[str, str]:
             value = value["content"]
         if value is not None:
             if not isinstance(value, str):
-                raise ValueError(f"tokenizer_config.json: {name} is no text")
+                raise ValueError(f"tokenizer_config.json: {name} is not text")
             tokens[name] = value
     return tokens

@@ -81,7 +81,7 @@ def test_a_completion(oracle: Any, client: openai.OpenAI) -> None:
 
 @pytest.mark.triton
 def test_a_response(oracle: Any, client: openai.OpenAI) -> None:
-    """Plain, streamed, and told again from the store, as a whole and from the middle of its events on."""
+    """Plain, streamed, and read from the store, as a whole and from the middle of its events on."""
     options: dict[str, Any] = {"input": "Hello", "max_output_tokens": 14, **SAMPLING}
     plain = client.responses.create(include=INCLUDE, **options)
     (part,) = plain.output[0].content  # type: ignore[union-attr]
@@ -128,7 +128,7 @@ def test_the_likeliest_others_are_refused_by_name(server: Server) -> None:
 
 
 def test_tokens_that_are_half_characters() -> None:
-    """Their names have U+FFFD, their bytes are the character's, and they are told again as they were."""
+    """Their names have U+FFFD, their bytes are the character's, and what is kept gives the same tokens."""
     said = [(b"a", 0), (b" \xf0\x9f", 1), (b"\x98\x80", 2), (b"", 3), (b"b", 3)]
     pieces = [
         ("a ", [(1, -0.5)]),
