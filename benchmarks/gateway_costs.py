@@ -2,7 +2,8 @@
 
 One server answers the same question over gRPC and through the gateway (a streamed response), in turn, and over gRPC
 once more: where that differs from itself by more than 1 %, the run does not count. Then many clients ask at once. Last,
-conversations in the three ways that OpenAI's protocols have: is their last turn as fast as an early one?
+conversations in the three ways that OpenAI's protocols have: is their last turn as fast as an early one? The first
+message fills the window, so that all of these turns attend to as many tokens.
 Writes JSON and prints a table:
 
     python -m benchmarks.gateway_costs ENGINE --json benchmarks/results/gateway_costs.json
@@ -31,7 +32,9 @@ from trtstream.deploy.client.client import Client
 from trtstream.machine import machine
 
 TURNS = 30
+TTFT_ROUNDS = 5  # times as many rounds as the others have, as its answers have two tokens
 QUESTION = "Tell me a long story about a river and the towns on it."
+OPENING = f"{QUESTION} " * 50  # fills a window of 512 tokens: a turn takes longer until the window is full
 
 
 def over_grpc(url: str, model: str, tokens: int) -> list[float]:
@@ -86,12 +89,19 @@ def piece(event: dict[str, Any]) -> str:
     return "".join(choice["delta"].get("content") or "" for choice in event.get("choices", ()))
 
 
+def inputs(common: dict[str, Any]) -> list[str]:
+    """What is said in each turn of a conversation."""
+    question = common["input"]
+    return [OPENING + question, *[question] * (TURNS - 1)]
+
+
 def by_responses(connection: http.client.HTTPConnection, common: dict[str, Any], tokens: int) -> list[float]:
     """Seconds to the first text of each turn of a conversation, each turn a continued response."""
     seconds: list[float] = []
     more: dict[str, Any] = {}
-    for _ in range(TURNS):
-        first, events = ask(connection, "/v1/responses", {**common, **more, "max_output_tokens": tokens})
+    for text in inputs(common):
+        body = {**common, **more, "input": text, "max_output_tokens": tokens}
+        first, events = ask(connection, "/v1/responses", body)
         seconds.append(first)
         more = {"previous_response_id": events[-1]["response"]["id"]}
     return seconds
@@ -102,15 +112,15 @@ def by_conversation(connection: http.client.HTTPConnection, common: dict[str, An
     connection.request("POST", "/v1/conversations", "{}")
     conversation = json.loads(connection.getresponse().read())["id"]
     body = {**common, "conversation": conversation, "max_output_tokens": tokens}
-    return [ask(connection, "/v1/responses", body)[0] for _ in range(TURNS)]
+    return [ask(connection, "/v1/responses", {**body, "input": text})[0] for text in inputs(common)]
 
 
 def by_history(connection: http.client.HTTPConnection, common: dict[str, Any], tokens: int) -> list[float]:
     """The same with chat completions, which are sent the whole history."""
     seconds: list[float] = []
     messages: list[dict[str, str]] = []
-    for _ in range(TURNS):
-        messages.append({"role": "user", "content": common["input"]})
+    for text in inputs(common):
+        messages.append({"role": "user", "content": text})
         body = {"model": common["model"], "messages": messages, "max_completion_tokens": tokens}
         first, events = ask(connection, "/v1/chat/completions", body)
         seconds.append(first)
@@ -133,24 +143,28 @@ def long_conversations(url: str, model: str, tokens: int, conversations: int) ->
     return rows
 
 
-def measure(grpc: Callable[[], list[float]], gateway: Callable[[], list[float]], rounds: int) -> list[dict[str, Any]]:
+def measure(
+    grpc: Callable[[int], list[float]], gateway: Callable[[int], list[float]], tokens: int, rounds: int
+) -> list[dict[str, Any]]:
     """Time to the first text and between texts, of one client."""
 
-    def ttft(turn: Callable[[], list[float]]) -> float:
-        start, first, *_ = turn()
+    def ttft(turn: Callable[[int], list[float]]) -> float:
+        start, first, *_ = turn(2)
         return first - start
 
-    def itl(turn: Callable[[], list[float]]) -> float:
-        _, first, *others = turn()
+    def itl(turn: Callable[[int], list[float]]) -> float:
+        _, first, *others = turn(tokens)
         return (others[-1] - first) / len(others)
 
-    grpc(), gateway()
-    rows = []
-    for what, figure, bound in (("TTFT", ttft, "at most 3 ms more"), ("ITL", itl, "at most 1 ms more")):
+    def compared(figure: Callable[[Callable[[int], list[float]]], float], rounds: int) -> dict[str, list[float]]:
         over = partial(figure, grpc)
-        seconds = in_turn(rounds, {"gRPC": over, "again": over, "gateway": partial(figure, gateway)})
-        rows.append(row(what, seconds, bound))
-    return rows
+        return in_turn(rounds, {"gRPC": over, "again": over, "gateway": partial(figure, gateway)})
+
+    grpc(tokens), gateway(tokens)
+    return [
+        row("TTFT", compared(ttft, TTFT_ROUNDS * rounds), "at most 3 ms more"),
+        row("ITL", compared(itl, rounds), "at most 1 ms more"),
+    ]
 
 
 def crowded(
@@ -173,9 +187,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engine", type=Path)
     parser.add_argument("--tokens", type=int, default=64, help="of an answer")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--conversations", type=int, default=5, help="of 30 turns, in each of three ways")
+    parser.add_argument("--conversations", type=int, default=15, help="of 30 turns, in each of three ways")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 
@@ -186,11 +200,11 @@ def main() -> None:
         server = running.enter_context(serving(arguments.engine, Path(folder) / "log", *options))
         (model,), gateway_url = server.models, server.openai_url
         assert gateway_url is not None
-        grpc = partial(over_grpc, server.grpc_url, model, arguments.tokens)
-        gateway = partial(over_gateway, gateway_url, model, arguments.tokens)
-        rows = measure(grpc, gateway, arguments.rounds)
-        rows.append(crowded(grpc, gateway, arguments.clients, max(arguments.rounds // 5, 1)))
-        rows += long_conversations(gateway_url, model, arguments.tokens // 2, arguments.conversations)
+        grpc, gateway = partial(over_grpc, server.grpc_url, model), partial(over_gateway, gateway_url, model)
+        tokens = arguments.tokens
+        rows = measure(grpc, gateway, tokens, arguments.rounds)
+        rows.append(crowded(partial(grpc, tokens), partial(gateway, tokens), arguments.clients, arguments.rounds // 4))
+        rows += long_conversations(gateway_url, model, tokens // 4, arguments.conversations)
     print(table(rows))
     result = {"machine": machine(), "load": load_before, "engine": arguments.engine.name, "rows": rows}
     write_json(arguments.json, result)

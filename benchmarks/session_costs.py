@@ -34,6 +34,7 @@ from trtstream.sessions.turn_log import TurnLog
 
 STORED_SESSIONS = 10_000
 ITL_ROUNDS = 2  # times as many rounds as the others have, for an A/A comparison within 1 %
+FORK_ROUNDS = 10
 MAX_DIFFERENCE = 1.0  # percent, between a case and itself
 
 
@@ -144,13 +145,20 @@ def resuming(engine: Path, folder: Path, prompt: tuple[int, ...], rounds: int) -
         Outputs(llm, input_ids=prompt, max_tokens=2, session_key="long").wait()
         known = Outputs(llm, input_ids=prompt[:16], max_tokens=2, session_key="long").wait().last
         assert known is not None
-        forking = {"parent_turn": known.turn_id, "input_ids": prompt[:1], "max_tokens": 2}
+        # Ended at once: a fork that is kept takes another session's lane sooner or later, as any session does.
+        forking = {
+            "parent_turn": known.turn_id,
+            "input_ids": prompt[:1],
+            "max_tokens": 2,
+            "session_key": "fork",
+            "session_end": True,
+        }
         plain = {"input_ids": prompt[:2], "max_tokens": 2}
         window = llm.engine.build.sink_token_length + llm.engine.build.ring
         Outputs(llm, input_ids=prompt[:window], max_tokens=2, session_key="other").wait()
         going_on = {"session_key": "other", "input_ids": prompt[:1], "max_tokens": 2}
         fork = in_turn(
-            rounds,
+            FORK_ROUNDS * rounds,
             {
                 "a turn of two tokens in its lane": lambda: Outputs(llm, **going_on).wait().ttft,
                 "again": lambda: Outputs(llm, **going_on).wait().ttft,
@@ -171,7 +179,7 @@ def resuming(engine: Path, folder: Path, prompt: tuple[int, ...], rounds: int) -
             },
         )
         Outputs(llm, input_ids=prompt[:1], max_tokens=2, session_key="long").wait()
-        regenerating = {**forking, "session_key": "long", "session_rewind": True}
+        regenerating = {**forking, "session_key": "long", "session_rewind": True, "session_end": False}
         Outputs(llm, **going_on).wait()  # so that it has a lane
         regenerated = in_turn(
             rounds,

@@ -6,8 +6,8 @@ tokens in a window of half the trained context:
 
     python -m benchmarks.trained_sink --work FOLDER --json benchmarks/results/trained_sink.json
 
-``--work`` keeps the checkpoints: the same command goes on after an interruption. Three pairs of the 4 million
-parameters take two cores about two hours. ``--size 160m`` is for a GPU and a long ``--text``.
+``--work`` keeps the checkpoints and the state of a training: the same command continues after an interruption.
+``--size 160m`` is for a GPU and a long ``--text``.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SINK = 0  # its id in the vocabulary of both models of a pair; no text has it
 NOT_PREDICTED = -100  # a label that transformers leaves out
 WARM_UP = 0.05  # of the steps
+STATES = 20  # how many times the state of a training is saved
 SEED_OF_SAMPLES = 1_000_003
 
 
@@ -42,7 +43,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(2, 64, 2, 128, 512, 64, 16, 100_000, 3e-3),  # tries the script
-    "4m": Size(4, 256, 4, 704, 4096, 256, 32, 8_000_000, 2e-3),
+    "4m": Size(4, 256, 4, 704, 4096, 256, 8, 4_000_000, 2e-3),
     "160m": Size(12, 768, 12, 2048, 32_000, 1024, 128, 3_000_000_000, 6e-4),
 }
 
@@ -87,7 +88,7 @@ def token_ids(text: Path, folder: Path, size: Size) -> np.ndarray:
 def trained(
     size: Size, ids: np.ndarray, *, has_sink: bool, seed: int, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> Path:
-    """The checkpoint in ``folder``, which is trained unless it is there.
+    """The checkpoint in ``folder``, which is trained unless it exists. Training that was interrupted is continued.
 
     Both models of a pair start from the same weights, and see the same samples of ``ids`` in the same order and
     predict the same tokens of them.
@@ -98,12 +99,13 @@ def trained(
     torch.manual_seed(seed)
     model = _new_model(size)
     torch.nn.Module.to(model, device)  # transformers' own has no types for this
-    optimizer = torch.optim.AdamW(model.parameters(), lr=size.learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
     steps = max(size.tokens // (size.batch * size.context), 1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_rate(step, steps))
-    generator = np.random.default_rng(SEED_OF_SAMPLES + seed)
+    state = folder.with_name(folder.name + ".state")
+    first = _restore(state, model, optimizer)
     started = time.monotonic()
-    for step in range(steps):
+    for step in range(first, steps):
+        generator = np.random.default_rng((SEED_OF_SAMPLES + seed, step))
         places = generator.integers(len(ids) - size.context, size=size.batch)
         samples = torch.from_numpy(np.stack([ids[place : place + size.context] for place in places])).long().to(device)
         inputs, labels = _with_sink(samples) if has_sink else (samples, samples)
@@ -112,10 +114,12 @@ def trained(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = size.learning_rate * _share_of_rate(step, steps)
         optimizer.step()
-        schedule.step()
-        if step % max(steps // 20, 1) == 0 or step == steps - 1:
-            rate = (step + 1) * size.batch * size.context / (time.monotonic() - started)
+        if (step + 1) % max(steps // STATES, 1) == 0:
+            _save(state, model, optimizer, step + 1)
+            rate = (step + 1 - first) * size.batch * size.context / (time.monotonic() - started)
             print(
                 f"{folder.name}: step {step + 1} of {steps}, loss {loss.item():.3f}, {rate:,.0f} tokens/s",
                 file=sys.stderr,
@@ -124,7 +128,26 @@ def trained(
     model.cpu().save_pretrained(work)
     tokenizer.save_pretrained(work)
     os.rename(work, folder)
+    state.unlink(missing_ok=True)
     return folder
+
+
+def _save(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """Save the training after ``steps`` steps, in place of what was saved before."""
+    part = path.with_name(path.name + ".part")
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "steps": steps}, part)
+    os.replace(part, path)
+
+
+def _restore(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> int:
+    """Load what `_save` has saved. Returns the number of steps that are done."""
+    if not path.exists():
+        return 0
+    saved = torch.load(path, map_location=model.device)
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    steps: int = saved["steps"]
+    return steps
 
 
 def _new_model(size: Size) -> LlamaForCausalLM:

@@ -1,4 +1,4 @@
-"""`benchmarks.trained_sink`: both models of a pair learn from the same tokens, and an interruption loses no model."""
+"""`benchmarks.trained_sink`: both models of a pair learn from the same tokens, and an interruption changes nothing."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from benchmarks.trained_sink import __main__ as trained_sink
-from benchmarks.trained_sink.training import NOT_PREDICTED, SINK, _with_sink
+from benchmarks.trained_sink import training
+from benchmarks.trained_sink.training import NOT_PREDICTED, SINK, Size, _with_sink, train_tokenizer, trained
 from trtstream.samples.gpl import GPL
 
 
@@ -20,6 +23,36 @@ def test_a_sink_changes_what_is_seen_and_not_what_is_predicted() -> None:
     assert inputs.tolist() == [[SINK, 5, 6, 7], [SINK, 8, 9, 4]]
     # A label is predicted by the tokens before it; without a sink nothing is before a sample's first token.
     assert labels.tolist() == [[NOT_PREDICTED, NOT_PREDICTED, 6, 7], [NOT_PREDICTED, NOT_PREDICTED, 9, 4]]
+
+
+def test_training_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights are those of a training that was never interrupted, and its state is deleted."""
+    size = Size(1, 16, 2, 32, 300, 8, 4, tokens=20 * 32, learning_rate=3e-3)
+    tokenizer = train_tokenizer(GPL, size.vocabulary, tmp_path / "tokenizer")
+    ids = np.arange(1000, dtype=np.int32) % size.vocabulary
+
+    def train(name: str) -> dict[str, torch.Tensor]:
+        folder = trained(size, ids, has_sink=True, seed=3, tokenizer=tokenizer, folder=tmp_path / name)
+        return load_file(folder / "model.safetensors")
+
+    whole = train("whole")
+    steps = 0
+
+    def interrupt(step: int, of: int) -> float:
+        nonlocal steps
+        steps += 1
+        if steps == 13:
+            raise KeyboardInterrupt
+        return share_of_rate(step, of)
+
+    share_of_rate = training._share_of_rate
+    monkeypatch.setattr(training, "_share_of_rate", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train("interrupted")
+    again = train("interrupted")
+    assert steps == 13 + 8  # the 13th was interrupted, and is made again
+    assert all(torch.equal(again[name], weight) for name, weight in whole.items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["interrupted", "tokenizer", "whole"]
 
 
 @pytest.mark.slow
