@@ -19,9 +19,9 @@ export function find(id) {
   return read()[id] ?? null;
 }
 
-export function create(question, instructions) {
+export function create(question, instructions, model) {
   const title = question.trim().replace(/\s+/g, " ").slice(0, TITLE_LENGTH);
-  return { id: newId(), title, instructions, parents: {}, head: null, pending: null, updated: 0 };
+  return { id: newId(), title, instructions, model, parents: {}, head: null, pending: null, updated: 0 };
 }
 
 export function question(text, parent) {

@@ -2,7 +2,9 @@
 
 import { Problem, json, key, setKey } from "./api.js";
 import { cancel, follow } from "./answer.js";
+import { turnToAsk } from "./asking.js";
 import * as attention from "./attention.js";
+import * as composer from "./composer.js";
 import * as conversations from "./conversations.js";
 import { confirmed } from "./dialogs.js";
 import * as drawers from "./drawers.js";
@@ -35,7 +37,6 @@ async function start() {
   }
   showProblem(null);
   settings.show(models);
-  $("model-name").textContent = models.length === 1 ? models[0].id : "";
   await openFromAddress();
 }
 
@@ -58,7 +59,7 @@ async function open(conversation) {
   if (end) await load(end);
   messages.scrollToEnd();
   if (conversation?.pending && !runs.has(conversation.id)) await run(conversation);
-  $("message").focus();
+  composer.focus();
 }
 
 async function load(head) {
@@ -93,7 +94,7 @@ async function loadEarlier() {
 async function ask(text, parent) {
   let { conversation } = shown;
   if (!conversation) {
-    conversation = shown.conversation = conversations.create(text, $("instructions").value.trim());
+    conversation = shown.conversation = conversations.create(text, $("instructions").value.trim(), settings.model());
     history.pushState(null, "", HASH + conversation.id);
   }
   const at = parent === null ? 0 : shown.list.findIndex((m) => m.turn === parent && m.role === "assistant") + 1;
@@ -104,11 +105,17 @@ async function ask(text, parent) {
   await run(conversation);
 }
 
-function body({ pending, instructions }) {
+/** The model of a conversation stays the same: no other one can continue it. */
+function modelOf(conversation) {
+  return conversation?.model ?? settings.model();
+}
+
+function body(conversation) {
+  const { pending, instructions } = conversation;
   const first = instructions ? { instructions } : {};
   return {
     ...settings.parameters(),
-    model: settings.model(),
+    model: modelOf(conversation),
     input: pending.text,
     ...(pending.parent === null ? first : { previous_response_id: pending.parent }),
   };
@@ -123,6 +130,7 @@ async function run(conversation) {
   const begun = performance.now();
   let before = null; // when the last token came, to measure the next
   let caughtUp = pending.id === null;
+  let asked = () => {}; // lets other tabs follow
   const isShown = () => shown.conversation?.id === conversation.id;
   const on = {
     begun(response) {
@@ -130,6 +138,7 @@ async function run(conversation) {
       answer.tokens = response.input_tokens ?? null;
       while (caughtUp && points.at(-1)?.[0] > answer.tokens) points.pop(); // another branch's
       conversations.save(conversation);
+      asked();
     },
     pieces(texts) {
       const now = performance.now();
@@ -166,11 +175,23 @@ async function run(conversation) {
   let response = null;
   let problem = null;
   try {
+    if (pending.id === null) {
+      asked = await turnToAsk(pending.key, controller.signal);
+      const kept = conversations.find(conversation.id); // another tab may have asked meanwhile
+      if (!kept || kept.over === pending.key) {
+        runs.delete(conversation.id);
+        return isShown() ? open(kept) : drawList();
+      }
+      if (kept.pending?.key === pending.key) answer.id = pending.id = kept.pending.id;
+      caughtUp = pending.id === null;
+    }
     const question = pending.id === null ? body(conversation) : null;
     response = await follow({ body: question, id: pending.id, signal: controller.signal, on });
     if (response.status === "failed") problem = new Problem(response.error.message, 500);
   } catch (error) {
     problem = error;
+  } finally {
+    asked();
   }
   runs.delete(conversation.id);
   latency.keep(conversation.id, points);
@@ -207,10 +228,10 @@ function failed(conversation, problem) {
   const { pending } = conversation;
   if (problem.name === "AbortError") { // stopped before its first token
     conversations.settle(conversation);
-    if (!$("message").value) $("message").value = pending.text;
+    composer.giveBack(pending.text);
     if (conversation.head) conversations.save(conversation);
     else conversations.remove(conversation.id);
-    if (shown.conversation?.id === conversation.id) open(conversation.head ? conversation : null).then(resize);
+    if (shown.conversation?.id === conversation.id) open(conversation.head ? conversation : null);
     return;
   }
   if (pending.id !== null && problem.status === 404) {
@@ -302,6 +323,8 @@ function draw() {
   $("earlier").hidden = !more;
   $("title").textContent = conversation?.title ?? "New chat";
   document.title = conversation ? `${conversation.title} · trtstream` : "trtstream";
+  $("choose-model").hidden = models.length < 2 || Boolean(conversation);
+  $("model-name").textContent = conversation || models.length === 1 ? modelOf(conversation) : "";
   $("instructions").readOnly = Boolean(conversation);
   if (conversation) $("instructions").value = conversation.instructions;
   $("stop").hidden = !answer;
@@ -315,7 +338,7 @@ function draw() {
 }
 
 function drawPanel() {
-  const model = models.find((m) => m.id === settings.model());
+  const model = models.find((m) => m.id === modelOf(shown.conversation));
   const answer = runs.get(shown.conversation?.id);
   const tokens = answer?.tokens ?? shown.list.at(-1)?.range?.[1] ?? 0;
   const known = model?.max_attention_window !== undefined;
@@ -341,8 +364,7 @@ function drawList() {
 }
 
 function questionOf(message) {
-  const at = shown.list.findIndex((m) => m.turn === message.turn && m.role === "user");
-  return shown.list[at].text;
+  return shown.list.find((m) => m.turn === message.turn && m.role === "user").text;
 }
 
 async function askForKey(then) {
@@ -354,30 +376,13 @@ async function askForKey(then) {
   then?.();
 }
 
-// The composer and the rest of the page.
+// The rest of the page.
 
-function resize() {
-  const area = $("message");
-  area.style.height = "auto";
-  area.style.height = `${area.scrollHeight}px`;
-  $("send").disabled = !area.value.trim();
-}
-
-$("composer").addEventListener("submit", (event) => {
-  event.preventDefault();
-  const text = $("message").value;
-  if (!text.trim() || runs.has(shown.conversation?.id) || shown.loading) return;
-  $("message").value = "";
-  resize();
+composer.whenSent((text) => {
+  if (runs.has(shown.conversation?.id) || shown.loading) return false;
   const { conversation } = shown;
   ask(text, conversation ? (conversation.pending ? conversation.pending.parent : conversation.head) : null);
-});
-$("message").addEventListener("input", resize);
-$("message").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-    event.preventDefault();
-    $("composer").requestSubmit();
-  }
+  return true;
 });
 addEventListener("keydown", (event) => event.key === "Escape" && !document.querySelector("dialog[open]") && stop());
 $("stop").addEventListener("click", stop);
@@ -387,7 +392,7 @@ $("change-key").addEventListener("click", () => askForKey(start));
 $("settings").elements.model.addEventListener("change", draw);
 document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault();
-  $("message").focus();
+  composer.focus();
 });
 addEventListener("popstate", openFromAddress);
 conversations.whenChangedElsewhere(changedElsewhere);

@@ -7,7 +7,6 @@ const form = document.getElementById("settings");
 export function show(models) {
   const kept = { ...DEFAULTS, ...JSON.parse(localStorage.getItem(SETTINGS) ?? "{}") };
   form.elements.model.replaceChildren(...models.map((model) => new Option(model.id)));
-  document.getElementById("choose-model").hidden = models.length < 2;
   if (!models.some((model) => model.id === kept.model)) kept.model = models[0]?.id;
   for (const [name, value] of Object.entries(kept)) if (form.elements[name]) form.elements[name].value = value;
 }

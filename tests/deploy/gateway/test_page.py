@@ -15,9 +15,10 @@ import pytest
 
 from tests.deploy.server import Server, serving
 from trtstream.deploy.gateway.keys import add_key
+from trtstream.deploy.serving.package import package_engine
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Browser, Locator, Page, Route
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
@@ -85,7 +86,7 @@ def page(site: Restartable, browser: Browser) -> Iterator[Page]:
 
 
 @contextmanager
-def opened(browser: Browser, url: str) -> Iterator[Page]:
+def opened(browser: Browser, url: str, model: str = "trtstream") -> Iterator[Page]:
     """The page for somebody new. In the end nothing in it may have failed, or broken its policy."""
     page = browser.new_page()
     page.set_default_timeout(WAIT)
@@ -93,7 +94,7 @@ def opened(browser: Browser, url: str) -> Iterator[Page]:
     page.on("pageerror", lambda error: failures.append(str(error)))
     page.on("console", lambda message: failures.append(message.text) if "Policy" in message.text else None)
     page.goto(url)
-    playwright.expect(page.locator("#model-name")).to_have_text("trtstream")
+    playwright.expect(page.locator("#model-name")).to_have_text(model)
     page.get_by_label("Temperature").fill("0")
     yield page
     page.close()
@@ -287,6 +288,65 @@ def test_two_tabs(site: Restartable, page: Page) -> None:
     playwright.expect(page.locator("#conversations li")).to_have_count(0)
     playwright.expect(page.locator("#messages .text")).to_have_count(0)
     other.close()
+
+
+def test_a_tab_that_is_opened_before_the_first_token(page: Page) -> None:
+    """It waits for the tab that has asked, and asks itself once that one is closed."""
+    held: list[Route] = []
+    page.route("**/v1/responses", lambda route: held.append(route))
+
+    def opened_while_asking(text: str) -> tuple[Page, list[str]]:
+        with page.expect_request("**/v1/responses"):
+            ask(page, text, 10)
+        with page.expect_popup() as popup:
+            page.evaluate("() => { open(location.href); }")
+        posts: list[str] = []
+        popup.value.on("request", lambda request: posts.append(request.url) if request.method == "POST" else None)
+        popup.value.set_default_timeout(WAIT)
+        playwright.expect(popup.value.get_by_role("button", name="Stop the answer")).to_be_visible()
+        return popup.value, posts
+
+    other, posts = opened_while_asking("Hello")
+    held.pop().continue_()
+    for tab in (page, other):
+        await_end(tab)
+    assert (texts(other), posts) == (texts(page), [])
+    assert len(texts(page)) == 2
+    other.close()
+    other, posts = opened_while_asking("And now?")
+    assert posts == []
+    page.goto("about:blank")
+    await_end(other)
+    assert (len(texts(other)), len(posts)) == (4, 1)
+    other.close()
+
+
+def test_several_models(endless_engine: Path, tmp_path: Path, browser: Browser) -> None:
+    """A new conversation is with the one that is chosen, and stays with it."""
+    for name in ("large", "small"):
+        package_engine(endless_engine, tmp_path / "repository", name)
+    store = f"sqlite:///{tmp_path}/sessions.db"
+    with (
+        serving(tmp_path / "repository", tmp_path / "log", "--openai-port", "0", "--session-store", store) as server,
+        opened(browser, f"http://{server.openai_url}/", model="") as page,
+    ):
+        choice, name = page.get_by_label("Model", exact=True), page.locator("#model-name")
+        playwright.expect(choice.locator("option")).to_have_text(["large", "small"])
+        choice.select_option("small")
+        for text, chosen in (("Hello", "small"), ("Go on", "large")):
+            with page.expect_request("**/v1/responses") as request:
+                ask(page, text, 5)
+            assert request.value.post_data_json["model"] == "small"
+            await_end(page)
+            playwright.expect(choice).to_be_hidden()
+            playwright.expect(name).to_have_text("small")
+            page.get_by_role("button", name="New chat").click()
+            playwright.expect(choice).to_have_value(chosen)
+            choice.select_option("large")
+            page.get_by_role("link", name="Hello").click()
+            playwright.expect(name).to_have_text("small")
+            playwright.expect(page.get_by_role("textbox", name="Message", exact=True)).to_be_focused()
+        playwright.expect(page.locator("#messages .text")).to_have_count(4)
 
 
 def test_what_is_read_to_those_who_do_not_see(page: Page) -> None:
