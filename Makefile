@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Processes that share the tests; each computes in one thread. One more than two cores have, as tests wait for servers.
-WORKERS ?= 3
+# Processes that share the tests; each computes in one thread. Two more than two cores have, as tests wait for servers.
+WORKERS ?= 4
 
 .PHONY: help install quickstart check fast-tests test tests test-all lint style imports types clean
 

@@ -166,6 +166,7 @@ def fetch(with_torch: subprocess.Popen[str], environment: dict[str, str], tmp_pa
     return Fetcher(with_torch, environment, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_engine_of_a_repository(fetch: Fetcher, checkpoints: Path, tmp_path: Path) -> None:
     """Is that of the same files in a folder, and is built again without the hub."""
     engines = [tmp_path / name for name in ("online", "offline", "folder")]

@@ -56,6 +56,7 @@ def is_sent(name: str, patterns: list[str]) -> bool:
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_an_image_gets_the_same_wheel(wheel: Path, sources: Path, project_files: list[str], tmp_path: Path) -> None:
     """The first stage of both files, on this machine."""
     patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]

@@ -59,7 +59,7 @@ def in_torch(engine: StreamingEngine, folder: Path) -> StreamingEngine:
     return StreamingEngine(engine.model, engine.build, CpuBackend(engine.model, engine.build, weights))
 
 
-@pytest.mark.quick("llama-gqa-int8", "falcon-rw-int4")
+@pytest.mark.quick("falcon-rw-int4")
 @pytest.mark.parametrize(
     ("variant", "quantization"),
     [

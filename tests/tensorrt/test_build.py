@@ -65,6 +65,7 @@ def test_every_variant_builds(variant: str, tmp_path: Path) -> None:
     assert estimate.kv_cache_per_session == built.kv_cache_per_session
 
 
+@pytest.mark.slow
 def test_quantized_plans_are_as_small_as_estimated(tmp_path: Path) -> None:
     sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 2, "num_attention_heads": 8}
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "checkpoint", "llama-gqa", **sizes))
@@ -165,7 +166,7 @@ def build_command(checkpoint: Path, engine: Path, *options: object) -> list[str]
     return [sys.executable, "-m", "trtstream", *map(str, words)]
 
 
-@pytest.mark.quick("15")
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_build_leaves_nothing(stop: signal.Signals, tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint", "llama-gqa", num_hidden_layers=20)

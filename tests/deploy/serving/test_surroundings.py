@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[3]
 PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
 
 
+@pytest.mark.quick("repository")
 @pytest.mark.parametrize("source", ["repository", "engine"])
 def test_paths_of_all_kinds(start: Start, engine: Path, tmp_path: Path, source: str) -> None:
     """One path with all of the characters: each of them alone stops a backend that is given it."""
