@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 # Processes that share the tests; each computes in one thread. Two more than two cores have, as tests wait for servers.
 WORKERS ?= 4
 
+# Each process that a test starts would compile trtstream anew, and each worker the tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help install quickstart check fast-tests test tests test-all lint style imports types clean
 
 help: ## these lines

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 CONFTEST = f"""
@@ -38,6 +40,7 @@ def test_waits():
 """
 
 
+@pytest.mark.slow
 def test_computing_counts_and_waiting_does_not(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_it.py").write_text(TESTS)

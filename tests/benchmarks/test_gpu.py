@@ -89,6 +89,7 @@ def test_without_a_gpu_it_says_what_is_missing() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.quick("correctness")
 @pytest.mark.parametrize("part", parts.PARTS)
 def test_part(part: str, tmp_path: Path) -> None:
     results = measure(part, tmp_path)
@@ -144,6 +145,7 @@ def test_sources_alone_are_enough(tmp_path: Path) -> None:
     assert "trtstream[tensorrt-rtx]" in neither["note"]
 
 
+@pytest.mark.slow
 @pytest.mark.builder
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_tensorrt_builds_here_and_needs_a_gpu_to_run(tmp_path: Path) -> None:
@@ -153,6 +155,7 @@ def test_tensorrt_builds_here_and_needs_a_gpu_to_run(tmp_path: Path) -> None:
     assert row["note"] == "running it needs an NVIDIA GPU"
 
 
+@pytest.mark.slow
 def test_tensorrt_engines_pass_their_checks() -> None:
     assert all(row["ok"] for row in rows(engine_checks(interpreted_engine)))
 

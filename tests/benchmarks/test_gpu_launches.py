@@ -91,6 +91,7 @@ def fails(engine: Engine) -> list[str]:
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_what_does_not_compile_is_said() -> None:
     engines = [Engine(TINY_LLAMA, build(), quantization) for quantization in ("int8", "int4")]
     assert set(launches.compile_all(engines, fails)) == {"no int8", "no int4"}

@@ -265,6 +265,7 @@ def test_a_family_that_is_not_supported_is_refused_before_its_weights_are_fetche
     assert "model.safetensors" not in hub.fetched()
 
 
+@pytest.mark.slow
 def test_a_gguf_file_whose_download_is_interrupted(hub: Hub, fetch: Fetcher, tmp_path: Path) -> None:
     """It is resumed where it was cut, the second half of it."""
     contents = os.urandom(25_000_000)
@@ -283,6 +284,7 @@ def test_a_gguf_file_whose_download_is_interrupted(hub: Hub, fetch: Fetcher, tmp
     assert "Fetching MB: 25 of 25" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_name_of_a_gguf_file_is_not_a_pattern(hub: Hub, fetch: Fetcher, tmp_path: Path) -> None:
     names = ["model[1].gguf", "model1.gguf", "model?.gguf", "model2.gguf"]
     for name in names:
@@ -343,6 +345,7 @@ def test_a_hub_that_cannot_be_asked_is_one_line(
     assert hub.requests == []
 
 
+@pytest.mark.slow
 def test_the_command_prints_that_line(hub: Hub, fetch: Fetcher, tmp_path: Path) -> None:
     done = fetch.command("build", "owner/tiny", "--revision", "v9", "--output", tmp_path / "engine")
     assert done.returncode == 1
@@ -356,6 +359,7 @@ def test_a_hub_that_is_down_is_one_line(hub: Hub, fetch: Fetcher) -> None:
     assert "503 Service Unavailable" in line
 
 
+@pytest.mark.slow
 def test_a_token_opens_them(fetch: Fetcher, environment: dict[str, str]) -> None:
     """In HF_TOKEN, or where `hf auth login` keeps it."""
     names = ("owner/private", "owner/gated")
@@ -366,6 +370,7 @@ def test_a_token_opens_them(fetch: Fetcher, environment: dict[str, str]) -> None
     assert all(path.is_relative_to(home) for path in fetch.paths(*names, HF_HOME=str(home)))
 
 
+@pytest.mark.slow
 def test_a_repository_without_safetensors(hub: Hub, fetch: Fetcher, tmp_path: Path) -> None:
     folder = tmp_path / "repository"
     folder.mkdir()
@@ -389,6 +394,7 @@ def test_a_disk_that_is_too_small_is_one_line_before_anything_is_written(
     assert "model.safetensors" not in hub.fetched()
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_is_one_line(hub: Hub, environment: dict[str, str], tmp_path: Path) -> None:
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))

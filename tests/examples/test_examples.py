@@ -13,7 +13,7 @@ import pytest
 
 from tests.deploy.server import Server, serving
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PARIS = "The capital of France is Paris."

@@ -73,6 +73,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path, project_files
     assert {".py", ".cpp", ".pbtxt", "py.typed"} <= kinds
 
 
+@pytest.mark.slow
 def test_an_unpacked_sdist_builds_the_same_wheel(sdist: Path, wheel: Path, tmp_path: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = archive.getnames()
@@ -122,6 +123,7 @@ def test_every_module_of_the_wheel_is_imported(environment: Path, wheel: Path, t
     assert {str(where / name) for name in modules} == {*json.loads(imported), str(where / "trtstream/__main__.py")}
 
 
+@pytest.mark.slow
 def test_the_wheel_builds_inspects_and_packages(environment: Path, tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint", "llama-gqa")
     build = ["build", checkpoint, "--output", "engine", "--target", "cpu", "--max-attention-window", 32]

@@ -151,7 +151,7 @@ def test_rounding_to_blocks(name: str, steps: float) -> None:
         assert ((values.unflatten(1, (-1, 32)) - groups).abs() <= bound).all()
 
 
-@pytest.mark.quick("native-*", "portable-Q8_0", "wide-pairs-Q4_1")
+@pytest.mark.quick("native-*", "portable-Q8_0")
 @pytest.mark.parametrize("name", BLOCK_FORMATS)
 @pytest.mark.parametrize("path", PATHS)
 def test_products(path: str, name: str, library: Compile) -> None:

@@ -35,7 +35,7 @@ LONGEST = 70
 Pieces = Callable[[str], ctypes.CDLL]
 
 
-@pytest.mark.quick("float32-native", "bfloat16-portable", "bfloat16-wide-pairs")
+@pytest.mark.quick("float32-native", "bfloat16-portable")
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_products(path: str, dtype: str, pieces: Pieces) -> None:
@@ -109,7 +109,7 @@ def compare(tmp_path_factory: pytest.TempPathFactory) -> Compare:
     return comparisons(ChunkComparison, tmp_path_factory)
 
 
-@pytest.mark.quick("llama-gqa-portable", "falcon-rw-wide", "qwen3-native")
+@pytest.mark.quick("llama-gqa-portable")
 @pytest.mark.parametrize("path", [path for path in PATHS if "pairs" not in path and "bf16" not in path])
 @pytest.mark.parametrize("variant", ["llama-gqa", "falcon-rw", "qwen3"])
 def test_a_chunk_of_each_instruction_set(path: str, variant: str, compare: Compare, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_chunk_of_each_instruction_set(path: str, variant: str, compare: Compa
     assert comparison.worst_error(comparison.compile(tmp_path / "step.so", *PATHS[path]), steps=1) < 1e-4
 
 
-@pytest.mark.quick("llama-gqa", "falcon-40b", "mpt-7b")
+@pytest.mark.quick("llama-gqa", "falcon-40b")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_chunk_is_one_call(variant: str, compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every variant, on two threads; nothing of the decoder in torch computes in it."""

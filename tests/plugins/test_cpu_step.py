@@ -75,7 +75,7 @@ def matrix(weight: torch.Tensor, bias: torch.Tensor | None = None) -> c.Matrix:
     return c.Matrix(weight.data_ptr(), bias_address, len(weight), weight.stride(0), row_bytes, c.FORMATS[name])
 
 
-@pytest.mark.quick("1-float32-native", "2-bfloat16-native", "1-*-portable", "1-bfloat16-wide-pairs")
+@pytest.mark.quick("1-float32-native", "2-bfloat16-native", "1-*-portable")
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("parts", [1, 2])
@@ -113,7 +113,7 @@ def test_norms(path: str, size: int, pieces: Callable[[str], ctypes.CDLL]) -> No
     assert torch.allclose(out, F.layer_norm(x, (size,), weight, bias, 1e-5), atol=1e-5)
 
 
-@pytest.mark.quick("*-native", "silu-portable", "gelu-wide-pairs")
+@pytest.mark.quick("*-native", "silu-portable")
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations(path: str, activation: str, pieces: Callable[[str], ctypes.CDLL]) -> None:
@@ -242,7 +242,7 @@ def test_a_step_in_bfloat16(path: str, compare: Compare, tmp_path: Path) -> None
     assert comparison.worst_error(comparison.compile(tmp_path / "step.so", *PATHS[path])) < 0.15
 
 
-@pytest.mark.quick("llama-gqa", "falcon-40b", "mpt-7b")
+@pytest.mark.quick("llama-gqa", "falcon-40b")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_step_is_one_call(variant: str, compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every variant, with chunks of prompts and without: nothing of the decoder in torch computes in a step."""

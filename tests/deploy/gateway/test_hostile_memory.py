@@ -97,7 +97,7 @@ def huge_messages(front: Front) -> Iterator[None]:
     yield
 
 
-@pytest.mark.quick("gateway-half_open*", "triton-huge_messages*")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "growth"), [(half_open, 5), (slow_bodies, 5), (huge_bodies, 75), (huge_messages, 38)]
 )

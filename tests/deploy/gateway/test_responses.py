@@ -256,6 +256,7 @@ def test_models_and_health(server: Server, client: openai.OpenAI) -> None:
     assert "resp_1" not in metrics
 
 
+@pytest.mark.slow
 def test_a_conversation_outlives_its_server(server: Server, start: Start, tmp_path: Path) -> None:
     """Killed whole after the first turn, and its model after the second, under the next."""
     options = ("--openai-port", "0", "--session-store", f"sqlite:///{tmp_path}/sessions.db")

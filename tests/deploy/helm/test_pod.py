@@ -82,6 +82,7 @@ def namespaces() -> None:
         pytest.skip("needs a namespace of mounts and setpriv")
 
 
+@pytest.mark.slow
 def test_servers_and_gateways_run_as_their_pods_have_them(chart: Chart, engine: Path, tmp_path: Path) -> None:
     objects = chart.render("cpu", f"model.path={engine}", "gateways.enabled=true")
     spec = pod_of(find(objects, "StatefulSet"))["spec"]

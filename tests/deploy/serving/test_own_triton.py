@@ -71,7 +71,7 @@ def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> N
     pytest.fail(log.read_text())
 
 
-@pytest.mark.quick("15")
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_plain_tritonserver_serves_a_packaged_repository(
     engine: Path, tmp_path: Path, number: signal.Signals

@@ -78,6 +78,7 @@ def test_an_engine_for_a_gpu_is_refused_before_triton_starts(tmp_path: Path) -> 
     assert re.match(r"trtstream: .*engine was built for target 'cuda' and cannot run here: torch", line)
 
 
+@pytest.mark.slow
 def test_the_limits_of_a_turn_are_options(start: Start) -> None:
     server = start("--max-tokens-limit", "5", "--turn-timeout", "2.5", "--max-itl-ms", "20")
     stream = Stream(server.grpc_url)
@@ -169,6 +170,7 @@ def test_a_second_signal_kills_at_once_and_leaves_nothing(start: Start) -> None:
     busy.client.close()
 
 
+@pytest.mark.slow
 def test_a_model_that_waits_for_a_dead_triton_ends(start: Start) -> None:
     """An update of a metric waits with Python's lock held, so that no thread of the model's can end it."""
     server = start()
@@ -179,6 +181,7 @@ def test_a_model_that_waits_for_a_dead_triton_ends(start: Start) -> None:
     wait_for_death(children)
 
 
+@pytest.mark.slow
 def test_a_repository_can_be_moved(start: Start, engine: Path, tmp_path: Path) -> None:
     package_engine(engine, tmp_path / "here", "first")
     package_engine(engine, tmp_path / "here", "second")

@@ -64,6 +64,7 @@ def test_sessions_outlive_a_server_that_is_killed(start: Start, tmp_path: Path) 
     log.close()
 
 
+@pytest.mark.slow
 def test_a_model_that_dies_has_its_sessions_again(start: Start, tmp_path: Path) -> None:
     server = start("--session-store", str(tmp_path / "sessions.db"))
     assert (tmp_path / "sessions.db").stat().st_mode & 0o777 == 0o600

@@ -59,6 +59,7 @@ def test_a_model_folder_that_the_backend_cannot_take(engine: Path, tmp_path: Pat
     assert "the model 'my model' in" in (tmp_path / "log").read_text().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_modules_where_serve_is_started_are_not_the_models(engine: Path, tmp_path: Path) -> None:
     folder = tmp_path / "here"
     folder.mkdir()

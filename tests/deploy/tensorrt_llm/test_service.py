@@ -78,6 +78,7 @@ def infer(service: Server, model: str, **inputs: tuple[str, object]) -> dict[str
     return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
 
+@pytest.mark.slow
 def test_all_models_are_served(service: Server) -> None:
     assert service.models == ["ensemble", "postprocessing", "preprocessing", "tensorrt_llm", "tensorrt_llm_bls"]
 
