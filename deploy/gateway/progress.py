@@ -26,7 +26,7 @@ class Progress:
     def __init__(self, begun: dict[str, Any]) -> None:
         self.begun = begun
         self.pieces: list[Piece] = []
-        self.response = Response.model_validate(begun)
+        self.response = self._in_progress = Response.model_validate(begun)
         self._tokens = TokenReader()
         self._last: TurnOutput | None = None
         self._changed = anyio.Event()
@@ -67,14 +67,15 @@ class Progress:
     async def events(self, after: int = -1) -> AsyncGenerator[bytes, None]:
         """The events with numbers above ``after``, as they come."""
         events = ResponseEvents(message(self.id))
-        if begin := events.begin(Response.model_validate(self.begun))[after + 1 :]:
-            yield b"".join(begin)
+        ready = events.begin(self._in_progress)[after + 1 :]
         sent = max(after + 1 - FIRST_DELTA, 0)
         while True:
             changed, is_over = self._changed, self.is_over
-            if more := self.pieces[sent:]:
-                yield b"".join(events.delta(FIRST_DELTA + sent + i, piece) for i, piece in enumerate(more))
-                sent += len(more)
+            more = self.pieces[sent:]
+            ready += [events.delta(FIRST_DELTA + sent + i, piece) for i, piece in enumerate(more)]
+            if ready:
+                yield b"".join(ready)
+            sent, ready = sent + len(more), []
             if is_over:
                 break
             await changed.wait()
