@@ -40,7 +40,7 @@ tests: install
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" --durations=25
 
 test-all: test ## the slow tests too, as CI does
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow --durations=25
+	$(BIN)/python -m pytest -n $$(($(WORKERS) - 1)) -m slow --durations=25 # they wait less
 
 lint: install ## style, direction of imports, and types
 	@$(MAKE) --no-print-directory --jobs=3 --output-sync style imports types
