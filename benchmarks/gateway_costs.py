@@ -31,6 +31,9 @@ from tests.deploy.server import serving
 from trtstream.deploy.client.client import Client
 from trtstream.machine import machine
 
+Turn = Callable[[int], list[float]]
+"""Takes a number of tokens, and returns when a turn of that many began and when each piece of its text came."""
+
 TURNS = 30
 TTFT_ROUNDS = 5  # times as many rounds as the others have, as its answers have two tokens
 QUESTION = "Tell me a long story about a river and the towns on it."
@@ -143,20 +146,18 @@ def long_conversations(url: str, model: str, tokens: int, conversations: int) ->
     return rows
 
 
-def measure(
-    grpc: Callable[[int], list[float]], gateway: Callable[[int], list[float]], tokens: int, rounds: int
-) -> list[dict[str, Any]]:
+def measure(grpc: Turn, gateway: Turn, tokens: int, rounds: int) -> list[dict[str, Any]]:
     """Time to the first text and between texts, of one client."""
 
-    def ttft(turn: Callable[[int], list[float]]) -> float:
+    def ttft(turn: Turn) -> float:
         start, first, *_ = turn(2)
         return first - start
 
-    def itl(turn: Callable[[int], list[float]]) -> float:
+    def itl(turn: Turn) -> float:
         _, first, *others = turn(tokens)
         return (others[-1] - first) / len(others)
 
-    def compared(figure: Callable[[Callable[[int], list[float]]], float], rounds: int) -> dict[str, list[float]]:
+    def compared(figure: Callable[[Turn], float], rounds: int) -> dict[str, list[float]]:
         over = partial(figure, grpc)
         return in_turn(rounds, {"gRPC": over, "again": over, "gateway": partial(figure, gateway)})
 
@@ -203,7 +204,8 @@ def main() -> None:
         grpc, gateway = partial(over_grpc, server.grpc_url, model), partial(over_gateway, gateway_url, model)
         tokens = arguments.tokens
         rows = measure(grpc, gateway, tokens, arguments.rounds)
-        rows.append(crowded(partial(grpc, tokens), partial(gateway, tokens), arguments.clients, arguments.rounds // 4))
+        together = max(arguments.rounds // 4, 1)
+        rows.append(crowded(partial(grpc, tokens), partial(gateway, tokens), arguments.clients, together))
         rows += long_conversations(gateway_url, model, tokens // 4, arguments.conversations)
     print(table(rows))
     result = {"machine": machine(), "load": load_before, "engine": arguments.engine.name, "rows": rows}
