@@ -12,7 +12,7 @@ BLOCK_ROWS = 16  # of the weight: small, so that a small layer fills the chip to
 BLOCK_COLUMNS = 128
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])  # it varies from prompt to prompt
 def int8_kernel(
     x_pointer, values_pointer, scales_pointer, out_pointer,
     num_tokens, num_rows, num_columns,
@@ -40,7 +40,7 @@ def int8_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])  # it varies from prompt to prompt
 def int4_kernel(
     x_pointer, values_pointer, scales_pointer, zeros_pointer, out_pointer,
     num_tokens, num_rows, num_columns,
@@ -82,7 +82,7 @@ def launch_quantized_linear(
     """`quantized_linear.quantized_linear` by the kernels."""
     x = x.contiguous()
     out = x.new_empty(len(x), len(values))
-    block_tokens = max(16, triton.next_power_of_2(len(x)))  # 16: the least that tensor cores take
+    block_tokens = max(16, triton.next_power_of_2(len(x)))  # one of quantized_linear's TOKEN_BLOCKS
     grid = (triton.cdiv(len(values), BLOCK_ROWS),)
     sizes = len(x), len(values), x.shape[1]
     if zeros is None:

@@ -17,14 +17,15 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.jit import JITFunction
 
 from benchmarks.models import RandomCheckpoint, quantized
 from trtstream.plugins import cuda_decode, cuda_quantized
 from trtstream.plugins.cuda_prefill import launch_prefill
-from trtstream.plugins.decode_plan import Step
-from trtstream.plugins.window import Window
+from trtstream.plugins.quantized_linear import KERNEL_ROWS
+from trtstream.plugins.quantized_weight import QuantizedWeight, dequantize
 from trtstream.runtime.cuda import CudaBackend
 from trtstream.runtime.decoder import DecoderWeights, collect_weights
 from trtstream.settings import BuildConfig, ModelConfig
@@ -65,8 +66,14 @@ class _Operators(TorchDispatchMode):
         self._ours: dict[Any, Callable[..., torch.Tensor]] = {
             ours.decode_attention.default: cuda_decode.launch_decode,
             ours.chunk_attention.default: launch_prefill,
-            ours.quantized_linear.default: cuda_quantized.launch_quantized_linear,
+            ours.quantized_linear.default: self._quantized_linear,
         }
+
+    def _quantized_linear(self, x: torch.Tensor, *weight: torch.Tensor) -> torch.Tensor:
+        if len(x) <= KERNEL_ROWS:
+            return cuda_quantized.launch_quantized_linear(x, *weight)
+        with self:
+            return F.linear(x, dequantize(QuantizedWeight(*weight), x.dtype))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self._ours:
@@ -92,14 +99,14 @@ def intercepted(launch: Launch, operator: Callable[[str], None], multiprocessors
         yield
 
 
-def _backend(engine: Engine) -> CudaBackend:
+def meta_backend(engine: Engine) -> CudaBackend:
     return CudaBackend(engine.model, engine.build, meta_weights(engine))
 
 
 def step_kernels(engine: Engine, batch: int, multiprocessors: int) -> Counter[str]:
     """The kernels of a decode step of ``batch`` sessions, by name; a product of cuBLAS counts as one."""
     kernels: Counter[str] = Counter()
-    step = next(step for step in _backend(engine).steps if step.size == batch)
+    step = next(step for step in meta_backend(engine).steps if step.size == batch)
     count = kernels.update
     with intercepted(lambda kernel, *_, **__: count([kernel.__name__]), lambda name: count([name]), multiprocessors):
         step.run()
@@ -107,14 +114,12 @@ def step_kernels(engine: Engine, batch: int, multiprocessors: int) -> Counter[st
 
 
 def launch_all(engine: Engine, launch: Launch, multiprocessors: int) -> None:
-    """Call ``launch`` for our kernels in decode steps of each batch size, and in a first and a later chunk."""
-    backend, build = _backend(engine), engine.build
-    window = Window(build.sink_token_length, build.max_sink_token_length, build.ring)
+    """Call ``launch`` for our kernels as loading the engine on a GPU launches them."""
+    backend = meta_backend(engine)
     with intercepted(launch, lambda name: None, multiprocessors):
+        backend.warm_up(engine.build)
         for step in backend.steps:
             step.run()
-        for first in (0, build.max_num_tokens):
-            backend.prefill(Step(0, window, first, window.sinks), [0] * build.max_num_tokens, 1)
 
 
 def compile_engine(engine: Engine) -> list[str]:

@@ -19,6 +19,7 @@ from trtstream.plugins import cuda_ops
 from trtstream.plugins.decode_plan import Row, Step, step_rotation
 from trtstream.plugins.kv_cache import new_cache
 from trtstream.plugins.positions import PositionEncoding
+from trtstream.plugins.quantized_linear import TOKEN_BLOCKS
 from trtstream.plugins.window import Window
 from trtstream.progress import Progress, progress_bar
 from trtstream.runtime.batch_steps import batch_steps, host_tensor
@@ -74,7 +75,8 @@ class CudaBackend:
         self._positions = PositionEncoding.of(model).to(device)
         self._max_sinks = build.max_sink_token_length
         self._cache = new_cache(model, build, "cuda", device)
-        self._warm_up(build)
+        if device.type == "cuda":
+            self.warm_up(build)
         step = DecodeStep(model, weights, self._positions, self._cache, self._max_sinks)
         self.steps = batch_steps(build.max_batch_size, _padding, partial(_bind, step), device, progress)
 
@@ -108,11 +110,12 @@ class CudaBackend:
         return self._cache[lane]
 
     @torch.inference_mode()
-    def _warm_up(self, build: BuildConfig) -> None:
-        """Compile the prefill kernels before the first request comes."""
-        if self._device.type == "cuda":
-            window = Window(build.sink_token_length, build.max_sink_token_length, build.ring)
-            self.prefill(Step(0, window, 0, window.sinks), [0] * build.max_num_tokens, 1)
+    def warm_up(self, build: BuildConfig) -> None:
+        """Compile the prefill kernels before the first request comes: those of a longest chunk, and of short ones,
+        whose products with quantized weights have kernels for 16, 32 and 64 tokens."""
+        window = Window(build.sink_token_length, build.max_sink_token_length, build.ring)
+        for length in {min(length, build.max_num_tokens) for length in (*TOKEN_BLOCKS, build.max_num_tokens)}:
+            self.prefill(Step(0, window, 0, window.sinks), [0] * length, 1)
 
 
 def _padding(size: int) -> list[int]:
