@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.engines import MAX_SINKS, RING, SIZES, build_variant, load_on_cpu, random_tokens, reference_logits
+from tests.runtime.clients import ask, byte_tokenizer
 from trtstream.build.checkpoint import Checkpoint
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.cuda_device import why_no_cuda
@@ -20,6 +21,8 @@ from trtstream.plugins.window import Window
 from trtstream.runtime.cuda import PADDING, DecodeStep
 from trtstream.runtime.decoder import collect_weights
 from trtstream.runtime.loading import load_engine
+from trtstream.runtime.scheduler import Scheduler
+from trtstream.runtime.scheduler_limits import SchedulerLimits
 from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.streaming_engine import StreamingEngine
 
@@ -125,6 +128,8 @@ from pathlib import Path
 import torch
 from tests.engines import load_on_cpu
 from trtstream.runtime.loading import load_engine
+from trtstream.runtime.scheduler import Scheduler
+from trtstream.runtime.scheduler_limits import SchedulerLimits
 
 load = {"cpu": load_on_cpu, "gpu": load_engine}[sys.argv[1]]
 ids = torch.load(sys.argv[2])
@@ -166,3 +171,19 @@ def test_the_kernels_run_inside_the_engine(tmp_path: Path) -> None:
 def test_a_gpu_computes_the_same(tmp_path: Path) -> None:
     variants = {"llama-gqa": "none", "llama-bias": "int8", "falcon-mha-parallel": "int4", "falcon-rw": "none"}
     check_kernels(tmp_path, variants, 100, "gpu")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_turns_run_on_the_gpu_that_the_engine_was_loaded_on(tmp_path: Path) -> None:
+    _, folder = build_variant(tmp_path, "llama-gqa", "cuda", **SIZES)
+    with torch.cuda.device(1):
+        engine = load_engine(folder)
+    scheduler = Scheduler(engine, byte_tokenizer(), SchedulerLimits())
+    ids = ask(scheduler, input_ids=random_tokens(30), max_tokens=20, ignore_eos=True).ids
+    scheduler.close()
+    assert engine.device == torch.device("cuda", 1)
+    on_cpu = load_on_cpu(folder)
+    logits = on_cpu.prefill(0, random_tokens(30))
+    for token in ids:
+        assert logits[token] > logits.max() - 1e-3
+        logits = on_cpu.decode([0], [token])[0]

@@ -139,6 +139,8 @@ class Scheduler:
     # Everything below runs on the scheduler's thread.
 
     def _run(self) -> None:
+        if self._engine.device.type == "cuda":  # a thread begins on the first GPU, and graphs are replayed on theirs
+            torch.cuda.set_device(self._engine.device)
         while True:
             with self._changed:
                 self._changed.wait_for(self._has_work, None if self._committing is None else self._committing.seconds())

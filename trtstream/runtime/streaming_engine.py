@@ -55,6 +55,11 @@ class StreamingEngine:
         return self.model.num_hidden_layers * (self.build.ring - 1) + 1
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes, and where its logits are."""
+        return self.backend.session_cache(0).device
+
+    @property
     def session_bytes(self) -> int:
         """Bytes of one session's cache."""
         return self.backend.session_cache(0).nbytes
