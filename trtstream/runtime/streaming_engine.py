@@ -71,8 +71,9 @@ class StreamingEngine:
     def visible_tokens(self, lane: int) -> list[int]:
         """Ids of the tokens that the session sees: its sinks, then its last R others, oldest first."""
         session = self._lanes[lane]
-        recent = session.recent_ids
-        return session.sink_ids + list(islice(recent, max(len(recent) - session.window.ring, 0), None))
+        # From the newest back: a deque reaches its middle one block after the other, and it holds all layers' tokens.
+        newest_first = list(islice(reversed(session.recent_ids), session.window.ring))
+        return session.sink_ids + newest_first[::-1]
 
     @torch.inference_mode()
     def prefill(self, lane: int, tokens: Sequence[int]) -> torch.Tensor:
