@@ -15,6 +15,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -24,7 +25,8 @@ from triton.compiler import ASTSource
 from benchmarks import write_json
 from benchmarks.markdown import table
 from benchmarks.models import FALCON_7B, FALCON_RW_1B, LLAMA_2_7B, LLAMA_3_8B, SMOLLM2
-from trtstream.plugins import cuda_decode, cuda_prefill
+from trtstream.plugins import cuda_decode, cuda_matvec, cuda_prefill
+from trtstream.settings import ModelConfig
 
 # Bytes of shared memory that a block may take, by compute capability (CUDA C++ Programming Guide, table of technical
 # specifications; of the supported ones, sm_86, sm_89 and sm_120 have the least).
@@ -40,7 +42,8 @@ MODELS = {
     "Falcon-7B": FALCON_7B,
     "Falcon-RW-1B": FALCON_RW_1B,
 }
-KERNELS = ("decode", "prefill")
+MATVECS = {"matvec": 1, "matvec, 8 tokens": 8}
+KERNELS = ("decode", "prefill", *MATVECS)
 
 
 @dataclass(frozen=True)
@@ -58,18 +61,24 @@ class Resources:
 
 
 def resources(kernel: str, model: str, dtype: str, capability: int) -> Resources:
-    """Compile ``kernel`` ("decode", with the cache split over programs, or "prefill") and read its machine code's."""
+    """Compile a kernel of `KERNELS` and read its machine code's resources.
+
+    ``decode`` has its cache split over programs; ``matvec`` is the MLP's first product, around which most is computed.
+    """
     sizes = MODELS[model]
-    heads, kv_heads, head_dim = sizes.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim
-    module = {"decode": cuda_decode, "prefill": cuda_prefill}[kernel]
-    constants = getattr(module, f"{kernel}_constants")(
-        heads, kv_heads, head_dim, WINDOW, MAX_SINKS, getattr(torch, dtype)
-    )
-    options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
-    constants["slopes" if sizes.rope else "rotation"] = None
-    if kernel == "decode":
-        constants["SPLIT"] = True
-    function = getattr(module, f"{kernel}_kernel")
+    if kernel in MATVECS:
+        function, constants = cuda_matvec.matvec_kernel, _matvec_constants(sizes, MATVECS[kernel], dtype)
+    else:
+        module = {"decode": cuda_decode, "prefill": cuda_prefill}[kernel]
+        function = getattr(module, f"{kernel}_kernel")
+        constants = getattr(module, f"{kernel}_constants")(
+            sizes.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim, WINDOW, MAX_SINKS,
+            getattr(torch, dtype),
+        )  # fmt: skip
+        constants["slopes" if sizes.rope else "rotation"] = None
+        if kernel == "decode":
+            constants["SPLIT"] = True
+    options = {name: constants.pop(name) for name in ("num_warps", "num_stages") if name in constants}
     compiled = triton.compile(
         _source(function, constants, DTYPES[dtype]), target=GPUTarget("cuda", capability, 32), options=options
     )
@@ -80,14 +89,23 @@ def resources(kernel: str, model: str, dtype: str, capability: int) -> Resources
     )  # fmt: skip
 
 
-def _source(function: triton.JITFunction, constants: dict[str, object], dtype: str) -> ASTSource:
-    """The kernel with the argument types of a launch, where pointers and strides are multiples of 16."""
-    types = {"rows": "*i64", "scale": "fp32"}
+def _matvec_constants(sizes: ModelConfig, tokens: int, dtype: str) -> dict[str, Any]:
+    gated, layer_norm = sizes.gated_mlp, sizes.norm == "layer"
+    tiles = cuda_matvec.matvec_constants(tokens, sizes.intermediate_size, gated=gated, dtype=getattr(torch, dtype))
+    constants = {"LAYER_NORM": layer_norm, "ACTIVATION": sizes.hidden_act, "GATED": gated, "bias": None}
+    return tiles | constants | {"residual": None} | ({} if layer_norm else {"norm_bias": None})
+
+
+def _source(function: triton.JITFunction, constants: dict[str, Any], dtype: str) -> ASTSource:
+    """The kernel with the argument types of a launch, where pointers, strides and sizes are multiples of 16."""
+    types = {"rows": "*i64", "scale": "fp32", "eps": "fp32"}
     types |= dict.fromkeys(("rotation", "slopes", "peaks", "totals", "partials"), "*fp32")
     types |= dict.fromkeys(("qkv", "cache", "out", "chunk_keys", "chunk_values"), f"*{dtype}")
+    types |= dict.fromkeys(("x", "weight", "norm_weight", "norm_bias"), f"*{dtype}")
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in function.arg_names}
     index = {name: (i,) for i, name in enumerate(function.arg_names)}
-    aligned = [name for name, kind in signature.items() if kind.startswith("*") or name.endswith("_stride")]
+    multiples = ("_stride", "num_inputs", "num_outputs")
+    aligned = [name for name, kind in signature.items() if kind.startswith("*") or name.endswith(multiples)]
     return ASTSource(
         function,
         signature,

@@ -38,6 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     is_worker = hasattr(config, "workerinput")
     if is_worker or not getattr(config.option, "numprocesses", None):
         import trtstream.plugins.cuda_decode
+        import trtstream.plugins.cuda_matvec
         import trtstream.plugins.cuda_prefill
         import trtstream.plugins.cuda_quantized  # noqa: F401
     del os.environ["TRITON_INTERPRET"]

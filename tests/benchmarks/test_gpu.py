@@ -53,7 +53,7 @@ COLUMNS = {
     "prefill": {"model", "window", "chunk", "tokens", "ms", "tokens_per_s"},
     "methods": {"model", "window", "method", "ms", "times_ours"},
     "flatness": {"model", "window", "young_ms", "old_ms", "old_to_young", "goal", "met"},
-    "compilation": {"step", "layers", "window", "ms", "to_eager", "logits_off_by_sigmas"},
+    "compilation": {"step", "layers", "window", "ms", "times_ours", "logits_off_by_sigmas"},
     "quantization": {"model", "weights", "window", "ms", "to_float32", "read_gb", "floor_ms", "to_floor"},
     "products": {"projection", "rows", "columns", "weights", "by", "ms", "times_ours", "off_by_sigmas"},
     "attention": {"model", "window", "batch", "floor_ms", "ms", "to_floor", "us_per_layer"},

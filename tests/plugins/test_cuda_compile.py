@@ -37,8 +37,9 @@ def test_kernels_fit_the_gpu_and_spill_nothing(capability: int, model: str, dtyp
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    decode, prefill = json.loads(output.read_text())["kernels"]
-    for kernel in (decode, prefill):
+    kernels = json.loads(output.read_text())["kernels"]
+    assert [kernel["kernel"] for kernel in kernels] == ["decode", "prefill", "matvec", "matvec, 8 tokens"]
+    for kernel in kernels:
         assert kernel["stack"] == 0
         assert 0 < kernel["registers"] <= 255
         assert 0 < kernel["shared_memory"] <= SHARED_MEMORY_LIMIT[capability]

@@ -112,9 +112,9 @@ class CudaBackend:
     @torch.inference_mode()
     def warm_up(self, build: BuildConfig) -> None:
         """Compile the prefill kernels before the first request comes: those of a longest chunk, and of short ones,
-        whose products with quantized weights have kernels for 16, 32 and 64 tokens."""
+        whose products have kernels for up to 8 tokens, and with quantized weights for 16, 32 and 64."""
         window = Window(build.sink_token_length, build.max_sink_token_length, build.ring)
-        for length in {min(length, build.max_num_tokens) for length in (*TOKEN_BLOCKS, build.max_num_tokens)}:
+        for length in {min(length, build.max_num_tokens) for length in (2, *TOKEN_BLOCKS, build.max_num_tokens)}:
             self.prefill(Step(0, window, 0, window.sinks), [0] * length, 1)
 
 

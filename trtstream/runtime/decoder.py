@@ -1,16 +1,18 @@
 """The decoder of both families in torch: everything in a layer except attention, which is the caller's.
 
-Here it computes chunks, on the CPU and on a GPU. A decode step is a CUDA graph of it there, and on the CPU a library's.
+Here it computes chunks, on the CPU and on a GPU. A decode step is a CUDA graph of it there, in which a product and what
+surrounds it are one kernel for up to 8 tokens, and on the CPU a library's.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +35,8 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 # oneDNN packs for a number of rows; 16 measured best or equal from 1 to 256 (a packing for 1 is 2x slower at 8).
 PACKED_ROWS = 16
+# Up to here, a product on a GPU is bound by reading the weight, and its kernels by their launches.
+KERNEL_TOKENS = 8
 # Widened at a time: 4 MB, which a third-level cache holds.
 WIDENED_ELEMENTS = 1 << 20
 
@@ -190,9 +194,54 @@ def normalize(x: torch.Tensor, norm: Norm, model: ModelConfig) -> torch.Tensor:
     return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, model.norm_eps)
 
 
+def project(
+    x: torch.Tensor,
+    projection: Projection,
+    model: ModelConfig,
+    *,
+    norm: Norm | None = None,
+    activate: bool = False,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x [N, in], normalized by ``norm``, times a projection, through the MLP's activation, plus ``residual`` [N, out].
+
+    Each but the product only if it is asked for.
+    """
+    gated = activate and model.gated_mlp
+    if _in_kernel(projection.weight, len(x)):
+        from trtstream.plugins.cuda_matvec import matvec
+
+        return matvec(
+            x,
+            projection.weight,
+            projection.bias,
+            norm_weight=None if norm is None else norm.weight,
+            norm_bias=None if norm is None else norm.bias,
+            norm_eps=model.norm_eps,
+            layer_norm=model.norm == "layer",
+            activation=model.hidden_act if activate else None,
+            gated=gated,
+            residual=residual,
+        )
+    x = linear(x if norm is None else normalize(x, norm, model), projection)
+    if gated:
+        gate, up = x.chunk(2, dim=-1)
+        x = ACTIVATIONS[model.hidden_act](gate) * up
+    elif activate:
+        x = ACTIVATIONS[model.hidden_act](x)
+    return x if residual is None else residual + x
+
+
+def _in_kernel(weight: torch.Tensor | QuantizedWeight | BlockWeight, num_tokens: int) -> TypeGuard[torch.Tensor]:
+    """Whether a product and what surrounds it are one kernel: not on the CPU, if not in Triton's interpreter there."""
+    if not isinstance(weight, torch.Tensor) or weight.is_mkldnn or num_tokens > KERNEL_TOKENS:
+        return False
+    return not weight.is_cpu or os.environ.get("TRITON_INTERPRET") == "1"
+
+
 def project_heads(x: torch.Tensor, layer: LayerWeights, model: ModelConfig) -> torch.Tensor:
-    """Queries, keys and values [N, (heads + 2 * kv_heads) * head_dim] of normalized hidden states [N, hidden]."""
-    qkv = linear(x, layer.qkv)
+    """Queries, keys and values [N, (heads + 2 * kv_heads) * head_dim] of hidden states [N, hidden]."""
+    qkv = project(x, layer.qkv, model, norm=layer.attention_norm)
     if model.clip_qkv is not None:
         qkv = qkv.clamp(-model.clip_qkv, model.clip_qkv)
     if layer.head_norms is not None:
@@ -204,17 +253,6 @@ def project_heads(x: torch.Tensor, layer: LayerWeights, model: ModelConfig) -> t
     return qkv
 
 
-def mlp(x: torch.Tensor, layer: LayerWeights, model: ModelConfig) -> torch.Tensor:
-    activate = ACTIVATIONS[model.hidden_act]
-    x = linear(x, layer.up)
-    if model.gated_mlp:
-        gate, up = x.chunk(2, dim=-1)
-        x = activate(gate) * up
-    else:
-        x = activate(x)
-    return linear(x, layer.down)
-
-
 Attention = Callable[[int, torch.Tensor], torch.Tensor]
 """Layer number and qkv [N, (heads + 2 * kv_heads) * head_dim] -> [N, heads * head_dim]."""
 
@@ -222,17 +260,14 @@ Attention = Callable[[int, torch.Tensor], torch.Tensor]
 def decode_layers(x: torch.Tensor, weights: DecoderWeights, model: ModelConfig, attention: Attention) -> torch.Tensor:
     """Hidden states [N, hidden] of N tokens after all layers."""
     for index, layer in enumerate(weights.layers):
-        normed = normalize(x, layer.attention_norm, model)
-        attended = linear(attention(index, project_heads(normed, layer, model)), layer.attention_output)
-        if model.residual == "parallel":
-            mlp_input = normed if model.shared_norm else normalize(x, layer.mlp_norm, model)
-            x = x + attended + mlp(mlp_input, layer, model)
-        else:
-            x = x + attended
-            x = x + mlp(normalize(x, layer.mlp_norm, model), layer, model)
+        attended = attention(index, project_heads(x, layer, model))
+        after_attention = project(attended, layer.attention_output, model, residual=x)
+        mlp_input = x if model.residual == "parallel" else after_attention
+        inner = project(mlp_input, layer.up, model, norm=layer.mlp_norm, activate=True)
+        x = project(inner, layer.down, model, residual=after_attention)
     return x
 
 
 def logits(x: torch.Tensor, weights: DecoderWeights, model: ModelConfig) -> torch.Tensor:
     """Hidden states [N, hidden] -> logits [N, vocab] in x's dtype."""
-    return linear(normalize(x, weights.norm, model), weights.lm_head)
+    return project(x, weights.lm_head, model, norm=weights.norm)
