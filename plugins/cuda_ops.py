@@ -1,9 +1,9 @@
-"""Streaming attention as torch custom ops: one step of several sessions, and one chunk of one session.
+"""Streaming attention as torch custom ops: one step of several sessions, one chunk of one session, and their rotations.
 
-Importing this module registers ``torch.ops.trtstream.decode_attention`` and ``torch.ops.trtstream.chunk_attention``.
-On CUDA tensors they launch the kernels of cuda_decode.py and cuda_prefill.py. On CPU tensors they compute the
-definition in torch, so that everything above them runs without a GPU; under ``TRITON_INTERPRET=1`` they run the same
-kernels in the Triton language's interpreter. No GPU has run them yet.
+Importing this module registers ``torch.ops.trtstream.decode_attention``, ``chunk_attention`` and ``step_rotation``. On
+CUDA tensors they launch the kernels of cuda_decode.py, cuda_prefill.py and cuda_rotation.py. On CPU tensors they
+compute the definition in torch, so that everything above them runs without a GPU; under ``TRITON_INTERPRET=1`` they run
+the same kernels in the Triton language's interpreter. No GPU has run them yet.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 
 from trtstream.plugins import chunk_attention as chunk
+from trtstream.plugins import decode_plan
 from trtstream.plugins.positions import PositionEncoding, rotate
 from trtstream.plugins.window import Window
 
@@ -82,14 +83,35 @@ def chunk_attention(
     return chunk.chunk_attention(qkv, cache, plan, _num_heads(qkv, cache))
 
 
+@torch.library.custom_op("trtstream::step_rotation", mutates_args=())
+def step_rotation(at: torch.Tensor, frequencies: torch.Tensor, scale: float) -> torch.Tensor:
+    """`decode_plan.step_rotation` of a `PositionEncoding`'s ``frequencies`` [head_dim / 2] (float64) and ``scale``.
+
+    ``at`` [N, 2] (int64) are t and p(t). Returns [N, 4, head_dim / 2] (float32).
+    """
+    _check_contiguous(at=at, frequencies=frequencies)
+    if _runs_kernels(at):
+        from trtstream.plugins.cuda_rotation import launch_rotation
+
+        return launch_rotation(at, frequencies, scale)
+    rotation = decode_plan.step_rotation(PositionEncoding(frequencies, scale), at)
+    assert rotation is not None
+    return rotation
+
+
+@step_rotation.register_fake
+def _(at: torch.Tensor, frequencies: torch.Tensor, scale: float) -> torch.Tensor:
+    return at.new_empty(len(at), 4, len(frequencies), dtype=torch.float32)
+
+
 @decode_attention.register_fake
 @chunk_attention.register_fake
 def _(qkv: torch.Tensor, cache: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
     return qkv.new_empty(len(qkv), _num_heads(qkv, cache) * cache.shape[-1])
 
 
-def _runs_kernels(qkv: torch.Tensor) -> bool:
-    return qkv.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+def _runs_kernels(x: torch.Tensor) -> bool:
+    return x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _check_contiguous(**tensors: torch.Tensor | None) -> None:

@@ -40,7 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
         import trtstream.plugins.cuda_decode
         import trtstream.plugins.cuda_matvec
         import trtstream.plugins.cuda_prefill
-        import trtstream.plugins.cuda_quantized  # noqa: F401
+        import trtstream.plugins.cuda_quantized
+        import trtstream.plugins.cuda_rotation  # noqa: F401
     del os.environ["TRITON_INTERPRET"]
     if not is_worker:
         folder = tempfile.TemporaryDirectory(prefix="trtstream-tests-")

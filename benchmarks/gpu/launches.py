@@ -24,6 +24,7 @@ from triton.runtime.jit import JITFunction
 from benchmarks.models import RandomCheckpoint, quantized
 from trtstream.plugins import cuda_decode, cuda_quantized
 from trtstream.plugins.cuda_prefill import launch_prefill
+from trtstream.plugins.cuda_rotation import launch_rotation
 from trtstream.plugins.quantized_linear import KERNEL_ROWS
 from trtstream.plugins.quantized_weight import QuantizedWeight, dequantize
 from trtstream.runtime.cuda import CudaBackend
@@ -66,6 +67,7 @@ class _Operators(TorchDispatchMode):
         self._ours: dict[Any, Callable[..., torch.Tensor]] = {
             ours.decode_attention.default: cuda_decode.launch_decode,
             ours.chunk_attention.default: launch_prefill,
+            ours.step_rotation.default: launch_rotation,
             ours.quantized_linear.default: self._quantized_linear,
         }
 

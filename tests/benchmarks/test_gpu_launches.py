@@ -23,16 +23,16 @@ def build(**others: int) -> BuildConfig:
 
 @pytest.mark.parametrize("model", [LLAMA_2_7B, FALCON_7B], ids=["Llama-2-7B", "Falcon-7B"])
 def test_kernels_per_layer_are_those_counted_by_hand(model: ModelConfig) -> None:
-    """Up to 8 tokens: 4 products, attention and its merge; 10 around the layers."""
+    """Up to 8 tokens: 4 products, attention and its merge; 4 around the layers."""
     for batch in (1, 8):
         step = decode_step(Engine(model, build()), batch, H100.multiprocessors)
-        assert (step.kernels_per_layer, step.kernels) == (6, 32 * 6 + 10)
+        assert (step.kernels_per_layer, step.kernels) == (6, 32 * 6 + 4)
 
 
 def test_more_tokens_are_multiplied_by_torch() -> None:
-    """4 products, 2 norms, 2 additions, silu, its product, attention without a merge; 11 around the layers."""
+    """4 products, 2 norms, 2 additions, silu, its product, attention without a merge; 5 around the layers."""
     step = decode_step(Engine(LLAMA_2_7B, build()), 64, H100.multiprocessors)
-    assert (step.kernels_per_layer, step.kernels) == (11, 32 * 11 + 11)
+    assert (step.kernels_per_layer, step.kernels) == (11, 32 * 11 + 5)
 
 
 def test_a_step_of_all_layers_launches_what_two_layers_predict() -> None:
@@ -80,7 +80,15 @@ def test_every_kernel_of_an_engine_is_launched_beforehand() -> None:
     for quantization in (None, "int8", "int4"):
         engine = Engine(TINY_LLAMA, build(max_batch_size=3, max_num_tokens=16), quantization)
         launches.launch_all(engine, lambda kernel, *_, **__: seen.update([kernel.__name__]), H100.multiprocessors)
-    kernels = {"matvec_kernel", "decode_kernel", "merge_kernel", "prefill_kernel", "rotate_keys_kernel", "write_kernel"}
+    kernels = {
+        "matvec_kernel",
+        "rotation_kernel",
+        "decode_kernel",
+        "merge_kernel",
+        "prefill_kernel",
+        "rotate_keys_kernel",
+        "write_kernel",
+    }
     assert set(seen) == kernels | {"int8_kernel", "int4_kernel"}
 
 

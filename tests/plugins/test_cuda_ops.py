@@ -25,6 +25,8 @@ def test_the_ops_do_what_they_register(layout: str) -> None:
     plan = plan_step(session.layout.positions, [session.step(1)])
     step = (session.new, cache, plan.rows, plan.rotation, slopes, 3)
     torch.library.opcheck(torch.ops.trtstream.decode_attention.default, step)
+    frequencies = torch.rand(8, dtype=torch.float64)
+    torch.library.opcheck(torch.ops.trtstream.step_rotation.default, (torch.tensor([[30, 11]]), frequencies, 1.5))
 
 
 def test_a_layout_that_the_kernels_cannot_address_is_refused() -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from trtstream.engine_dir import WEIGHTS, EngineConfig
 from trtstream.plugins import cuda_ops
-from trtstream.plugins.decode_plan import Row, Step, step_rotation
+from trtstream.plugins.decode_plan import Row, Step
 from trtstream.plugins.kv_cache import new_cache
 from trtstream.plugins.positions import PositionEncoding
 from trtstream.plugins.quantized_linear import TOKEN_BLOCKS
@@ -47,7 +47,7 @@ class DecodeStep(nn.Module):
 
     def forward(self, tokens: torch.Tensor, rows: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
         """Token ids [B], `Row`s [B, 6] and the tokens' t and p(t) [B, 2], all int64 -> logits [B, vocab] float32."""
-        rotation, slopes = step_rotation(self._positions, at), self._positions.slopes
+        rotation, slopes = _rotation(self._positions, at), self._positions.slopes
 
         def attention(layer: int, qkv: torch.Tensor) -> torch.Tensor:
             return cuda_ops.decode_attention(qkv, self.cache[:, layer], rows, rotation, slopes, self._max_sinks)
@@ -93,7 +93,7 @@ class CudaBackend:
     def prefill(self, first: Step, tokens: Sequence[int], num_logits: int) -> torch.Tensor:
         window, slopes = first.window, self._positions.slopes
         t = torch.arange(first.t, first.t + len(tokens), device=self._device)
-        rotation = step_rotation(self._positions, torch.stack((t, t.clamp(max=window.capacity - 1)), dim=1))
+        rotation = _rotation(self._positions, torch.stack((t, t.clamp(max=window.capacity - 1)), dim=1))
 
         def attention(layer: int, qkv: torch.Tensor) -> torch.Tensor:
             cache = self._cache[first.lane, layer]
@@ -116,6 +116,13 @@ class CudaBackend:
         window = Window(build.sink_token_length, build.max_sink_token_length, build.ring)
         for length in {min(length, build.max_num_tokens) for length in (2, *TOKEN_BLOCKS, build.max_num_tokens)}:
             self.prefill(Step(0, window, 0, window.sinks), [0] * length, 1)
+
+
+def _rotation(positions: PositionEncoding, at: torch.Tensor) -> torch.Tensor | None:
+    """The rotations of tokens' t and p(t) ``at`` [N, 2] (int64) for the kernels; None with ALiBi."""
+    if positions.frequencies is None:
+        return None
+    return cuda_ops.step_rotation(at, positions.frequencies, positions.scale)
 
 
 def _padding(size: int) -> list[int]:
