@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub_server import Hub, Repository, serve
+from tests.build.hub.server import Hub, Repository, serve
 from tests.pages import FENCE, ROOT, blocks, shown_conversation
 from tests.smollm2_folder import write_smollm2_folder
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+MAIN, OLD = "a" * 40, "b" * 40  # commits
 LARGE = (".safetensors", ".gguf", ".bin")
 
 
