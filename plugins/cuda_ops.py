@@ -12,6 +12,7 @@ import os
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 
 from trtstream.plugins import chunk_attention as chunk
 from trtstream.plugins import decode_plan
@@ -51,36 +52,36 @@ def decode_attention(
 @torch.library.custom_op(
     "trtstream::chunk_attention",
     mutates_args=("cache",),
-    schema="(Tensor qkv, Tensor(a!) cache, Tensor? rotation, Tensor? slopes, int first, int ring_first, int sinks, "
-    "int max_sinks) -> Tensor",
+    schema="(Tensor qkv, Tensor(a!) cache, Tensor row, Tensor? rotation, Tensor? slopes, int max_sinks) -> Tensor",
 )
 def chunk_attention(
     qkv: torch.Tensor,
     cache: torch.Tensor,
+    row: torch.Tensor,
     rotation: torch.Tensor | None,
     slopes: torch.Tensor | None,
-    first: int,
-    ring_first: int,
-    sinks: int,
     max_sinks: int,
 ) -> torch.Tensor:
-    """Attend and write for the tokens [first, first + T) of one session: equivalent to T single steps.
+    """Attend and write for a chunk of one session: equivalent to a single step for each of its tokens.
 
-    qkv [T, (heads + 2 * kv_heads) * head_dim] as projected; ``cache`` [2, kv_heads, W, head_dim], the session's, in
-    qkv's dtype, is changed in place; the ring begins with token ``ring_first`` (>= S). ``rotation``
-    [T, 4, head_dim / 2] and ``slopes`` [heads] are as in `decode_attention`. Returns [T, heads * head_dim].
+    qkv [T, (heads + 2 * kv_heads) * head_dim] as projected; ``cache`` [sessions, 2, kv_heads, W, head_dim] as in
+    `decode_attention`. ``row`` [5] (int64) is a `decode_plan.ChunkRow` of up to T tokens; the rest of qkv is padding,
+    which writes nothing and gives anything. ``rotation`` [T, 4, head_dim / 2] and ``slopes`` [heads] are as in
+    `decode_attention`. Returns [T, heads * head_dim].
     """
-    _check_contiguous(qkv=qkv, rotation=rotation, cache=cache)
+    _check_contiguous(qkv=qkv, row=row, rotation=rotation, session=cache[0])
     if _runs_kernels(qkv):
         from trtstream.plugins.cuda_prefill import launch_prefill
 
-        return launch_prefill(qkv, cache, rotation, slopes, first, ring_first, sinks, max_sinks)
-    window = Window(sinks, max_sinks, cache.shape[2] - max_sinks)
-    plan = chunk.plan_chunk(window, PositionEncoding(slopes=slopes), first, len(qkv), ring_first)
+        return launch_prefill(qkv, cache, row, rotation, slopes, max_sinks)
+    lane, first, length, sinks, ring_first = row.tolist()
+    window = Window(sinks, max_sinks, cache.shape[3] - max_sinks)
+    plan = chunk.plan_chunk(window, PositionEncoding(slopes=slopes), first, length, ring_first)
     if rotation is not None:
-        cos_t, sin_t, cos_p, sin_p = rotation.unbind(1)
+        cos_t, sin_t, cos_p, sin_p = rotation[:length].unbind(1)
         plan = replace(plan, rotations=((cos_t, sin_t), (cos_p, sin_p)))
-    return chunk.chunk_attention(qkv, cache, plan, _num_heads(qkv, cache))
+    out = chunk.chunk_attention(qkv[:length], cache[lane], plan, _num_heads(qkv, cache))
+    return F.pad(out, (0, 0, 0, len(qkv) - length))
 
 
 @torch.library.custom_op("trtstream::step_rotation", mutates_args=())

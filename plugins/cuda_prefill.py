@@ -4,6 +4,9 @@ One program attends from a tile of the chunk's queries, of one head, to three ru
 softmax: the sinks (queries rotated to p(t)), the old ring and the chunk itself (queries rotated to t). Keys are counted
 from the chunk's first token, so the old ring's are negative, and each query sees its own share of them by age.
 
+A chunk's place and length are in memory of the GPU, so that a CUDA graph can replay the kernels for any chunk of up to
+T tokens. The rest is padding.
+
 The chunk's keys are rotated beforehand by a kernel of their own: in the attention, every tile of queries of every head
 would rotate them again. The chunk's sinks are written before the attention, since nothing is evicted by them; its ring
 tokens after, as the slots they take still hold keys that the chunk's first queries see.
@@ -26,15 +29,23 @@ from trtstream.plugins.cuda_tiles import (
     load_halves,
     rotate,
 )
-from trtstream.plugins.window import Window
 
 
-@triton.jit(do_not_specialize=["length"])
+@triton.jit
+def load_chunk(chunk):
+    """The fields of a `decode_plan.ChunkRow`, and how many of its tokens are sinks."""
+    lane, first, length = tl.load(chunk), tl.load(chunk + 1), tl.load(chunk + 2).to(tl.int32)
+    sinks, ring_first = tl.load(chunk + 3).to(tl.int32), tl.load(chunk + 4)
+    new_sinks = tl.minimum(tl.maximum(sinks - first, 0), length).to(tl.int32)
+    return lane, first, length, sinks, ring_first, new_sinks
+
+
+@triton.jit
 def rotate_keys_kernel(
     qkv,  # [T, (HEADS + 2 * KV_HEADS) * HEAD_DIM]
     rotation,  # [T, 4, HEAD_DIM / 2] float32
     keys,  # [T, KV_HEADS, HEAD_DIM]
-    length,
+    chunk,  # a ChunkRow, [5] int64
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -45,6 +56,7 @@ def rotate_keys_kernel(
     kv_head = tl.program_id(1)
     token = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)[:, None]
     half = tl.arange(0, HALF_BLOCK)
+    _, _, length, _, _, _ = load_chunk(chunk)
     mask = (token < length) & (half < HALF)
     projected = qkv + (token * (HEADS + 2 * KV_HEADS) + HEADS + kv_head) * HEAD_DIM
     first, second = load_halves(projected, half, mask, HALF)
@@ -55,31 +67,37 @@ def rotate_keys_kernel(
     tl.store(key + HALF, second.to(keys.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["begin", "end", "slot", "ring_begin"])
+@triton.jit
 def write_kernel(
     keys,  # the chunk's, rotated: [T, KV_HEADS, HEAD_DIM], tokens ``key_stride`` elements apart
     values,  # [T, KV_HEADS, HEAD_DIM], tokens ``value_stride`` elements apart
-    cache,  # [2, KV_HEADS, WIDTH, HEAD_DIM]
+    cache,  # [sessions, 2, KV_HEADS, WIDTH, HEAD_DIM], sessions ``session_stride`` elements apart
+    chunk,  # a ChunkRow, [5] int64
     key_stride,
     value_stride,
-    begin,
-    end,
-    slot,  # of token ``begin``; the next tokens take the next slots and, after the last, ``ring_begin``
-    ring_begin,
+    session_stride,
+    SINKS: tl.constexpr,  # write the chunk's sinks, and else its ring tokens: the last that fill the ring
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     WIDTH: tl.constexpr,
+    MAX_SINKS: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    RING: tl.constexpr = WIDTH - MAX_SINKS
+    lane, first, length, sinks, _, new_sinks = load_chunk(chunk)
+    if SINKS:
+        begin, end = 0, new_sinks
+    else:
+        begin, end = tl.maximum(new_sinks, length - RING), length
     kv_head = tl.program_id(1)
     step = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))[:, None]
     token = (begin + step).to(tl.int64)
     dim = tl.arange(0, DIM_BLOCK)
     mask = (token < end) & (dim < HEAD_DIM)
-    target_slot = slot + step
-    target_slot = tl.where(target_slot < WIDTH, target_slot, target_slot - WIDTH + ring_begin)
-    target = cache + (kv_head * WIDTH + target_slot) * HEAD_DIM + dim
+    number = first + token
+    slot = number if SINKS else MAX_SINKS + (number - sinks) % RING
+    target = cache + lane * session_stride + (kv_head * WIDTH + slot) * HEAD_DIM + dim
     offset = kv_head * HEAD_DIM + dim
     tl.store(target, tl.load(keys + token * key_stride + offset, mask=mask), mask=mask)
     target += KV_HEADS * WIDTH * HEAD_DIM
@@ -108,24 +126,20 @@ def attend(
     return accumulate(scores, tile, peak, total, acc)
 
 
-@triton.jit(do_not_specialize=["length", "sinks", "ring_first", "old_count", "newest", "cache_position"])
+@triton.jit
 def prefill_kernel(
     qkv,  # [T, (HEADS + 2 * KV_HEADS) * HEAD_DIM]
     chunk_keys,  # rotated: [T, KV_HEADS, HEAD_DIM], tokens ``key_stride`` elements apart
     chunk_values,  # [T, KV_HEADS, HEAD_DIM], tokens ``value_stride`` elements apart
-    cache,  # [2, KV_HEADS, WIDTH, HEAD_DIM]: the chunk's sinks are in it, its ring tokens are not
+    cache,  # [sessions, 2, KV_HEADS, WIDTH, HEAD_DIM]: the chunk's sinks are in it, its ring tokens are not
+    chunk,  # a ChunkRow, [5] int64
     rotation,  # [T, 4, HEAD_DIM / 2] float32, or None
     slopes,  # [HEADS] float32, or None
     out,  # [T, HEADS, HEAD_DIM]
     key_stride,
     value_stride,
+    session_stride,
     scale,
-    length,  # T
-    sinks,  # S
-    ring_first,  # the first of the chunk's tokens that belongs to the ring
-    old_count,  # ring tokens before the chunk
-    newest,  # ring index of the newest of them
-    cache_position,  # p of the chunk's first token
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -137,6 +151,12 @@ def prefill_kernel(
 ):
     HALF: tl.constexpr = HEAD_DIM // 2
     RING: tl.constexpr = WIDTH - MAX_SINKS
+    lane, first_t, length, sinks, ring_first, new_sinks = load_chunk(chunk)
+    old_count = tl.minimum(tl.maximum(first_t - ring_first, 0), RING).to(tl.int32)  # ring tokens before the chunk
+    newest = (tl.maximum(first_t - 1 - sinks, 0) % RING).to(tl.int32)  # ring index of the newest of them
+    cache_position = tl.minimum(first_t, sinks + RING - 1).to(tl.int32)  # p of the chunk's first token
+    ring_begin = tl.maximum(ring_first - first_t, new_sinks).to(tl.int32)  # the chunk's first token in the ring
+
     begin = tl.program_id(0) * BLOCK_T
     end = tl.minimum(begin + BLOCK_T, length)
     head = tl.program_id(1)
@@ -167,7 +187,7 @@ def prefill_kernel(
     peak = tl.full([BLOCK_T], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_T], tl.float32)
     acc = tl.zeros([BLOCK_T, 2 * HALF_BLOCK], tl.float32)
-    keys = cache + kv_head * WIDTH * HEAD_DIM
+    keys = cache + lane * session_stride + kv_head * WIDTH * HEAD_DIM
     values = keys + KV_HEADS * WIDTH * HEAD_DIM
 
     num_sinks = tl.minimum(sinks, cache_position + end)
@@ -189,7 +209,7 @@ def prefill_kernel(
 
     keys = chunk_keys + kv_head * HEAD_DIM
     values = chunk_values + kv_head * HEAD_DIM
-    for tile in range(tl.maximum(ring_first, begin - RING + 1), end, BLOCK):
+    for tile in range(tl.maximum(ring_begin, begin - RING + 1), end, BLOCK):
         key = tile + tl.arange(0, BLOCK)
         row = key.to(tl.int64)
         peak, total, acc = attend(
@@ -224,47 +244,41 @@ def prefill_constants(
 def launch_prefill(
     qkv: torch.Tensor,
     cache: torch.Tensor,
+    row: torch.Tensor,
     rotation: torch.Tensor | None,
     slopes: torch.Tensor | None,
-    first: int,
-    ring_first: int,
-    sinks: int,
     max_sinks: int,
     **tiles: int,
 ) -> torch.Tensor:
-    """`cuda_ops.chunk_attention` by the kernels; ``tiles`` overrides `prefill_constants`."""
+    """`cuda_ops.chunk_attention` by the kernels; ``tiles`` overrides `prefill_constants`.
+
+    What is launched depends on T alone, because a CUDA graph replays it.
+    """
     length = len(qkv)
-    _, kv_heads, width, head_dim = cache.shape
+    _, _, kv_heads, width, head_dim = cache.shape
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
-    window = Window(sinks, max_sinks, width - max_sinks)
     constants = prefill_constants(heads, kv_heads, head_dim, width, max_sinks, qkv.dtype) | tiles
     half, block = constants["HALF_BLOCK"], constants["BLOCK"]
     out = qkv.new_empty(length, heads * head_dim)
     _, keys, values = qkv.split([n * head_dim for n in (heads, kv_heads, kv_heads)], dim=1)
 
-    def write(begin: int, end: int) -> None:
-        """Write the chunk's tokens [begin, end): sinks, or ring tokens that fill the ring at most once."""
-        if begin < end:
-            write_kernel[triton.cdiv(end - begin, block), kv_heads](
-                keys, values, cache, keys.stride(0), values.stride(0),
-                begin, end, window.slot(first + begin), max_sinks,
-                KV_HEADS=kv_heads, HEAD_DIM=head_dim, WIDTH=width, DIM_BLOCK=2 * half, BLOCK=block,
-            )  # fmt: skip
+    def write(sinks: bool) -> None:
+        write_kernel[triton.cdiv(length, block), kv_heads](
+            keys, values, cache, row, keys.stride(0), values.stride(0), cache.stride(0), SINKS=sinks,
+            KV_HEADS=kv_heads, HEAD_DIM=head_dim, WIDTH=width, MAX_SINKS=max_sinks, DIM_BLOCK=2 * half, BLOCK=block,
+        )  # fmt: skip
 
     with torch.cuda.device_of(qkv):
         if rotation is not None:
             keys = qkv.new_empty(length, kv_heads * head_dim)
             rotate_keys_kernel[triton.cdiv(length, block), kv_heads](
-                qkv, rotation, keys, length,
+                qkv, rotation, keys, row,
                 HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, HALF_BLOCK=half, BLOCK=block,
             )  # fmt: skip
-        new_sinks = min(max(sinks - first, 0), length)
-        write(0, new_sinks)
+        write(sinks=True)
         prefill_kernel[triton.cdiv(length, constants["BLOCK_T"]), heads](
-            qkv, keys, values, cache, rotation, slopes, out, keys.stride(0), values.stride(0),
-            LOG2E.value * head_dim**-0.5, length, sinks, max(ring_first - first, new_sinks),
-            min(max(first - ring_first, 0), window.ring), (first - 1 - sinks) % window.ring,
-            window.cache_position(first), **constants,
+            qkv, keys, values, cache, row, rotation, slopes, out, keys.stride(0), values.stride(0), cache.stride(0),
+            LOG2E.value * head_dim**-0.5, **constants,
         )  # fmt: skip
-        write(max(new_sinks, length - window.ring), length)
+        write(sinks=False)
     return out

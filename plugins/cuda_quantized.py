@@ -82,7 +82,7 @@ def launch_quantized_linear(
     """`quantized_linear.quantized_linear` by the kernels."""
     x = x.contiguous()
     out = x.new_empty(len(x), len(values))
-    block_tokens = max(16, triton.next_power_of_2(len(x)))  # one of quantized_linear's TOKEN_BLOCKS
+    block_tokens = max(16, triton.next_power_of_2(len(x)))  # 16: the least that tensor cores take
     grid = (triton.cdiv(len(values), BLOCK_ROWS),)
     sizes = len(x), len(values), x.shape[1]
     if zeros is None:

@@ -23,6 +23,16 @@ class Row(NamedTuple):
     cache_position: int  # p(t)
 
 
+class ChunkRow(NamedTuple):
+    """A chunk of consecutive tokens of one session. The kernels read its fields by their order."""
+
+    lane: int  # the session's place in the batch
+    first: int  # t of the first of them
+    length: int
+    sinks: int  # S
+    ring_first: int  # the ring's first token (>= S)
+
+
 @dataclass(frozen=True)
 class Step:
     """The next token of the session in ``lane``: number t, in a ring that begins with token ``ring_first`` (>= S)."""
@@ -43,6 +53,10 @@ class Step:
             newest=(t - window.sinks) % window.ring,
             cache_position=window.cache_position(t),
         )
+
+    def chunk(self, length: int) -> ChunkRow:
+        """The kernel's row for ``length`` tokens that begin with this one."""
+        return ChunkRow(self.lane, self.t, length, self.window.sinks, self.ring_first)
 
 
 def chunk_steps(first: Step, length: int) -> list[Step]:

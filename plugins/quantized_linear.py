@@ -14,11 +14,9 @@ import torch.nn.functional as F
 
 from trtstream.plugins.quantized_weight import QuantizedWeight, dequantize
 
-# There is a kernel for each of these numbers of tokens; fewer are padded.
-TOKEN_BLOCKS = (16, 32, 64)  # 16: the least that tensor cores take
 # Up to here a product is bound by reading the weight, which the kernel does once; a larger one by arithmetic, and then
 # it pays to dequantize the weight first.
-KERNEL_ROWS = TOKEN_BLOCKS[-1]
+KERNEL_ROWS = 64
 
 
 @torch.library.custom_op("trtstream::quantized_linear", mutates_args=())

@@ -14,6 +14,7 @@ from functools import partial
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 
 from benchmarks.gpu.bench import FAR, Bench, Case
 from benchmarks.gpu.engines import make_engine
@@ -111,7 +112,7 @@ def _kernel_checks(model: ModelConfig, max_window: int, dtype: str, device: torc
     # A layer of a larger cache, as in an engine, full of what earlier sessions left: reading it would show.
     shape = (len(batch) + 1, 2, 2, model.num_key_value_heads, max_window, model.head_dim)
     cache = torch.full(shape, 30.0, dtype=getattr(torch, dtype), device=device)[:, 1]
-    found = [_feed(session, cache[lane], positions) for lane, session in enumerate(batch)]
+    found = [_feed(session, lane, cache, positions) for lane, session in enumerate(batch)]
     everyone = list(range(len(batch)))
     for number in range(STEPS):  # the last time each session alone, before that all together
         for lanes in [[lane] for lane in everyone] if number == STEPS - 1 else [everyone]:
@@ -137,20 +138,25 @@ def _kernel_checks(model: ModelConfig, max_window: int, dtype: str, device: torc
         yield row
 
 
-def _feed(session: Session, cache: torch.Tensor, positions: PositionEncoding) -> list[torch.Tensor]:
-    """All but the last tokens in chunks that begin inside the sinks, cross the wrap, and end before the gap in t."""
+def _feed(session: Session, lane: int, cache: torch.Tensor, positions: PositionEncoding) -> list[torch.Tensor]:
+    """All but the last tokens in chunks that begin inside the sinks, cross the wrap, and end before the gap in t.
+
+    Each is padded to the longest.
+    """
     window, end = session.window, len(session.t) - STEPS
     sinks = min(window.sinks, end)
     bounds = [0, sinks] if session.ring_first > window.sinks else [0, sinks // 2]
     bounds += [*range(bounds[-1] + window.ring // 3 + 1, end, window.ring // 3 + 1), end]
     outputs = []
     for first, last in pairwise(sorted(set(bounds))):
-        t = session.t[first:last]
+        t = torch.arange(int(session.t[first]), int(session.t[first]) + window.ring)
         at = torch.stack((t, t.clamp(max=window.capacity - 1)), 1).to(cache.device)
         rotation = step_rotation(positions, at) if positions.slopes is None else None
-        numbers = int(t[0]), session.ring_first, window.sinks, window.max_sinks
-        chunk = session.qkv[first:last]
-        outputs.append(torch.ops.trtstream.chunk_attention(chunk, cache, rotation, positions.slopes, *numbers))
+        chunk = F.pad(session.qkv[first:last], (0, 0, 0, len(t) - (last - first)))
+        row = Step(lane, window, int(t[0]), session.ring_first).chunk(last - first)
+        numbers = torch.tensor(row, device=cache.device)
+        out = torch.ops.trtstream.chunk_attention(chunk, cache, numbers, rotation, positions.slopes, window.max_sinks)
+        outputs.append(out[: last - first])
     return outputs
 
 

@@ -11,10 +11,10 @@ from benchmarks.gpu.results import Row
 from benchmarks.gpu.tensorrt_engines import make_tensorrt_engine
 from benchmarks.models import RandomCheckpoint, weight_bytes
 from trtstream.plugins.kv_cache import kv_bytes_per_session
-from trtstream.runtime.batch_steps import BatchStep
 from trtstream.runtime.cuda import CudaBackend
 from trtstream.runtime.decoder import DecoderWeights
 from trtstream.runtime.session_state import SessionState
+from trtstream.runtime.static_steps import StaticStep
 from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.runtime.tensorrt import TensorrtBackend
 from trtstream.settings import BuildConfig, ModelConfig
@@ -73,7 +73,7 @@ def greedy_step(engine: StreamingEngine, batch: int, first_lane: int = 0) -> Cal
     return run
 
 
-def batch_steps(engine: StreamingEngine) -> list[BatchStep]:
+def batch_steps(engine: StreamingEngine) -> list[StaticStep]:
     """The decode steps of a GPU target's engine."""
     assert isinstance(engine.backend, CudaBackend | TensorrtBackend)
     return engine.backend.steps

@@ -120,7 +120,7 @@ def launch_all(engine: Engine, launch: Launch, multiprocessors: int) -> None:
     backend = meta_backend(engine)
     with intercepted(launch, lambda name: None, multiprocessors):
         backend.warm_up(engine.build)
-        for step in backend.steps:
+        for step in (*backend.prompts, *backend.steps):
             step.run()
 
 

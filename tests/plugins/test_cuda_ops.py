@@ -18,7 +18,8 @@ def test_the_ops_do_what_they_register(layout: str) -> None:
     """They mutate the cache alone, and their fakes have the right shapes, so that torch.export can trust them."""
     session = Session(LAYOUTS[layout], WINDOW, 20, 5)
     slopes = session.layout.positions.slopes
-    chunk = (session.new, session.cache(20), session.rotation(), slopes, 20, session.ring_first, 2, 3)
+    cache = session.cache(20).nan_to_num()[None].repeat(2, 1, 1, 1, 1)
+    chunk = (session.new, cache, torch.tensor(session.step(1).chunk(4)), session.rotation(), slopes, 3)
     torch.library.opcheck(torch.ops.trtstream.chunk_attention.default, chunk)
     session = Session(LAYOUTS[layout], WINDOW, 20)
     cache = session.cache(20).nan_to_num()[None].repeat(2, 1, 1, 1, 1)
@@ -32,5 +33,6 @@ def test_the_ops_do_what_they_register(layout: str) -> None:
 def test_a_layout_that_the_kernels_cannot_address_is_refused() -> None:
     session = Session(LAYOUTS["gqa"], WINDOW, 20, 5)
     transposed = session.cache(20).transpose(1, 2).contiguous().transpose(1, 2)
-    with pytest.raises(ValueError, match="cache is not contiguous"):
-        torch.ops.trtstream.chunk_attention(session.new, transposed, session.rotation(), None, 20, 2, 2, 3)
+    row = torch.tensor(session.step(0).chunk(5))
+    with pytest.raises(ValueError, match="session is not contiguous"):
+        torch.ops.trtstream.chunk_attention(session.new, transposed[None], row, session.rotation(), None, 3)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.plugins.streaming_layer import FAR, LAYOUTS, Session
 from trtstream.plugins import cuda_prefill
@@ -16,16 +18,25 @@ RING = 20
 TILES = {"BLOCK_T": 16, "BLOCK": 16}
 
 
-def worst_error(session: Session, prefill: Callable[..., torch.Tensor], **tiles: int) -> float:
-    """The largest difference from the definition in output or cache; NaN where only one of them has a NaN."""
-    window, layout = session.window, session.layout
-    cache = session.cache(session.first)
+def worst_error(session: Session, prefill: Callable[..., torch.Tensor], padding: int = 0, **tiles: int) -> float:
+    """The largest difference from the definition in output or cache; NaN where only one of them has a NaN.
+
+    The session is in lane 1 of 3, and its chunk is followed by ``padding`` infinite rows.
+    """
+    length = len(session.new)
+    before, after = session.cache(session.first), session.cache(session.first + length)
+    cache, expected = (torch.stack((before, x, before)) for x in (before, after))
+    rotation = session.rotation()
     out = prefill(
-        session.new, cache, session.rotation(), layout.positions.slopes,
-        session.first, session.ring_first, window.sinks, window.max_sinks, **tiles,
-    )  # fmt: skip
-    after = session.cache(session.first + len(session.new))
-    wrong = torch.where(after.isnan(), torch.where(cache.isnan(), 0.0, torch.nan), cache - after)
+        F.pad(session.new, (0, 0, 0, padding), value=torch.inf),
+        cache,
+        torch.tensor(session.step(1).chunk(length)),
+        None if rotation is None else F.pad(rotation, (0, 0, 0, 0, 0, padding), value=torch.inf),
+        session.layout.positions.slopes,
+        session.window.max_sinks,
+        **tiles,
+    )[:length]
+    wrong = torch.where(expected.isnan(), torch.where(cache.isnan(), 0.0, torch.nan), cache - expected)
     return torch.stack([(out - session.expected()).abs().max(), wrong.abs().max()]).max().item()
 
 
@@ -36,6 +47,19 @@ def test_a_chunk_equals_the_reference(layout: str, interpreter: None) -> None:
     for first, new in ((0, 31), (25, 7), (FAR, 5)):
         session = Session(LAYOUTS[layout], window, first, new)
         assert worst_error(session, cuda_prefill.launch_prefill, **TILES) < 1e-5, (first, new)
+
+
+def test_padding_is_neither_seen_nor_written() -> None:
+    """By the kernels or their definition. Some chunks end inside a tile or the sinks, and one is empty."""
+    for layout, (first, new), padding in product(("gqa", "alibi"), ((0, 3), (0, 31), (25, 16), (FAR, 5)), (1, 29)):
+        session = Session(LAYOUTS[layout], Window(4, 5, RING), first, new)
+        for prefill, tiles in ((cuda_prefill.launch_prefill, TILES), (chunk_attention, {})):
+            assert worst_error(session, prefill, padding, **tiles) < 1e-5, (layout, first, new, padding)
+    session = Session(LAYOUTS["gqa"], Window(4, 5, RING), 25, 7)
+    was = session.cache(32).nan_to_num()
+    cache = was.clone()[None]
+    cuda_prefill.launch_prefill(session.new, cache, torch.tensor(session.step(0).chunk(0)), session.rotation(), None, 5)
+    assert torch.equal(cache[0], was)
 
 
 @pytest.mark.quick("0-1", "4-43")
@@ -85,9 +109,12 @@ MUTATIONS = {
     "the old ring one slot off": ("index = newest + 1 + key", "index = newest + key"),
     "a query does not see itself": ("(key <= query)", "(key < query)"),
     "a query sees the next token": ("(key <= query)", "(key <= query + 1)"),
-    "ring tokens of the chunk before its ring": ("tl.maximum(ring_first, begin", "tl.maximum(0, begin"),
-    "written one slot off after the wrap": ("target_slot - WIDTH + ring_begin", "target_slot - WIDTH + ring_begin + 1"),
-    "written before the attention": ("write(0, new_sinks)", "write(0, length)"),
+    "ring tokens of the chunk before its ring": ("tl.maximum(ring_begin, begin", "tl.maximum(0, begin"),
+    "written one slot off": ("(number - sinks) % RING", "(number - sinks + 1) % RING"),
+    "written before the attention": ("        write(sinks=True)", "        write(sinks=True), write(sinks=False)"),
+    "written into the first lane": ("target = cache + lane * session_stride", "target = cache"),
+    "the first lane's keys": ("keys = cache + lane * session_stride", "keys = cache"),
+    "sinks left out": ("begin, end = 0, new_sinks", "begin, end = 0, 0"),
 }
 
 
@@ -99,6 +126,23 @@ def test_the_comparison_sees_a_mutated_kernel(mutation: tuple[str, str], mutant:
     window = Window(4, 5, RING)
     sessions = [Session(LAYOUTS["mha"], window, first, 7) for first in (0, 60)]
     assert any(not worst_error(session, broken.launch_prefill, **TILES) < 1e-3 for session in sessions)
+
+
+@pytest.mark.quick("padding is written")
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("begin, end = tl.maximum(new_sinks, length - RING), length", "begin, end = new_sinks, length + 2"),
+        ("tl.minimum(tl.maximum(sinks - first, 0), length)", "tl.maximum(sinks - first, 0)"),
+        ("end = tl.minimum(begin + BLOCK_T, length)", "end = begin + BLOCK_T"),
+    ],
+    ids=["padding is written", "sinks beyond the chunk", "keys beyond the chunk"],
+)
+def test_the_comparison_sees_mutated_bounds_of_a_padded_chunk(right: str, wrong: str, mutant: Callable) -> None:
+    broken = mutant(cuda_prefill, right, wrong)
+    sessions = [Session(LAYOUTS["mha"], Window(4, 5, RING), first, new) for first, new in ((0, 2), (30, 7))]
+    assert any(not worst_error(session, broken.launch_prefill, 9, **TILES) < 1e-3 for session in sessions)
 
 
 def test_the_comparison_sees_a_sinks_alibi_distance_off_by_one(mutant: Callable) -> None:

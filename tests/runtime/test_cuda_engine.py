@@ -18,7 +18,7 @@ from trtstream.plugins.cuda_device import why_no_cuda
 from trtstream.plugins.decode_plan import Step, step_rotation
 from trtstream.plugins.positions import PositionEncoding
 from trtstream.plugins.window import Window
-from trtstream.runtime.cuda import PADDING, DecodeStep
+from trtstream.runtime.cuda import PADDING, DecodeStep, PrefillStep
 from trtstream.runtime.decoder import collect_weights
 from trtstream.runtime.loading import load_engine
 from trtstream.runtime.scheduler import Scheduler
@@ -65,6 +65,61 @@ def test_the_decode_step_exports_and_runs_as_exported(built: tuple[Checkpoint, P
     for lane in range(sessions):
         expected = reference_logits(checkpoint, fed[lane], 4, RING)
         assert (found[lane] - expected).abs().max() < TOLERANCE * expected.std()
+
+
+def test_the_prefill_step_exports_and_runs_as_exported(built: tuple[Checkpoint, Path]) -> None:
+    """As the decode step, for chunks of all lengths up to 16 of a session that wraps."""
+    checkpoint = built[0]
+    model, window = checkpoint.model, Window(4, MAX_SINKS, RING)
+    weights = collect_weights(model, set(checkpoint.tensor_names()), checkpoint.tensor, pack=False)
+    sizes = 2, model.num_hidden_layers, 2, model.num_key_value_heads, MAX_SINKS + RING, model.head_dim
+    step = PrefillStep(model, weights, PositionEncoding.of(model), torch.zeros(sizes), MAX_SINKS)
+
+    def inputs(t: int, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        row = Step(1, window, t, 4).chunk(len(ids))
+        return torch.tensor(row), torch.tensor([len(ids) - 1]), torch.tensor([*ids, *[0] * (16 - len(ids))])
+
+    fed = random_tokens(136)
+    exported = torch.export.export(step, inputs(0, [0])).module()
+    expected = reference_logits(checkpoint, fed, 4, RING)
+    for length in range(1, 17):
+        first = length * (length - 1) // 2
+        with torch.inference_mode():
+            found = exported(*inputs(first, fed[first : first + length]))
+        assert (found[0] - expected[first + length - 1]).abs().max() < TOLERANCE * expected.std()
+
+
+def padded_and_not(folder: Path) -> tuple[StreamingEngine, StreamingEngine]:
+    """Engines that compute prompts of up to 80 tokens in padded steps, and as they are."""
+    padded, unpadded = (load_on_cpu(folder) for _ in range(2))
+    assert [step.size for step in padded.backend.prompts] == [16, 32, 64, 80]
+    unpadded.backend.prompts = []
+    return padded, unpadded
+
+
+@pytest.mark.parametrize("before", [0, 2, 15, 90])
+def test_a_padded_prompt_equals_an_unpadded_one_and_is_undone(before: int, tmp_path: Path) -> None:
+    """Chunks of every size of step, some longer than the ring."""
+    checkpoint, folder = build_variant(tmp_path, "llama-gqa", "cuda", **SIZES | {"max_num_tokens": 80})
+    engines = padded_and_not(folder)
+    for length in (1, 16, 17, 33, 64, 65, 80):
+        fed, logits, caches = random_tokens(before + length), [], []
+        for engine in engines:
+            engine.reset(1)
+            if before:
+                engine.prefill(1, fed[:before])
+            was = engine.export_state(1)
+            others = [engine.export_state(lane).kv_cache for lane in (0, 2)]
+            engine.begin_turn(1)
+            logits.append(engine.prefill(1, fed[before:]))
+            caches.append(engine.export_state(1).kv_cache)
+            assert all(map(torch.equal, others, (engine.export_state(lane).kv_cache for lane in (0, 2))))
+            engine.rollback_turn(1)
+            assert torch.equal(engine.export_state(1).kv_cache, was.kv_cache)
+        expected = reference_logits(checkpoint, fed, 4, RING)
+        assert (logits[0] - expected[-1]).abs().max() < TOLERANCE * expected.std()
+        assert (logits[0] - logits[1]).abs().max() < TOLERANCE * expected.std()
+        assert (caches[0] - caches[1]).abs().max() < TOLERANCE * caches[1].std()
 
 
 def test_angles_are_exact_far_out() -> None:

@@ -33,7 +33,7 @@ from trtstream.plugins.tensorrt_io import (
 )
 from trtstream.plugins.window import Window
 from trtstream.progress import Progress
-from trtstream.runtime.batch_steps import Run, batch_steps, host_tensor
+from trtstream.runtime.static_steps import Run, batch_sizes, host_tensor, static_steps
 from trtstream.settings import BuildConfig, ModelConfig
 
 Call = Callable[[Mapping[str, torch.Tensor]], None]
@@ -78,8 +78,8 @@ class TensorrtBackend:
         self._executor = executor
         self._calls = {profile: executor.new_call(profile) for profile in (PREFILL, SCORE)}
         self._warm_up(build)
-        self.steps = batch_steps(
-            build.max_batch_size, self._idle, self._new_step, device, progress, executor.can_capture
+        self.steps = static_steps(
+            batch_sizes(build.max_batch_size), self._idle, self._new_step, device, progress, executor.can_capture
         )
 
     def decode(self, steps: Sequence[Step], tokens: Sequence[int]) -> torch.Tensor:

@@ -1,6 +1,7 @@
-"""Decode steps of GPU backends: one for each batch size 1, 2, 4, ..., with static inputs, captured into a CUDA graph.
+"""Calls of GPU backends with static inputs, one for each of a few sizes, captured into CUDA graphs.
 
-On the CPU nothing is captured, so that tests need no GPU.
+A decode step has one for each batch size 1, 2, 4, ...; smaller batches are padded. On the CPU nothing is captured, so
+that tests need no GPU.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ Run = Callable[[], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class BatchStep:
-    """The decode step of one batch size: ``run`` reads ``inputs`` (int64) and returns logits [size, vocab].
+class StaticStep:
+    """A call of up to ``size`` sessions or tokens: ``run`` reads ``inputs`` (int64) and returns logits.
 
     ``is_graph``: it is a CUDA graph.
     """
@@ -42,35 +43,39 @@ def host_tensor(values: Sequence[int], device: torch.device) -> torch.Tensor:
     return torch.tensor(values, pin_memory=device.type == "cuda")
 
 
+def batch_sizes(max_batch_size: int) -> list[int]:
+    """1, 2, 4, ... and the largest."""
+    return sorted({*(2**i for i in range(max_batch_size.bit_length())), max_batch_size})
+
+
 @torch.inference_mode()
-def batch_steps(
-    max_batch_size: int,
+def static_steps(
+    sizes: Sequence[int],
     padding: Callable[[int], Sequence[int]],
     new_step: Callable[[int, torch.Tensor], Run],
     device: torch.device,
     progress: Progress,
     can_capture: Callable[[], bool] = lambda: True,
-) -> list[BatchStep]:
-    """A step for each batch size 1, 2, 4, ... and the largest, in this order.
+) -> list[StaticStep]:
+    """A step for each of ``sizes``, which ascend.
 
     ``padding`` returns the inputs of a size in which no session takes part, and ``new_step`` the function to run on
     them, whose logits stay in one place. ``can_capture`` is called once a step has run for the first time.
     """
-    sizes = sorted({*(2**i for i in range(max_batch_size.bit_length())), max_batch_size}, reverse=True)
     pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
     steps = []
-    for done, size in enumerate(sizes):  # the largest first: the others fit into its memory
+    for done, size in enumerate(reversed(sizes)):  # the largest first: the others fit into its memory
         progress(done, len(sizes))
         inputs = torch.tensor(padding(size), device=device)
         run = new_step(size, inputs)
         graph = None if pool is None else _captured(run, pool, can_capture)
-        steps.append(BatchStep(size, inputs, graph or run, is_graph=graph is not None))
+        steps.append(StaticStep(size, inputs, graph or run, is_graph=graph is not None))
     progress(len(sizes), len(sizes))
     return steps[::-1]
 
 
 def _captured(run: Run, pool: _POOL_HANDLE, can_capture: Callable[[], bool]) -> Run | None:
-    # Run once outside the capture, which allows neither compiling kernels nor setting up libraries. The batch is all
+    # Run once outside the capture, which allows neither compiling kernels nor setting up libraries. It is all
     # padding, so no session changes.
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
