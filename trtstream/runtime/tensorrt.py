@@ -77,10 +77,12 @@ class TensorrtBackend:
         self._cache = new_cache(model, build, target, device)
         self._executor = executor
         self._calls = {profile: executor.new_call(profile) for profile in (PREFILL, SCORE)}
-        self._warm_up(build)
         self.steps = static_steps(
             batch_sizes(build.max_batch_size), self._idle, self._new_step, device, progress, executor.can_capture
         )
+        # After the captures: TensorRT-RTX compiles kernels for prefill's shapes in the background, and a kernel that it
+        # loads would break a capture.
+        self._warm_up(build)
 
     def decode(self, steps: Sequence[Step], tokens: Sequence[int]) -> torch.Tensor:
         fed = {}

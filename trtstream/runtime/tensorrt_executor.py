@@ -21,6 +21,7 @@ from trtstream.plugins.tensorrt_io import DECODE, LOGITS, PROFILES, updated
 from trtstream.plugins.tensorrt_library import load_tensorrt, new_logger
 from trtstream.progress import progress_bar
 from trtstream.runtime.tensorrt import Call, TensorrtBackend
+from trtstream.runtime.tensorrt_runtime_cache import read_runtime_cache, runtime_cache_path, save_runtime_cache
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -54,9 +55,12 @@ class TensorrtExecutor:
             )
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         self._updated = {name: updated(name) for name in names if updated(name) in names}
+        for name, output in self._updated.items():
+            self._check_aliased(name, output)
         self._activations = torch.empty(self._engine.device_memory_size_v2, dtype=torch.uint8, device=device)
         self._stream = torch.cuda.Stream(device)
         self._last_context: trt.IExecutionContext | None = None
+        self._runtime_cache: trt.IRuntimeCache | None = None  # TensorRT-RTX's, of all contexts
 
     def new_call(self, profile: str) -> Call:
         context = self._new_context(profile)
@@ -81,9 +85,32 @@ class TensorrtExecutor:
         is_capturable = getattr(self._last_context, "is_stream_capturable", None)
         return is_capturable is None or is_capturable(torch.cuda.current_stream().cuda_stream)
 
+    def save_runtime_cache(self) -> None:
+        """Keep what the library has compiled by now for the next start, if it compiles anything."""
+        if self._runtime_cache is not None:
+            save_runtime_cache(self._runtime_cache_path(), bytes(memoryview(self._runtime_cache.serialize())))
+
+    def _runtime_cache_path(self) -> Path:
+        capability = torch.cuda.get_device_capability(self.device)
+        return runtime_cache_path(self._path, self._module.__version__, capability)
+
+    def _check_aliased(self, name: str, output: str) -> None:
+        """Raise TrtstreamError unless TensorRT updates the cache ``name`` in place; early versions cannot say."""
+        aliased_input = getattr(self._engine, "get_aliased_input_tensor", None)
+        if aliased_input is not None and aliased_input(output) != name:
+            raise TrtstreamError(
+                f"{self._path}: TensorRT does not update {name} in place, as {output} is another memory's; "
+                "build the engine again"
+            )
+
     def _new_context(self, profile: str) -> trt.IExecutionContext:
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(self._module.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if hasattr(config, "create_runtime_cache"):
+            if self._runtime_cache is None:
+                self._runtime_cache = config.create_runtime_cache()
+                read_runtime_cache(self._runtime_cache_path(), self._runtime_cache.deserialize)
+            self._check(config.set_runtime_cache(self._runtime_cache), "take a runtime cache")
         if profile == DECODE and hasattr(config, "dynamic_shapes_kernel_specialization_strategy"):
             # TensorRT-RTX compiles kernels for the shapes it meets. By default it does so in the background, which
             # suits prefill's many lengths; but a captured graph would keep the slow kernels that run in the meantime.
@@ -119,4 +146,6 @@ def load(folder: Path, config: EngineConfig) -> TensorrtBackend:
     device = torch.device("cuda", torch.cuda.current_device())
     executor = TensorrtExecutor(load_tensorrt(config.target), folder / ENGINE, device)
     with progress_bar("Capturing CUDA graphs") as progress:
-        return TensorrtBackend(config.pretrained_config, config.build_config, config.target, executor, progress)
+        backend = TensorrtBackend(config.pretrained_config, config.build_config, config.target, executor, progress)
+    executor.save_runtime_cache()
+    return backend
