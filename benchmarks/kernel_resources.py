@@ -98,7 +98,7 @@ def _matvec_constants(sizes: ModelConfig, tokens: int, dtype: str) -> dict[str, 
 
 def _source(function: triton.JITFunction, constants: dict[str, Any], dtype: str) -> ASTSource:
     """The kernel with the argument types of a launch, where pointers, strides and sizes are multiples of 16."""
-    types = {"rows": "*i64", "chunk": "*i64", "scale": "fp32", "eps": "fp32"}
+    types = {"rows": "*i64", "chunk": "*i64", "arrivals": "*i32", "scale": "fp32", "eps": "fp32"}
     types |= dict.fromkeys(("rotation", "slopes", "peaks", "totals", "partials"), "*fp32")
     types |= dict.fromkeys(("qkv", "cache", "out", "chunk_keys", "chunk_values"), f"*{dtype}")
     types |= dict.fromkeys(("x", "weight", "norm_weight", "norm_bias"), f"*{dtype}")

@@ -3,7 +3,7 @@
 One program attends from the queries of one key-value head of one session to its share of the cache: it rotates the
 queries twice, to t for ring keys and to p(t) for sinks, so that no stored key is ever rotated again, and reads each
 visible key and value once. Where sessions times heads are too few to fill the GPU, the cache is split over several
-programs and their softmax sums are merged by a second kernel, as flash-decoding does. The new token never passes
+programs, as flash-decoding does, and the last of them to end merges their softmax sums. The new token never passes
 through the cache on its way to its own query: one program writes it, and no program reads its slot.
 
 No GPU has run it yet: it is tested in the Triton language's interpreter and compiled for sm_80, sm_90 and sm_120.
@@ -27,6 +27,28 @@ from trtstream.plugins.cuda_tiles import (
 
 
 @triton.jit
+def merge(peaks, totals, partials, first, splits, in_group, in_dim, dim, HEAD_DIM: tl.constexpr):
+    """The attention [queries, dim] from the softmax sums of all splits, in their order; ``first`` [queries] are their
+    places. They are read from the second-level cache, into which other multiprocessors wrote them."""
+    peak = tl.full(first.shape, LOWEST, tl.float32)
+    total = tl.zeros(first.shape, tl.float32)
+    acc = tl.zeros([first.shape[0], dim.shape[0]], tl.float32)
+    for split in tl.range(0, splits, loop_unroll_factor=2):
+        place = first + split
+        split_peak = tl.load(peaks + place, mask=in_group, other=LOWEST, cache_modifier=".cg")
+        split_total = tl.load(totals + place, mask=in_group, other=0.0, cache_modifier=".cg")
+        written = (split_total > 0)[:, None] & in_dim
+        partial = partials + place[:, None] * HEAD_DIM + dim
+        split_acc = tl.load(partial, mask=written, other=0.0, cache_modifier=".cg")
+        new_peak = tl.maximum(peak, split_peak)
+        shrink, weight = tl.exp2(peak - new_peak), tl.exp2(split_peak - new_peak)
+        total = total * shrink + split_total * weight
+        acc = acc * shrink[:, None] + split_acc * weight[:, None]
+        peak = new_peak
+    return acc / tl.where(total > 0, total, 1.0)[:, None]
+
+
+@triton.jit
 def decode_kernel(
     qkv,  # [B, (HEADS + 2 * KV_HEADS) * HEAD_DIM]
     cache,  # [sessions, 2, KV_HEADS, WIDTH, HEAD_DIM], sessions ``session_stride`` elements apart
@@ -37,6 +59,7 @@ def decode_kernel(
     peaks,  # [B, HEADS, splits] float32, where there are several
     totals,  # the same
     partials,  # [B, HEADS, splits, HEAD_DIM] float32, where there are several
+    arrivals,  # int32, of each session and second program number: 0 before and after a launch
     session_stride,
     scale,
     HEADS: tl.constexpr,
@@ -136,38 +159,22 @@ def decode_kernel(
 
     index = batch * HEADS + head
     if SPLIT:
-        index = index * splits + split
-        tl.store(peaks + index, peak, mask=in_group)
-        tl.store(totals + index, total, mask=in_group)
+        place = index * splits + split
+        tl.store(peaks + place, peak, mask=in_group)
+        tl.store(totals + place, total, mask=in_group)
         saw_keys = in_group & (total > 0)
-        tl.store(partials + index[:, None] * HEAD_DIM + dim, acc, mask=saw_keys[:, None] & in_dim)
+        tl.store(partials + place[:, None] * HEAD_DIM + dim, acc, mask=saw_keys[:, None] & in_dim)
+        # The atomic addition releases what the program's threads have stored before the barrier, and acquires what
+        # programs that arrived earlier have. The last one leaves the counter as it was, for the next launch.
+        tl.debug_barrier()
+        arrival = arrivals + batch * tl.num_programs(1) + tl.program_id(1)
+        if tl.atomic_add(arrival, 1) == splits - 1:
+            tl.store(arrival, 0)
+            merged = merge(peaks, totals, partials, index * splits, splits, in_group, in_dim, dim, HEAD_DIM)
+            tl.store(out + index[:, None] * HEAD_DIM + dim, merged.to(dtype), mask=in_group[:, None] & in_dim)
     else:
         result = acc / tl.where(total > 0, total, 1.0)[:, None]
         tl.store(out + index[:, None] * HEAD_DIM + dim, result.to(dtype), mask=in_group[:, None] & in_dim)
-
-
-@triton.jit
-def merge_kernel(
-    peaks,  # [B * heads, SPLITS] float32
-    totals,  # the same
-    partials,  # [B * heads, SPLITS, HEAD_DIM] float32, written where the total is above 0
-    out,  # [B * heads, HEAD_DIM]
-    HEAD_DIM: tl.constexpr,
-    SPLITS: tl.constexpr,
-    DIM_BLOCK: tl.constexpr,
-):
-    head = tl.program_id(0)
-    index = head * SPLITS + tl.arange(0, SPLITS)
-    dim = tl.arange(0, DIM_BLOCK)
-    in_dim = dim < HEAD_DIM
-    peak, total = tl.load(peaks + index), tl.load(totals + index)
-    weight = tl.exp2(peak - tl.max(peak, axis=0))
-    written = (total > 0)[:, None] & in_dim
-    acc = tl.load(partials + index[:, None] * HEAD_DIM + dim, mask=written, other=0.0)
-    acc = tl.sum(weight[:, None] * acc, axis=0)
-    total = tl.sum(weight * total, axis=0)
-    result = acc / tl.where(total > 0, total, 1.0)
-    tl.store(out + head * HEAD_DIM + dim, result.to(out.dtype.element_ty), mask=in_dim)
 
 
 def decode_constants(
@@ -190,7 +197,7 @@ def decode_constants(
         "HALF_BLOCK": half_block(head_dim),
         "BLOCK": 32 if exact else 64,
         "num_warps": 8 if exact or group_block > 32 else 4,
-        "num_stages": 2 if exact else 3,
+        "num_stages": 3,
     }
 
 
@@ -200,6 +207,7 @@ def launch_decode(
     rows: torch.Tensor,
     rotation: torch.Tensor | None,
     slopes: torch.Tensor | None,
+    arrivals: torch.Tensor,
     max_sinks: int,
     splits: int | None = None,
     **tiles: int,
@@ -223,14 +231,9 @@ def launch_decode(
         partials = qkv.new_empty(batch, heads, splits, head_dim, dtype=torch.float32)
     with torch.cuda.device_of(qkv):
         decode_kernel[batch, programs, splits](
-            qkv, cache, rows, rotation, slopes, out, peaks, totals, partials,
+            qkv, cache, rows, rotation, slopes, out, peaks, totals, partials, arrivals,
             cache.stride(0), LOG2E.value * head_dim**-0.5, SPLIT=splits > 1, **constants,
         )  # fmt: skip
-        if splits > 1:
-            merge_kernel[(batch * heads,)](
-                peaks, totals, partials, out,
-                HEAD_DIM=head_dim, SPLITS=splits, DIM_BLOCK=2 * constants["HALF_BLOCK"],
-            )  # fmt: skip
     return out
 
 

@@ -22,8 +22,9 @@ from trtstream.plugins.window import Window
 
 @torch.library.custom_op(
     "trtstream::decode_attention",
-    mutates_args=("cache",),
-    schema="(Tensor qkv, Tensor(a!) cache, Tensor rows, Tensor? rotation, Tensor? slopes, int max_sinks) -> Tensor",
+    mutates_args=("cache", "arrivals"),
+    schema="(Tensor qkv, Tensor(a!) cache, Tensor rows, Tensor? rotation, Tensor? slopes, Tensor(b!) arrivals, "
+    "int max_sinks) -> Tensor",
 )
 def decode_attention(
     qkv: torch.Tensor,
@@ -31,6 +32,7 @@ def decode_attention(
     rows: torch.Tensor,
     rotation: torch.Tensor | None,
     slopes: torch.Tensor | None,
+    arrivals: torch.Tensor,
     max_sinks: int,
 ) -> torch.Tensor:
     """Rotate, write and attend for one token of each of several sessions.
@@ -39,13 +41,16 @@ def decode_attention(
     dtype, which may be a view strided in its first dimension, is changed in place. ``rows`` [B, 6] (int64) are
     `decode_plan.Row`s of distinct sessions; one whose lane is -1 is padding: it writes nothing and gives zeros.
     ``rotation`` [B, 4, head_dim / 2] (float32) is `decode_plan.step_rotation`'s, or None; then ``slopes`` [heads]
-    (float32) are ALiBi's, divided by sqrt(head_dim). Returns [B, heads * head_dim].
+    (float32) are ALiBi's, divided by sqrt(head_dim). ``arrivals`` are B * heads zeros or more (int32), which the kernel
+    counts in and leaves as zeros; launches that may run at the same time need their own. Returns [B, heads * head_dim].
     """
-    _check_contiguous(qkv=qkv, rows=rows, rotation=rotation, session=cache[0])
+    _check_contiguous(qkv=qkv, rows=rows, rotation=rotation, session=cache[0], arrivals=arrivals)
+    if arrivals.numel() < len(qkv) * _num_heads(qkv, cache):
+        raise ValueError(f"arrivals has {arrivals.numel()} numbers; one for each of the batch's heads is needed")
     if _runs_kernels(qkv):
         from trtstream.plugins.cuda_decode import launch_decode
 
-        return launch_decode(qkv, cache, rows, rotation, slopes, max_sinks)
+        return launch_decode(qkv, cache, rows, rotation, slopes, arrivals, max_sinks)
     return _decode_attention(qkv, cache, rows, rotation, slopes, max_sinks)
 
 

@@ -177,9 +177,19 @@ def _step(
             at.append((0, 0))
             qkv.append(torch.full_like(qkv[-1], torch.nan))
     rotation = None if positions.slopes is not None else step_rotation(positions, torch.tensor(at, device=cache.device))
+    heads = qkv[0].numel() // cache.shape[-1] - 2 * cache.shape[-3]
+    arrivals = torch.zeros(len(rows) * heads, dtype=torch.int32, device=cache.device)
     outputs = torch.ops.trtstream.decode_attention(
-        torch.stack(qkv), cache, torch.tensor(rows, device=cache.device), rotation, positions.slopes, MAX_SINKS
+        torch.stack(qkv),
+        cache,
+        torch.tensor(rows, device=cache.device),
+        rotation,
+        positions.slopes,
+        arrivals,
+        MAX_SINKS,
     )
+    if arrivals.any():
+        raise CheckFailed("decode_attention: not all counts of arrivals are zero again")
     for row, output in zip(rows, outputs, strict=True):
         if row.lane >= 0:
             yield row.lane, output

@@ -227,8 +227,10 @@ def _attention_times(bench: Bench, model: ModelConfig, build: BuildConfig) -> li
     rows = plan.rows.to(bench.device)
     rotation = None if plan.rotation is None else plan.rotation.to(bench.device)
 
+    arrivals = torch.zeros(batch * model.num_attention_heads, dtype=torch.int32, device=bench.device)
+
     def run() -> None:
         for layer in range(model.num_hidden_layers):
-            torch.ops.trtstream.decode_attention(qkv, cache[:, layer], rows, rotation, None, sinks)
+            torch.ops.trtstream.decode_attention(qkv, cache[:, layer], rows, rotation, None, arrivals, sinks)
 
     return device_milliseconds(captured(run, bench.device), bench.device, bench.sizes.calls)

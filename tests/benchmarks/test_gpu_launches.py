@@ -23,14 +23,14 @@ def build(**others: int) -> BuildConfig:
 
 @pytest.mark.parametrize("model", [LLAMA_2_7B, FALCON_7B], ids=["Llama-2-7B", "Falcon-7B"])
 def test_kernels_per_layer_are_those_counted_by_hand(model: ModelConfig) -> None:
-    """Up to 8 tokens: 4 products, attention and its merge; 4 around the layers."""
+    """Up to 8 tokens: 4 products and attention; 4 around the layers."""
     for batch in (1, 8):
         step = decode_step(Engine(model, build()), batch, H100.multiprocessors)
-        assert (step.kernels_per_layer, step.kernels) == (6, 32 * 6 + 4)
+        assert (step.kernels_per_layer, step.kernels) == (5, 32 * 5 + 4)
 
 
 def test_more_tokens_are_multiplied_by_torch() -> None:
-    """4 products, 2 norms, 2 additions, silu, its product, attention without a merge; 5 around the layers."""
+    """4 products, 2 norms, 2 additions, silu, its product, and attention; 5 around the layers."""
     step = decode_step(Engine(LLAMA_2_7B, build()), 64, H100.multiprocessors)
     assert (step.kernels_per_layer, step.kernels) == (11, 32 * 11 + 5)
 
@@ -39,13 +39,12 @@ def test_a_step_of_all_layers_launches_what_two_layers_predict() -> None:
     engine = Engine(replace(LLAMA_2_7B, num_hidden_layers=5), build(max_batch_size=4))
     found = launches.step_kernels(engine, 4, H100.multiprocessors)
     assert sum(found.values()) == decode_step(engine, 4, H100.multiprocessors).kernels
-    assert found["decode_kernel"] == found["merge_kernel"] == 5
+    assert (found["decode_kernel"], found["matvec_kernel"]) == (5, 5 * 4 + 1)
 
 
-def test_a_full_gpu_needs_no_merge_and_a_quantized_layer_no_linear() -> None:
+def test_a_quantized_layer_needs_no_linear() -> None:
     engine = Engine(replace(LLAMA_2_7B, num_hidden_layers=2), build(max_batch_size=64), "int4")
     found = launches.step_kernels(engine, 64, H100.multiprocessors)
-    assert found["merge_kernel"] == 0
     assert (found["int4_kernel"], found["aten.linear"]) == (2 * 4, 1)
 
 
@@ -84,7 +83,6 @@ def test_every_kernel_of_an_engine_is_launched_beforehand() -> None:
         "matvec_kernel",
         "rotation_kernel",
         "decode_kernel",
-        "merge_kernel",
         "prefill_kernel",
         "rotate_keys_kernel",
         "write_kernel",

@@ -43,7 +43,9 @@ def step(
     plan = plan_step(layout.positions, [session.step(lane) for session, lane in zip(sessions, lanes, strict=True)])
     rotation = None if plan.rotation is None else torch.cat((plan.rotation, plan.rotation[:2]))
     qkv = torch.cat([session.new for session in sessions] + [torch.full_like(sessions[0].new, torch.nan)] * 2)
-    out = decode(qkv, cache[:, 1], torch.cat((plan.rows, PADDING, PADDING)), rotation, plan.slopes, max_sinks, **tiles)
+    rows, arrivals = torch.cat((plan.rows, PADDING, PADDING)), torch.zeros(len(qkv) * layout.heads, dtype=torch.int32)
+    out = decode(qkv, cache[:, 1], rows, rotation, plan.slopes, arrivals, max_sinks, **tiles)
+    assert not arrivals.any(), "not all counts are zero again"
     assert (out[-2:] == 0).all()
     assert cache[:, [0, 2]].isnan().all()
     return out[:-2], cache[lanes, 1]
@@ -115,18 +117,31 @@ MUTATIONS = {
     "the last split's tiles left out": ("used, splits * BLOCK)", "used - BLOCK, splits * BLOCK)"),
     "tiles taken by every split": ("used, splits * BLOCK)", "used, BLOCK)"),
     "splits merged without their peaks": (
-        "weight = tl.exp2(peak - tl.max(peak, axis=0))",
-        "weight = tl.exp2(peak * 0)",
+        "weight = tl.exp2(peak - new_peak), tl.exp2(split_peak - new_peak)",
+        "weight = tl.exp2(peak * 0), tl.exp2(split_peak * 0)",
     ),
+    "the first split left out": ("tl.range(0, splits,", "tl.range(1, splits,"),
 }
 
 
-@pytest.mark.quick("one sink*", "splits merged*")
+@pytest.mark.quick("one sink*", "splits merged*", "the first split*")
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS)
 def test_the_comparison_sees_a_mutated_kernel(mutation: tuple[str, str], mutant: Callable) -> None:
     broken = mutant(cuda_decode, *mutation)
     sessions = sessions_of_all_ages(LAYOUTS["mha"], 4)[:10]
     assert not worst_error(sessions, broken.launch_decode, splits=2, BLOCK=16) < 1e-3
+
+
+def test_the_splits_may_end_in_any_order(mutant: Callable) -> None:
+    reverse = mutant(cuda_decode, "split, splits = tl.program_id(2),", "split, splits = 3 - tl.program_id(2),")
+    sessions = sessions_of_all_ages(LAYOUTS["gqa"], 4)
+    assert worst_error(sessions, reverse.launch_decode, splits=4, BLOCK=16) < 1e-5
+
+
+def test_a_count_that_stays_is_seen(mutant: Callable) -> None:
+    broken = mutant(cuda_decode, "tl.store(arrival, 0)", "tl.store(arrival, 1)")
+    with pytest.raises(AssertionError, match="counts are zero"):
+        worst_error(sessions_of_all_ages(LAYOUTS["mha"], 4), broken.launch_decode, splits=2, BLOCK=16)
 
 
 def test_the_comparison_sees_a_sinks_alibi_distance_off_by_one(mutant: Callable) -> None:

@@ -24,7 +24,8 @@ def test_the_ops_do_what_they_register(layout: str) -> None:
     session = Session(LAYOUTS[layout], WINDOW, 20)
     cache = session.cache(20).nan_to_num()[None].repeat(2, 1, 1, 1, 1)
     plan = plan_step(session.layout.positions, [session.step(1)])
-    step = (session.new, cache, plan.rows, plan.rotation, slopes, 3)
+    arrivals = torch.zeros(session.layout.heads, dtype=torch.int32)
+    step = (session.new, cache, plan.rows, plan.rotation, slopes, arrivals, 3)
     torch.library.opcheck(torch.ops.trtstream.decode_attention.default, step)
     frequencies = torch.rand(8, dtype=torch.float64)
     torch.library.opcheck(torch.ops.trtstream.step_rotation.default, (torch.tensor([[30, 11]]), frequencies, 1.5))
@@ -36,3 +37,13 @@ def test_a_layout_that_the_kernels_cannot_address_is_refused() -> None:
     row = torch.tensor(session.step(0).chunk(5))
     with pytest.raises(ValueError, match="session is not contiguous"):
         torch.ops.trtstream.chunk_attention(session.new, transposed[None], row, session.rotation(), None, 3)
+
+
+def test_too_few_counts_of_arrivals_are_refused() -> None:
+    session = Session(LAYOUTS["gqa"], WINDOW, 20)
+    plan = plan_step(session.layout.positions, [session.step(0)])
+    arrivals = torch.zeros(session.layout.heads - 1, dtype=torch.int32)
+    with pytest.raises(ValueError, match="arrivals has 5 numbers"):
+        torch.ops.trtstream.decode_attention(
+            session.new, session.cache(20)[None], plan.rows, plan.rotation, None, arrivals, 3
+        )

@@ -49,7 +49,7 @@ def test_the_decode_step_exports_and_runs_as_exported(built: tuple[Checkpoint, P
     model, window = checkpoint.model, Window(4, MAX_SINKS, RING)
     weights = collect_weights(model, set(checkpoint.tensor_names()), checkpoint.tensor, pack=False)
     sessions = 2
-    sizes = sessions, model.num_hidden_layers, 2, model.num_key_value_heads, MAX_SINKS + RING, model.head_dim
+    sizes = sessions + 1, model.num_hidden_layers, 2, model.num_key_value_heads, MAX_SINKS + RING, model.head_dim
     step = DecodeStep(model, weights, PositionEncoding.of(model), torch.zeros(sizes), MAX_SINKS)
 
     def inputs(t: int, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

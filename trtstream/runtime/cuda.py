@@ -35,6 +35,7 @@ class Computation(nn.Module):
     """The whole model over all sessions' cache. Only the values of its inputs vary between calls."""
 
     cache: torch.Tensor
+    arrivals: torch.Tensor
 
     def __init__(
         self, model: ModelConfig, weights: DecoderWeights, positions: PositionEncoding, cache: torch.Tensor, sinks: int
@@ -46,6 +47,8 @@ class Computation(nn.Module):
         self._positions = positions
         self._max_sinks = sinks
         self.register_buffer("cache", cache)
+        heads = torch.zeros(len(cache) * model.num_attention_heads, dtype=torch.int32, device=cache.device)
+        self.register_buffer("arrivals", heads)
 
 
 class DecodeStep(Computation):
@@ -56,7 +59,9 @@ class DecodeStep(Computation):
         rotation, slopes = _rotation(self._positions, at), self._positions.slopes
 
         def attention(layer: int, qkv: torch.Tensor) -> torch.Tensor:
-            return cuda_ops.decode_attention(qkv, self.cache[:, layer], rows, rotation, slopes, self._max_sinks)
+            return cuda_ops.decode_attention(
+                qkv, self.cache[:, layer], rows, rotation, slopes, self.arrivals, self._max_sinks
+            )
 
         hidden = decode_layers(self._weights.float_embedding[tokens], self._weights, self._model, attention)
         return logits(hidden, self._weights, self._model).float()
