@@ -223,7 +223,7 @@ def launch_decode(
     constants = decode_constants(heads, kv_heads, head_dim, width, max_sinks, qkv.dtype) | tiles
     programs = kv_heads * triton.cdiv(heads // kv_heads, constants["GROUP_BLOCK"])
     if splits is None:
-        splits = num_splits(batch * programs, triton.cdiv(width, constants["BLOCK"]), _multiprocessors(qkv.device))
+        splits = num_splits(batch * programs, triton.cdiv(width, constants["BLOCK"]), multiprocessors(qkv.device))
     out = qkv.new_empty(batch, heads * head_dim)
     peaks = totals = partials = None
     if splits > 1:
@@ -243,5 +243,5 @@ def num_splits(programs: int, tiles: int, multiprocessors: int) -> int:
     return 1 << (wanted.bit_length() - 1)
 
 
-def _multiprocessors(device: torch.device) -> int:
+def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

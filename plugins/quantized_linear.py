@@ -14,9 +14,9 @@ import torch.nn.functional as F
 
 from trtstream.plugins.quantized_weight import QuantizedWeight, dequantize
 
-# Up to here a product is bound by reading the weight, which the kernel does once; a larger one by arithmetic, and then
-# it pays to dequantize the weight first.
-KERNEL_ROWS = 64
+# Up to 64 tokens a product is bound by reading the weight, which the kernel does once, and more share what it reads. A
+# larger product is bound by arithmetic, and then it pays to dequantize the weight first.
+KERNEL_ROWS = 256
 
 
 @torch.library.custom_op("trtstream::quantized_linear", mutates_args=())

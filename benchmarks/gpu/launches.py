@@ -71,11 +71,13 @@ class _Operators(TorchDispatchMode):
             ours.quantized_linear.default: self._quantized_linear,
         }
 
-    def _quantized_linear(self, x: torch.Tensor, *weight: torch.Tensor) -> torch.Tensor:
+    def _quantized_linear(
+        self, x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
+    ) -> torch.Tensor:
         if len(x) <= KERNEL_ROWS:
-            return cuda_quantized.launch_quantized_linear(x, *weight)
+            return cuda_quantized.launch_quantized_linear(x, values, scales, zeros)
         with self:
-            return F.linear(x, dequantize(QuantizedWeight(*weight), x.dtype))
+            return F.linear(x, dequantize(QuantizedWeight(values, scales, zeros), x.dtype))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self._ours:
@@ -93,7 +95,7 @@ class _Operators(TorchDispatchMode):
 def intercepted(launch: Launch, operator: Callable[[str], None], multiprocessors: int) -> Iterator[None]:
     """Within it, engines on ``meta`` call ``launch`` for our kernels and ``operator`` for torch's."""
     with ExitStack() as stack:
-        stack.enter_context(patch.object(cuda_decode, "_multiprocessors", lambda device: multiprocessors))
+        stack.enter_context(patch.object(cuda_decode, "multiprocessors", lambda device: multiprocessors))
         for kind in {type(kernel) for kernel in (cuda_decode.decode_kernel, cuda_quantized.int8_kernel)}:
             stack.enter_context(patch.object(kind, "run", launch))  # compiled kernels', or in tests the interpreter's
         stack.enter_context(torch.inference_mode())

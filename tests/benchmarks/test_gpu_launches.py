@@ -46,6 +46,7 @@ def test_a_quantized_layer_needs_no_linear() -> None:
     engine = Engine(replace(LLAMA_2_7B, num_hidden_layers=2), build(max_batch_size=64), "int4")
     found = launches.step_kernels(engine, 64, H100.multiprocessors)
     assert (found["int4_kernel"], found["aten.linear"]) == (2 * 4, 1)
+    assert found["sum_kernel"] == 2 * 2, "two of a layer's products have too few rows for the GPU"
 
 
 def test_the_bytes_of_a_step_are_those_counted_by_hand() -> None:

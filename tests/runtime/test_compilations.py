@@ -26,7 +26,6 @@ from triton.compiler import make_backend
 from triton.runtime.jit import compute_cache_key, create_function_from_signature
 from benchmarks.gpu.launches import Engine, intercepted, launch_all, meta_backend
 from benchmarks.models import TINY_FALCON_RW, TINY_LLAMA
-from trtstream.plugins import cuda_quantized
 from trtstream.plugins.decode_plan import Step
 from trtstream.plugins.window import Window
 from trtstream.runtime import cuda
@@ -87,16 +86,10 @@ def test_no_prompt_and_no_batch_needs_another_kernel() -> None:
 
 @pytest.mark.process
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("mutation", "kernel"),
-    [
-        ("cuda_quantized.int8_kernel = triton.jit(cuda_quantized.int8_kernel.fn)", "int8_kernel"),
-        ("cuda.PROMPT_SIZES = (16,)", "int4_kernel"),
-    ],
-)
-def test_the_comparison_sees_an_integer_that_is_specialized_and_a_kernel_left_out(mutation: str, kernel: str) -> None:
-    found = compiled_while_serving(mutation)
-    assert any(each.startswith(kernel) for each in found)
+def test_the_comparison_sees_kernels_left_out() -> None:
+    """Without steps of 32 and 64 tokens, prompts of such lengths need another kernel of each quantization."""
+    found = compiled_while_serving("cuda.PROMPT_SIZES = (16,)")
+    assert {each.partition("(")[0].partition("[")[0] for each in found} >= {"int8_kernel", "int4_kernel"}
 
 
 SERVE = """
