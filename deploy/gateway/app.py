@@ -36,7 +36,8 @@ from trtstream.deploy.gateway.state import (
     tenant_of,
 )
 from trtstream.deploy.gateway.store import Store
-from trtstream.deploy.gateway.turns import Outputs, window_sizes
+from trtstream.deploy.gateway.triton import TritonService
+from trtstream.deploy.gateway.turns import Outputs
 from trtstream.deploy.http_front.answers import RefusedResponse
 from trtstream.deploy.http_front.body import Refusal
 from trtstream.deploy.http_front.connected import while_connected
@@ -71,9 +72,7 @@ def create_app(upstream: Upstream, access: Access, shares: Shares) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        from tritonclient.grpc.aio import InferenceServerClient
-
-        async with InferenceServerClient(**upstream.client_options) as triton:
+        async with TritonService(upstream.triton) as triton:
             with contextlib.closing(Store(upstream.session_store)) as store:
                 app.state.gateway = Gateway(upstream, triton, store, shares)
                 yield
@@ -179,7 +178,7 @@ async def _as_object(request: Request, name: str) -> dict[str, Any]:
     """A model as OpenAI has it, with the sizes of its window where Triton tells them."""
     gateway = gateway_of(request)
     model = Model(id=name, created=gateway.started, object="model", owned_by="trtstream")
-    return model.model_dump(exclude_unset=True) | await window_sizes(gateway.triton, name)
+    return model.model_dump(exclude_unset=True) | await gateway.triton.window_sizes(name)
 
 
 def _completing(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trtstream.deploy.client.triton import NO_PROXY
+from trtstream.deploy.gateway.triton import TritonAddress
 from trtstream.errors import TrtstreamError
 
 LOOPBACK = "127.0.0.1"
@@ -19,17 +20,17 @@ OPTIONS: list[tuple[str, object]] = [
 ]
 
 
-def client_options(host: str, port: int, tls: tuple[Path, Path] | None) -> dict[str, Any]:
-    """Arguments of tritonclient's client for a Triton that listens on ``host:port`` of this machine.
+def own_triton(host: str, port: int, tls: tuple[Path, Path] | None) -> TritonAddress:
+    """Where a Triton is that listens on ``host:port`` of this machine.
 
     With ``tls`` (certificate, key: PEM files) it trusts that certificate alone, whatever its names are. Raises
     TrtstreamError for a certificate that cannot be used.
     """
     url = f"{LOOPBACK if host == EVERY_ADDRESS else host}:{port}"
     if tls is None:
-        return {"url": url, "channel_args": OPTIONS}
+        return TritonAddress(url, OPTIONS)
     name = ("grpc.ssl_target_name_override", _certified_name(*tls))
-    return {"url": url, "ssl": True, "root_certificates": str(tls[0]), "channel_args": [*OPTIONS, name]}
+    return TritonAddress(url, [*OPTIONS, name], tls[0])
 
 
 def _certified_name(certificate: Path, key: Path) -> str:

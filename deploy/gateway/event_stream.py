@@ -19,11 +19,21 @@ def event(data: BaseModel, name: str = "") -> bytes:
 
 
 class EventStream(StreamingResponse):
-    """``events`` as they come. The generator is closed however the response ends."""
+    """``events`` as they come; the first are there at once. The generator is closed however the response ends."""
 
     def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
         self._events = events
+
+    async def stream_response(self, send: Send) -> None:
+        """As Starlette's, but the head is sent right before the first events, so that both leave in one piece."""
+        head = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        async for events in self._events:
+            if head:
+                await send(head)
+                head = {}
+            await send({"type": "http.response.body", "body": events, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

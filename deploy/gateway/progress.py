@@ -65,7 +65,7 @@ class Progress:
             await self._changed.wait()
 
     async def events(self, after: int = -1) -> AsyncGenerator[bytes, None]:
-        """The events with numbers above ``after``, as they come."""
+        """The events with numbers above ``after``, as they come, several joined; first those that exist, if any."""
         events = ResponseEvents(message(self.id))
         ready = events.begin(self._in_progress)[after + 1 :]
         sent = max(after + 1 - FIRST_DELTA, 0)
@@ -73,8 +73,7 @@ class Progress:
             changed, is_over = self._changed, self.is_over
             more = self.pieces[sent:]
             ready += [events.delta(FIRST_DELTA + sent + i, piece) for i, piece in enumerate(more)]
-            if ready:
-                yield b"".join(ready)
+            yield b"".join(ready)
             sent, ready = sent + len(more), []
             if is_over:
                 break

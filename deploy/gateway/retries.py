@@ -6,17 +6,15 @@ import asyncio
 import contextlib
 import json
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trtstream.deploy.contract import routing_headers
 from trtstream.deploy.gateway.logprobs import INPUT
+from trtstream.deploy.gateway.triton import TritonService
 from trtstream.deploy.gateway.turns import Outputs, fed_before, run_turn
 from trtstream.deploy.http_front.readiness import Readiness
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.requests import TurnOutput
-
-if TYPE_CHECKING:
-    from tritonclient.grpc.aio import InferenceServerClient
 
 PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0, 1.0, 1.0)  # seconds before each sending but the first
 LOST = ("draining", "unavailable", "unknown")
@@ -26,7 +24,7 @@ LEFT_BEHIND = ("busy", "conflict")
 
 
 async def run_until_answered(
-    triton: InferenceServerClient, model: str, inputs: dict[str, Any], readiness: Readiness
+    triton: TritonService, model: str, inputs: dict[str, Any], readiness: Readiness
 ) -> Outputs:
     """`run_turn`, sent again while servers drain or die and nothing has been yielded.
 

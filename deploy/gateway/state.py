@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.requests import Request
 
@@ -19,12 +19,10 @@ from trtstream.deploy.gateway.progress import Progress
 from trtstream.deploy.gateway.retries import run_until_answered
 from trtstream.deploy.gateway.sessions import Sessions
 from trtstream.deploy.gateway.store import Store
+from trtstream.deploy.gateway.triton import TritonAddress, TritonService
 from trtstream.deploy.gateway.turns import Outputs
 from trtstream.deploy.http_front.body import read_body
 from trtstream.deploy.http_front.readiness import Readiness
-
-if TYPE_CHECKING:
-    from tritonclient.grpc.aio import InferenceServerClient
 
 MAX_MEMBERS = 1 << 16  # of all objects in a request's JSON: a conversation's messages have some each
 MAX_KEPT = 256  # responses that are over
@@ -32,10 +30,9 @@ MAX_KEPT = 256  # responses that are over
 
 @dataclass(frozen=True)
 class Upstream:
-    """How to reach Triton (arguments of tritonclient's client), the names of its models, whether it is ready, and the
-    URL of its session store."""
+    """Where Triton is, the names of its models, whether it is ready, and the URL of its session store."""
 
-    client_options: dict[str, Any]
+    triton: TritonAddress
     models: list[str]
     readiness: Readiness
     session_store: str | None = None
@@ -76,7 +73,7 @@ class Responses:
 @dataclass(frozen=True)
 class Gateway:
     upstream: Upstream
-    triton: InferenceServerClient
+    triton: TritonService
     store: Store
     shares: Shares
     sessions: Sessions = field(default_factory=Sessions)

@@ -15,6 +15,7 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from trtstream.deploy.http_front.joined_writes import JoinedWrites
 from trtstream.deploy.http_front.limits import (
     HEADER_SECONDS,
     IDLE_SECONDS,
@@ -40,7 +41,7 @@ class PatientProtocol(H11Protocol):
     _heard = 0.0  # when its client last sent something
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
-        super().connection_made(transport)
+        super().connection_made(JoinedWrites(transport, self.loop))
         self._heard = self.loop.time()
         self._expect_headers()
         if len(self.connections) >= MAX_CONNECTIONS:

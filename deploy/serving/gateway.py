@@ -99,12 +99,13 @@ def gateway(
     from trtstream.deploy.gateway.app import create_app
     from trtstream.deploy.gateway.channel import OPTIONS
     from trtstream.deploy.gateway.state import Upstream
+    from trtstream.deploy.gateway.triton import TritonAddress
     from trtstream.deploy.http_front.server import HttpServer
 
-    tls = {} if triton_tls_ca is None else {"ssl": True, "root_certificates": str(triton_tls_ca)}
-    options = {"url": triton, "channel_args": OPTIONS, **tls}
     readiness, shares = Readiness(), Shares(access.limits)
-    app = create_app(Upstream(options, list(models), readiness, session_store), access, shares)
+    app = create_app(
+        Upstream(TritonAddress(triton, OPTIONS, triton_tls_ca), list(models), readiness, session_store), access, shares
+    )
     access.open_log()
     stopping = threading.Event()
     with HttpServer(app, host, port, (tls_cert, tls_key) if tls_cert and tls_key else None, "--port") as server:

@@ -299,11 +299,11 @@ def _gateway(
     require_extra("openai", "gateway", "--openai-port")
     from trtstream.deploy.gateway.admission import Shares
     from trtstream.deploy.gateway.app import create_app
-    from trtstream.deploy.gateway.channel import client_options
+    from trtstream.deploy.gateway.channel import own_triton
     from trtstream.deploy.gateway.state import Upstream
     from trtstream.deploy.http_front.server import HttpServer
 
-    triton = Upstream(client_options(addresses.host, addresses.grpc_port, tls), models, readiness, session_store)
+    triton = Upstream(own_triton(addresses.host, addresses.grpc_port, tls), models, readiness, session_store)
     access.open_log()
     app = create_app(triton, access, Shares(access.limits))
     return HttpServer(app, addresses.host, port, tls, "--openai-port")
