@@ -96,6 +96,7 @@ def request_message(model: str, inputs: Mapping[str, Any], request_id: str) -> A
         datatype = INPUTS[name].datatype
         array = to_array(value, datatype)
         request.inputs.add(name=name, datatype=datatype, shape=array.shape)
-        content = serialize_byte_tensor(array).item() if datatype == "BYTES" else array.tobytes()
+        # A tensor of texts becomes an array of one value, all its bytes, or of none.
+        content = b"".join(serialize_byte_tensor(array).flat) if datatype == "BYTES" else array.tobytes()
         request.raw_input_contents.append(content)
     return request

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from tritonclient.grpc.aio import InferenceServerClient
 
 from tests.deploy.server import Server
 from trtstream.deploy.gateway.channel import OPTIONS
 from trtstream.deploy.gateway.retries import run_until_answered
+from trtstream.deploy.gateway.triton import TritonAddress, TritonService
 from trtstream.deploy.http_front.readiness import Readiness, State
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.requests import TurnOutput, join
@@ -58,20 +58,20 @@ class Cutter:
 
 
 @contextlib.asynccontextmanager
-async def cut(server: Server, mark: bytes, times: int) -> AsyncIterator[InferenceServerClient]:
+async def cut(server: Server, mark: bytes, times: int) -> AsyncIterator[TritonService]:
     """A client of the server whose connection is cut."""
     host, port = server.grpc_url.split(":")
     cutter = Cutter((host, int(port)), mark, times)
     async with await asyncio.start_server(cutter.accept, host, 0) as proxy:
         url = f"{host}:{proxy.sockets[0].getsockname()[1]}"
-        async with InferenceServerClient(url, channel_args=OPTIONS) as client:
+        async with TritonService(TritonAddress(url, OPTIONS)) as client:
             yield client
         gc.collect()  # the error of a call that was lost holds it, and a call its connection
         await asyncio.wait(cutter.connections)
     assert not cutter.times, "nothing was tried"
 
 
-async def ask(client: InferenceServerClient, **inputs: Any) -> TurnOutput:
+async def ask(client: TritonService, **inputs: Any) -> TurnOutput:
     values = {"text_input": "Hello", "tenant": "t", "ignore_eos": True, **inputs}
     return join([output async for output in run_until_answered(client, "trtstream", values, READY)])
 
