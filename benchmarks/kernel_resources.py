@@ -1,6 +1,6 @@
 """Registers, shared memory and stack of the cuda target's kernels as machine code, without a GPU.
 
-    python -m benchmarks.kernel_resources [--json FILE] [--arch 80 --arch 90 ...]
+    python -m benchmarks.kernel_resources [--json FILE] [--arch 80 --arch 90 ...] [--kv-dtype int8 ...]
 
 Compiles each kernel for each compute capability, model and number format exactly as the runtime launches it, and prints
 a table. Spilled registers go to the stack, so it should be empty. Needs torch and triton; no kernel runs.
@@ -26,12 +26,14 @@ from benchmarks import write_json
 from benchmarks.markdown import table
 from benchmarks.models import FALCON_7B, FALCON_RW_1B, LLAMA_2_7B, LLAMA_3_8B, SMOLLM2
 from trtstream.plugins import cuda_decode, cuda_matvec, cuda_prefill
+from trtstream.plugins.kv_cache import cache_dtype
 from trtstream.settings import ModelConfig
 
 # Bytes of shared memory that a block may take, by compute capability (CUDA C++ Programming Guide, table of technical
 # specifications; of the supported ones, sm_86, sm_89 and sm_120 have the least).
 SHARED_MEMORY_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 120: 99 * 1024}
 DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+KV_DTYPES = {"int8": "i8", "fp8": "fp8e4nv"}
 WINDOW, MAX_SINKS = 1024, 4
 
 
@@ -53,6 +55,7 @@ class Resources:
     kernel: str
     model: str
     dtype: str
+    kv_dtype: str
     capability: int
     num_warps: int
     registers: int
@@ -60,7 +63,7 @@ class Resources:
     stack: int
 
 
-def resources(kernel: str, model: str, dtype: str, capability: int) -> Resources:
+def resources(kernel: str, model: str, dtype: str, kv_dtype: str, capability: int) -> Resources:
     """Compile a kernel of `KERNELS` and read its machine code's resources.
 
     ``decode`` has its cache split over programs; ``matvec`` is the MLP's first product, around which most is computed.
@@ -73,18 +76,20 @@ def resources(kernel: str, model: str, dtype: str, capability: int) -> Resources
         function = getattr(module, f"{kernel}_kernel")
         constants = getattr(module, f"{kernel}_constants")(
             sizes.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim, WINDOW, MAX_SINKS,
-            getattr(torch, dtype),
+            getattr(torch, dtype), cache_dtype(kv_dtype),
         )  # fmt: skip
         constants["slopes" if sizes.rope else "rotation"] = None
         if kernel == "decode":
             constants["SPLIT"] = True
+        if kv_dtype == dtype:
+            constants |= {name: None for name in function.arg_names if name.endswith("scales")}
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages") if name in constants}
-    compiled = triton.compile(
-        _source(function, constants, DTYPES[dtype]), target=GPUTarget("cuda", capability, 32), options=options
-    )
+    types = DTYPES | KV_DTYPES
+    source = _source(function, constants, types[dtype], types[kv_dtype])
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     usage = _resource_usage(compiled.asm["cubin"])
     return Resources(
-        kernel, model, dtype, capability, options["num_warps"],
+        kernel, model, dtype, kv_dtype, capability, options["num_warps"],
         registers=usage["REG"], shared_memory=compiled.metadata.shared, stack=usage["STACK"] + usage["LOCAL"],
     )  # fmt: skip
 
@@ -96,12 +101,12 @@ def _matvec_constants(sizes: ModelConfig, tokens: int, dtype: str) -> dict[str, 
     return tiles | constants | {"residual": None} | ({} if layer_norm else {"norm_bias": None})
 
 
-def _source(function: triton.JITFunction, constants: dict[str, Any], dtype: str) -> ASTSource:
+def _source(function: triton.JITFunction, constants: dict[str, Any], dtype: str, kv_dtype: str) -> ASTSource:
     """The kernel with the argument types of a launch, where pointers, strides and sizes are multiples of 16."""
     types = {"rows": "*i64", "chunk": "*i64", "arrivals": "*i32", "scale": "fp32", "eps": "fp32"}
-    types |= dict.fromkeys(("rotation", "slopes", "peaks", "totals", "partials"), "*fp32")
-    types |= dict.fromkeys(("qkv", "cache", "out", "chunk_keys", "chunk_values"), f"*{dtype}")
-    types |= dict.fromkeys(("x", "weight", "norm_weight", "norm_bias"), f"*{dtype}")
+    types |= dict.fromkeys(("rotation", "slopes", "peaks", "totals", "partials", "scales", "chunk_scales"), "*fp32")
+    types |= dict.fromkeys(("cache", "chunk_keys", "chunk_values"), f"*{kv_dtype}")
+    types |= dict.fromkeys(("qkv", "out", "x", "weight", "norm_weight", "norm_bias"), f"*{dtype}")
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in function.arg_names}
     index = {name: (i,) for i, name in enumerate(function.arg_names)}
     multiples = ("_stride", "num_inputs", "num_outputs")
@@ -131,13 +136,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--arch", type=int, action="append", choices=SHARED_MEMORY_LIMIT, help="default: all")
     parser.add_argument("--dtype", action="append", choices=DTYPES, help="default: all")
+    parser.add_argument("--kv-dtype", action="append", choices=KV_DTYPES, help="default: as the dtype")
     parser.add_argument("--model", action="append", choices=MODELS, help="default: all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
     options = parser.parse_args()
-    cells = product(options.arch or SHARED_MEMORY_LIMIT, options.model or MODELS, options.dtype or DTYPES, KERNELS)
+    formats = product(options.dtype or DTYPES, options.kv_dtype or [""])
+    cells = product(options.arch or SHARED_MEMORY_LIMIT, options.model or MODELS, formats, KERNELS)
     rows = []
-    for capability, model, dtype, kernel in cells:
-        rows.append(asdict(resources(kernel, model, dtype, capability)))
+    for capability, model, (dtype, kv_dtype), kernel in cells:
+        rows.append(asdict(resources(kernel, model, dtype, kv_dtype or dtype, capability)))
         print(*rows[-1].values(), file=sys.stderr)
     print(table(rows))
     write_json(options.json, {"triton": triton.__version__, "kernels": rows})

@@ -15,7 +15,7 @@ from trtstream.settings import (
     check_against_model,
     default_window,
 )
-from trtstream.targets import KEPT, QUANTIZATIONS, TARGETS, best_target
+from trtstream.targets import KEPT, KV_DTYPES, QUANTIZATIONS, TARGETS, best_target
 
 if TYPE_CHECKING:
     from trtstream.build.memory import MemoryEstimate
@@ -64,6 +64,12 @@ DEFAULTS = BuildConfig()
     "[default: none; on cpu, without --dtype, kept]",
 )
 @click.option(
+    "--kv-dtype",
+    type=click.Choice(KV_DTYPES),
+    help=f"{', '.join(name for name, formats in TARGETS.items() if formats.kv_dtypes)}: keep the KV cache in 8 bits.  "
+    "[default: as --dtype]",
+)
+@click.option(
     "--max-batch-size", default=DEFAULTS.max_batch_size, show_default=True, help="Sessions that decode together."
 )
 @click.option(
@@ -94,6 +100,7 @@ def build(
     max_attention_window: int | None,
     dtype: str | None,
     quantization: str | None,
+    kv_dtype: str | None,
     max_batch_size: int,
     max_num_tokens: int,
     sink_token: int | None,
@@ -141,6 +148,7 @@ def build(
         max_sink_token_length=sink_token_length if max_sink_token_length is None else max_sink_token_length,
         dtype=TARGETS[target].dtypes[0] if dtype is None else dtype,
         quantization=quantization,
+        kv_dtype=kv_dtype,
         sink_token=sink_token,
         tensorrt_llm=tensorrt_llm if asked else None,
     )

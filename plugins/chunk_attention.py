@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from trtstream.plugins.kv_cache import stored_vectors, vectors_to_store
 from trtstream.plugins.positions import PositionEncoding, Rotation, rotate
 from trtstream.plugins.window import Window
 
@@ -90,23 +91,25 @@ def _used_ring_slots(window: Window, first: int, ring_first: int) -> int:
 def chunk_attention(qkv: torch.Tensor, cache: torch.Tensor, plan: ChunkPlan, num_heads: int) -> torch.Tensor:
     """Attend, then write the chunk into the cache. Scores and sums are float32.
 
-    qkv [T, (heads + 2 * kv_heads) * head_dim] as projected; ``cache`` [2, kv_heads, slots, head_dim] is one session's
-    keys and values of this layer, changed in place. Returns [T, heads * head_dim] in qkv's dtype.
+    qkv [T, (heads + 2 * kv_heads) * head_dim] as projected; ``cache`` [2, kv_heads, slots, ...] is one session's
+    keys and values of this layer, changed in place. Queries see the chunk as the cache stores it.
+    Returns [T, heads * head_dim] in qkv's dtype.
     """
-    _, kv_heads, _, head_dim = cache.shape
+    cached = stored_vectors(cache)
+    _, kv_heads, _, head_dim = cached.numbers.shape
     qkv = qkv.view(len(qkv), -1, head_dim).transpose(0, 1)  # [heads + 2 * kv_heads, T, head_dim]
     q, k, v = qkv.split((num_heads, kv_heads, kv_heads))
     q_at_t = q_at_p = q.float()
     if plan.rotations is not None:
         at_t, at_p = plan.rotations
         q_at_t, q_at_p = rotate(q_at_t, *at_t), rotate(q_at_p, *at_p)
-        k = rotate(k.float(), *at_t).to(k.dtype)
+        k = rotate(k.float(), *at_t)
     q_at_t, q_at_p = q_at_t * head_dim**-0.5, q_at_p * head_dim**-0.5
-    chunk = torch.stack((k, v))  # [2, kv_heads, T, head_dim]
+    chunk = vectors_to_store(torch.stack((k, v.to(k.dtype))), cache.dtype)  # [2, kv_heads, T]
 
-    old_sinks, new_sinks = cache[:, :, : plan.old_sinks], chunk[:, :, : plan.new_sinks]
-    recent = cache[:, :, plan.old_ring], chunk[:, :, plan.new_sinks :]
-    keys, values = torch.cat((old_sinks, new_sinks, *recent), dim=2).float()
+    old_sinks, new_sinks = cached[:, :, : plan.old_sinks], chunk[:, :, : plan.new_sinks]
+    recent = cached[:, :, plan.old_ring], chunk[:, :, plan.new_sinks :]
+    keys, values = torch.cat([part.float() for part in (old_sinks, new_sinks, *recent)], dim=2)
     sinks = slice(0, plan.old_sinks + plan.new_sinks)
     out = q.new_empty(q.shape[1], num_heads, head_dim)
 
@@ -119,5 +122,5 @@ def chunk_attention(qkv: torch.Tensor, cache: torch.Tensor, plan: ChunkPlan, num
         attended = weights[:, :, sinks] @ values[:, sinks] + weights[:, :, sinks.stop :] @ values[:, others]
         out[queries] = attended.view(num_heads, -1, head_dim).transpose(0, 1)
 
-    cache[:, :, plan.kept_slots] = chunk[:, :, plan.kept]
+    cached[:, :, plan.kept_slots] = chunk[:, :, plan.kept]
     return out.flatten(1)

@@ -22,8 +22,11 @@ from trtstream.plugins.cuda_tiles import (
     dot_halves,
     half_block,
     load_halves,
+    quantize,
     rotate,
+    scale_of,
 )
+from trtstream.plugins.kv_cache import stored_vectors
 
 
 @triton.jit
@@ -52,6 +55,7 @@ def merge(peaks, totals, partials, first, splits, in_group, in_dim, dim, HEAD_DI
 def decode_kernel(
     qkv,  # [B, (HEADS + 2 * KV_HEADS) * HEAD_DIM]
     cache,  # [sessions, 2, KV_HEADS, WIDTH, HEAD_DIM], sessions ``session_stride`` elements apart
+    scales,  # [sessions, 2, KV_HEADS, WIDTH] float32, sessions ``scale_stride`` elements apart, or None
     rows,  # [B, 6] int64
     rotation,  # [B, 4, HEAD_DIM / 2] float32, or None
     slopes,  # [HEADS] float32, or None
@@ -61,6 +65,7 @@ def decode_kernel(
     partials,  # [B, HEADS, splits, HEAD_DIM] float32, where there are several
     arrivals,  # int32, of each session and second program number: 0 before and after a launch
     session_stride,
+    scale_stride,
     scale,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -109,24 +114,36 @@ def decode_kernel(
         sink_first, sink_second = rotate(first, second, sink_cos, sink_sin)
         first, second = rotate(first, second, cos, sin)
         key_first, key_second = rotate(key_first, key_second, cos, sin)
-    dtype = cache.dtype.element_ty
+    dtype = qkv.dtype.element_ty
     first, second = first.to(dtype), second.to(dtype)
     sink_first, sink_second = sink_first.to(dtype), sink_second.to(dtype)
-    key_first, key_second = key_first.to(dtype), key_second.to(dtype)
 
     keys = cache + lane * session_stride + kv_head * WIDTH * HEAD_DIM
     values = keys + KV_HEADS * WIDTH * HEAD_DIM
     has_token = is_session & (split == 0)
     writes = has_token & (group_tile == 0)
+    key_scale, value_scale = 1.0, 1.0
+    if scales is not None:
+        stored: tl.constexpr = cache.dtype.element_ty
+        key_scale = tl.maximum(scale_of(key_first, stored), scale_of(key_second, stored))
+        value_scale = scale_of(value, stored)
+        key_first, key_second = quantize(key_first, key_scale, stored), quantize(key_second, key_scale, stored)
+        value = quantize(value, value_scale, stored)
+        key_scales = scales + lane * scale_stride + kv_head * WIDTH
+        value_scales = key_scales + KV_HEADS * WIDTH
+        tl.store(key_scales + write, key_scale, mask=writes)
+        tl.store(value_scales + write, value_scale, mask=writes)
+    else:
+        key_first, key_second = key_first.to(dtype), key_second.to(dtype)
     tl.store(keys + write * HEAD_DIM + half, key_first, mask=in_half & writes)
     tl.store(keys + write * HEAD_DIM + HALF + half, key_second, mask=in_half & writes)
     tl.store(values + write * HEAD_DIM + dim, value, mask=in_dim & writes)
 
     # The softmax begins with the new token alone, at distance 0, in the first split, and empty in the others.
     products = first.to(tl.float32) * key_first.to(tl.float32) + second.to(tl.float32) * key_second.to(tl.float32)
-    peak = tl.where(has_token, tl.sum(products, axis=1) * scale, LOWEST)
+    peak = tl.where(has_token, tl.sum(products, axis=1) * scale * key_scale, LOWEST)
     total = tl.where(has_token, 1.0, tl.zeros([GROUP_BLOCK], tl.float32))
-    acc = tl.where(has_token, value.to(tl.float32), tl.zeros([GROUP_BLOCK, 2 * HALF_BLOCK], tl.float32))
+    acc = tl.where(has_token, value.to(tl.float32) * value_scale, tl.zeros([GROUP_BLOCK, 2 * HALF_BLOCK], tl.float32))
     if slopes is not None:
         slope = tl.load(slopes + head, mask=in_group, other=0.0) * LOG2E
 
@@ -150,11 +167,16 @@ def decode_kernel(
             sink_scores = dot_halves(sink_first, sink_second, tile_first, tile_second)
             scores = tl.where(is_sink, sink_scores, scores)
         scores = scores * scale
+        if scales is not None:
+            scores = scores * tl.load(key_scales + slots, mask=visible, other=0.0)
         if slopes is not None:
             distance = tl.where(is_sink, cache_position - slots, age)
             scores = scores - slope[:, None] * distance.to(tl.float32)
         scores = tl.where(visible, scores, float("-inf"))
         tile_values = tl.load(values + place[:, None] + dim, mask=visible[:, None] & in_dim, other=0.0)
+        if scales is not None:
+            tile_scales = tl.load(value_scales + slots, mask=visible, other=0.0)
+            tile_values = (tile_values.to(tl.float32) * tile_scales[:, None]).to(dtype)
         peak, total, acc = accumulate(scores, tile_values, peak, total, acc)
 
     index = batch * HEADS + head
@@ -178,12 +200,13 @@ def decode_kernel(
 
 
 def decode_constants(
-    heads: int, kv_heads: int, head_dim: int, width: int, max_sinks: int, dtype: torch.dtype
+    heads: int, kv_heads: int, head_dim: int, width: int, max_sinks: int, dtype: torch.dtype, kv_dtype: torch.dtype
 ) -> dict[str, int]:
     """`decode_kernel`'s constants except SPLIT: sizes, tiles, warps and pipeline stages. ``width`` is W.
 
     A program takes all queries of a key-value head, up to 128, so that keys are read once; a dot product takes at least
-    16. float32 uses no tensor cores here and keeps its tiles in registers, so they are small.
+    16. float32 uses no tensor cores here and keeps its tiles in registers, so they are small; so are those of
+    a quantized cache with many queries, as dequantizing takes registers.
     """
     exact = dtype == torch.float32
     group_block = min(max(16, triton.next_power_of_2(heads // kv_heads)), 16 if exact else 128)
@@ -195,7 +218,7 @@ def decode_constants(
         "MAX_SINKS": max_sinks,
         "GROUP_BLOCK": group_block,
         "HALF_BLOCK": half_block(head_dim),
-        "BLOCK": 32 if exact else 64,
+        "BLOCK": 32 if exact or (kv_dtype != dtype and group_block > 32) else 64,
         "num_warps": 8 if exact or group_block > 32 else 4,
         "num_stages": 3,
     }
@@ -218,9 +241,11 @@ def launch_decode(
     replays it. ``tiles`` overrides `decode_constants`.
     """
     batch = len(qkv)
-    _, _, kv_heads, width, head_dim = cache.shape
+    vectors = stored_vectors(cache)
+    numbers, scales = vectors.numbers, vectors.scales
+    _, _, kv_heads, width, head_dim = numbers.shape
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
-    constants = decode_constants(heads, kv_heads, head_dim, width, max_sinks, qkv.dtype) | tiles
+    constants = decode_constants(heads, kv_heads, head_dim, width, max_sinks, qkv.dtype, cache.dtype) | tiles
     programs = kv_heads * triton.cdiv(heads // kv_heads, constants["GROUP_BLOCK"])
     if splits is None:
         splits = num_splits(batch * programs, triton.cdiv(width, constants["BLOCK"]), multiprocessors(qkv.device))
@@ -231,8 +256,9 @@ def launch_decode(
         partials = qkv.new_empty(batch, heads, splits, head_dim, dtype=torch.float32)
     with torch.cuda.device_of(qkv):
         decode_kernel[batch, programs, splits](
-            qkv, cache, rows, rotation, slopes, out, peaks, totals, partials, arrivals,
-            cache.stride(0), LOG2E.value * head_dim**-0.5, SPLIT=splits > 1, **constants,
+            qkv, numbers, scales, rows, rotation, slopes, out, peaks, totals, partials, arrivals,
+            numbers.stride(0), 0 if scales is None else scales.stride(0), LOG2E.value * head_dim**-0.5,
+            SPLIT=splits > 1, **constants,
         )  # fmt: skip
     return out
 

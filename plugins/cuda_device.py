@@ -9,7 +9,23 @@ from pathlib import Path
 
 import torch
 
+from trtstream.errors import TrtstreamError
+
 LEAST_CAPABILITY = (8, 0)  # Ampere, the first with bfloat16 and the oldest that the Triton language supports
+
+
+FP8_CAPABILITY = (8, 9)  # Ada, the first that converts 8-bit floats
+
+
+def check_kv_dtype(kv_dtype: str | None) -> None:
+    """Raise TrtstreamError if this machine's GPU cannot compute with a KV cache of that format."""
+    capability = torch.cuda.get_device_capability()
+    if kv_dtype == "fp8" and capability < FP8_CAPABILITY:
+        actual, least = (".".join(map(str, version)) for version in (capability, FP8_CAPABILITY))
+        raise TrtstreamError(
+            f"the engine has a KV cache in fp8, which takes compute capability {least} (Ada or newer), and "
+            f"{torch.cuda.get_device_name()} has {actual}; build it with --kv-dtype int8"
+        )
 
 
 def why_no_cuda() -> str | None:

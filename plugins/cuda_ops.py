@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from trtstream.plugins import chunk_attention as chunk
 from trtstream.plugins import decode_plan
+from trtstream.plugins.kv_cache import head_dim, stored_vectors, vectors_to_store
 from trtstream.plugins.positions import PositionEncoding, rotate
 from trtstream.plugins.window import Window
 
@@ -37,8 +38,8 @@ def decode_attention(
 ) -> torch.Tensor:
     """Rotate, write and attend for one token of each of several sessions.
 
-    qkv [B, (heads + 2 * kv_heads) * head_dim] as projected; ``cache`` [sessions, 2, kv_heads, W, head_dim] in qkv's
-    dtype, which may be a view strided in its first dimension, is changed in place. ``rows`` [B, 6] (int64) are
+    qkv [B, (heads + 2 * kv_heads) * head_dim] as projected; ``cache`` [sessions, 2, kv_heads, W, ...], in qkv's dtype
+    or quantized, which may be a view strided in its first dimension, is changed in place. ``rows`` [B, 6] (int64) are
     `decode_plan.Row`s of distinct sessions; one whose lane is -1 is padding: it writes nothing and gives zeros.
     ``rotation`` [B, 4, head_dim / 2] (float32) is `decode_plan.step_rotation`'s, or None; then ``slopes`` [heads]
     (float32) are ALiBi's, divided by sqrt(head_dim). ``arrivals`` are B * heads zeros or more (int32), which the kernel
@@ -69,7 +70,7 @@ def chunk_attention(
 ) -> torch.Tensor:
     """Attend and write for a chunk of one session: equivalent to a single step for each of its tokens.
 
-    qkv [T, (heads + 2 * kv_heads) * head_dim] as projected; ``cache`` [sessions, 2, kv_heads, W, head_dim] as in
+    qkv [T, (heads + 2 * kv_heads) * head_dim] as projected; ``cache`` [sessions, 2, kv_heads, W, ...] as in
     `decode_attention`. ``row`` [5] (int64) is a `decode_plan.ChunkRow` of up to T tokens; the rest of qkv is padding,
     which writes nothing and gives anything. ``rotation`` [T, 4, head_dim / 2] and ``slopes`` [heads] are as in
     `decode_attention`. Returns [T, heads * head_dim].
@@ -113,7 +114,7 @@ def _(at: torch.Tensor, frequencies: torch.Tensor, scale: float) -> torch.Tensor
 @decode_attention.register_fake
 @chunk_attention.register_fake
 def _(qkv: torch.Tensor, cache: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
-    return qkv.new_empty(len(qkv), _num_heads(qkv, cache) * cache.shape[-1])
+    return qkv.new_empty(len(qkv), _num_heads(qkv, cache) * head_dim(cache))
 
 
 def _runs_kernels(x: torch.Tensor) -> bool:
@@ -128,8 +129,7 @@ def _check_contiguous(**tensors: torch.Tensor | None) -> None:
 
 
 def _num_heads(qkv: torch.Tensor, cache: torch.Tensor) -> int:
-    kv_heads, head_dim = cache.shape[-3], cache.shape[-1]
-    return qkv.shape[1] // head_dim - 2 * kv_heads
+    return qkv.shape[1] // head_dim(cache) - 2 * cache.shape[-3]
 
 
 def _decode_attention(
@@ -141,18 +141,20 @@ def _decode_attention(
     max_sinks: int,
 ) -> torch.Tensor:
     """The definition: over all slots of a session at once, with invisible ones masked."""
-    _, _, kv_heads, width, head_dim = cache.shape
+    kv_heads, width, dim = cache.shape[2], cache.shape[3], head_dim(cache)
     heads, ring = _num_heads(qkv, cache), width - max_sinks
-    q, k, v = qkv.view(len(qkv), -1, head_dim).split((heads, kv_heads, kv_heads), dim=1)
+    q, k, v = qkv.view(len(qkv), -1, dim).split((heads, kv_heads, kv_heads), dim=1)
     q_at_t = q_at_p = q.float()
     if rotation is not None:
         cos_t, sin_t, cos_p, sin_p = rotation.unsqueeze(2).unbind(1)
         q_at_t, q_at_p = rotate(q_at_t, cos_t, sin_t), rotate(q_at_p, cos_p, sin_p)
-        k = rotate(k.float(), cos_t, sin_t).to(k.dtype)
+        k = rotate(k.float(), cos_t, sin_t)
 
     real = rows[:, 0] >= 0
-    cache[rows[real, 0], :, :, rows[real, 1]] = torch.stack((k, v), dim=1)[real]
-    keys, values = cache[rows[:, 0].clamp(min=0)].float().repeat_interleave(heads // kv_heads, dim=2).unbind(1)
+    cached, new = stored_vectors(cache), torch.stack((k, v.to(k.dtype)), dim=1)[real]
+    cached[rows[real, 0], :, :, rows[real, 1]] = vectors_to_store(new, cache.dtype)
+    visited = cached[rows[:, 0].clamp(min=0),].float()
+    keys, values = visited.repeat_interleave(heads // kv_heads, dim=2).unbind(1)
 
     _, _, num_sinks, ring_count, newest, cache_position = rows.unsqueeze(2).unbind(1)  # each [B, 1]
     slots = torch.arange(width)
@@ -164,7 +166,7 @@ def _decode_attention(
         torch.einsum("bhd,bhwd->bhw", q_at_p, keys),
         torch.einsum("bhd,bhwd->bhw", q_at_t, keys),
     )
-    scores = scores * head_dim**-0.5
+    scores = scores * dim**-0.5
     if slopes is not None:
         scores = scores - slopes[:, None] * torch.where(is_sink, cache_position - slots, age).unsqueeze(1)
     weights = scores.masked_fill(~visible.unsqueeze(1), -torch.inf).softmax(dim=-1)

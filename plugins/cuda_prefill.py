@@ -8,8 +8,9 @@ A chunk's place and length are in memory of the GPU, so that a CUDA graph can re
 T tokens. The rest is padding.
 
 The chunk's keys are rotated beforehand by a kernel of their own: in the attention, every tile of queries of every head
-would rotate them again. The chunk's sinks are written before the attention, since nothing is evicted by them; its ring
-tokens after, as the slots they take still hold keys that the chunk's first queries see.
+would rotate them again. With a quantized cache that kernel quantizes keys and values, too, and the attention reads what
+the cache will hold, as single steps would. The chunk's sinks are written before the attention, since nothing is evicted
+by them; its ring tokens after, as the slots they take still hold keys that the chunk's first queries see.
 
 No GPU has run it yet: it is tested in the Triton language's interpreter and compiled for sm_80, sm_90 and sm_120.
 """
@@ -27,8 +28,11 @@ from trtstream.plugins.cuda_tiles import (
     dot_halves,
     half_block,
     load_halves,
+    quantize,
     rotate,
+    scale_of,
 )
+from trtstream.plugins.kv_cache import stored_vectors
 
 
 @triton.jit
@@ -68,14 +72,57 @@ def rotate_keys_kernel(
 
 
 @triton.jit
+def quantize_kernel(
+    qkv,  # [T, (HEADS + 2 * KV_HEADS) * HEAD_DIM]
+    rotation,  # [T, 4, HEAD_DIM / 2] float32, or None
+    vectors,  # keys, rotated, and values: [T, 2, KV_HEADS, HEAD_DIM]
+    chunk_scales,  # [T, 2, KV_HEADS] float32
+    chunk,  # a ChunkRow, [5] int64
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HALF_BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    HALF: tl.constexpr = HEAD_DIM // 2
+    kv_head = tl.program_id(1)
+    token = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)[:, None]
+    half = tl.arange(0, HALF_BLOCK)
+    dim = tl.arange(0, 2 * HALF_BLOCK)
+    _, _, length, _, _, _ = load_chunk(chunk)
+    in_chunk = token < length
+    mask = in_chunk & (half < HALF)
+    projected = qkv + (token * (HEADS + 2 * KV_HEADS) + HEADS + kv_head) * HEAD_DIM
+    first, second = load_halves(projected, half, mask, HALF)
+    values = tl.load(projected + KV_HEADS * HEAD_DIM + dim, mask=in_chunk & (dim < HEAD_DIM), other=0.0)
+    if rotation is not None:
+        cos, sin = load_halves(rotation + token * 4 * HALF, half, mask, HALF)
+        first, second = rotate(first, second, cos, sin)
+    stored: tl.constexpr = vectors.dtype.element_ty
+    key_scale = tl.maximum(scale_of(first, stored), scale_of(second, stored))[:, None]
+    value_scale = scale_of(values, stored)[:, None]
+    place = token * 2 * KV_HEADS + kv_head
+    tl.store(chunk_scales + place, key_scale, mask=in_chunk)
+    tl.store(chunk_scales + place + KV_HEADS, value_scale, mask=in_chunk)
+    key = vectors + place * HEAD_DIM + half
+    tl.store(key, quantize(first, key_scale, stored), mask=mask)
+    tl.store(key + HALF, quantize(second, key_scale, stored), mask=mask)
+    value = vectors + (place + KV_HEADS) * HEAD_DIM + dim
+    tl.store(value, quantize(values, value_scale, stored), mask=in_chunk & (dim < HEAD_DIM))
+
+
+@triton.jit
 def write_kernel(
     keys,  # the chunk's, rotated: [T, KV_HEADS, HEAD_DIM], tokens ``key_stride`` elements apart
     values,  # [T, KV_HEADS, HEAD_DIM], tokens ``value_stride`` elements apart
+    chunk_scales,  # [T, 2, KV_HEADS] float32, or None
     cache,  # [sessions, 2, KV_HEADS, WIDTH, HEAD_DIM], sessions ``session_stride`` elements apart
+    scales,  # [sessions, 2, KV_HEADS, WIDTH] float32, sessions ``scale_stride`` elements apart, or None
     chunk,  # a ChunkRow, [5] int64
     key_stride,
     value_stride,
     session_stride,
+    scale_stride,
     SINKS: tl.constexpr,  # write the chunk's sinks, and else its ring tokens: the last that fill the ring
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -97,32 +144,55 @@ def write_kernel(
     mask = (token < end) & (dim < HEAD_DIM)
     number = first + token
     slot = number if SINKS else MAX_SINKS + (number - sinks) % RING
-    target = cache + lane * session_stride + (kv_head * WIDTH + slot) * HEAD_DIM + dim
+    place = kv_head * WIDTH + slot
+    target = cache + lane * session_stride + place * HEAD_DIM + dim
     offset = kv_head * HEAD_DIM + dim
     tl.store(target, tl.load(keys + token * key_stride + offset, mask=mask), mask=mask)
     target += KV_HEADS * WIDTH * HEAD_DIM
     tl.store(target, tl.load(values + token * value_stride + offset, mask=mask), mask=mask)
+    if scales is not None:
+        written = token < end
+        source = chunk_scales + token * 2 * KV_HEADS + kv_head
+        target_scale = scales + lane * scale_stride + place
+        tl.store(target_scale, tl.load(source, mask=written), mask=written)
+        target_scale += KV_HEADS * WIDTH
+        tl.store(target_scale, tl.load(source + KV_HEADS, mask=written), mask=written)
+
+
+@triton.jit
+def moved(pointer, offset):
+    """``pointer + offset``; None for None."""
+    result = None
+    if pointer is not None:
+        result = pointer + offset
+    return result
 
 
 @triton.jit
 def attend(
-    first, second, keys, values, exists, visible, distance, slope, scale, peak, total, acc,
+    first, second, keys, values, key_scales, value_scales, exists, visible, distance, slope, scale, peak, total, acc,
     HEAD_DIM: tl.constexpr, HALF_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Add a tile of keys to the softmax.
 
-    ``keys`` and ``values`` [keys] point to vectors that exist where ``exists`` [keys] is true; ``visible`` and
-    ``distance`` are [queries, keys]; ``slope`` is None without ALiBi.
+    ``keys`` and ``values`` [keys] point to vectors that exist where ``exists`` [keys] is true, ``key_scales`` and
+    ``value_scales`` [keys] to their scales, or are None; ``visible`` and ``distance`` are [queries, keys]; ``slope`` is
+    None without ALiBi.
     """
     half = tl.arange(0, HALF_BLOCK)
     dim = tl.arange(0, 2 * HALF_BLOCK)
     in_half = (half < HEAD_DIM // 2)[:, None]
     key_first, key_second = load_halves(keys, half[:, None], in_half & exists, HEAD_DIM // 2)
     scores = dot_halves(first, second, key_first, key_second) * scale
+    if key_scales is not None:
+        scores = scores * tl.load(key_scales, mask=exists, other=0.0)
     if slope is not None:
         scores = scores - slope * distance.to(tl.float32)
     scores = tl.where(visible & exists, scores, float("-inf"))
     tile = tl.load(values[:, None] + dim, mask=exists[:, None] & (dim < HEAD_DIM), other=0.0)
+    if value_scales is not None:
+        tile_scales = tl.load(value_scales, mask=exists, other=0.0)
+        tile = (tile.to(tl.float32) * tile_scales[:, None]).to(first.dtype)
     return accumulate(scores, tile, peak, total, acc)
 
 
@@ -131,7 +201,9 @@ def prefill_kernel(
     qkv,  # [T, (HEADS + 2 * KV_HEADS) * HEAD_DIM]
     chunk_keys,  # rotated: [T, KV_HEADS, HEAD_DIM], tokens ``key_stride`` elements apart
     chunk_values,  # [T, KV_HEADS, HEAD_DIM], tokens ``value_stride`` elements apart
+    chunk_scales,  # [T, 2, KV_HEADS] float32, or None
     cache,  # [sessions, 2, KV_HEADS, WIDTH, HEAD_DIM]: the chunk's sinks are in it, its ring tokens are not
+    scales,  # [sessions, 2, KV_HEADS, WIDTH] float32, or None
     chunk,  # a ChunkRow, [5] int64
     rotation,  # [T, 4, HEAD_DIM / 2] float32, or None
     slopes,  # [HEADS] float32, or None
@@ -139,6 +211,7 @@ def prefill_kernel(
     key_stride,
     value_stride,
     session_stride,
+    scale_stride,
     scale,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -177,7 +250,7 @@ def prefill_kernel(
         sink_cos, sink_sin = load_halves(angles + 2 * HALF, half, mask, HALF)
         sink_first, sink_second = rotate(first, second, sink_cos, sink_sin)
         first, second = rotate(first, second, cos, sin)
-    dtype = cache.dtype.element_ty
+    dtype = qkv.dtype.element_ty
     first, second = first.to(dtype), second.to(dtype)
     sink_first, sink_second = sink_first.to(dtype), sink_second.to(dtype)
     slope = None
@@ -189,31 +262,38 @@ def prefill_kernel(
     acc = tl.zeros([BLOCK_T, 2 * HALF_BLOCK], tl.float32)
     keys = cache + lane * session_stride + kv_head * WIDTH * HEAD_DIM
     values = keys + KV_HEADS * WIDTH * HEAD_DIM
+    key_scales = moved(scales, lane * scale_stride + kv_head * WIDTH)
+    value_scales = moved(key_scales, KV_HEADS * WIDTH)
 
     num_sinks = tl.minimum(sinks, cache_position + end)
     for tile in range(0, num_sinks, BLOCK):
         key = tile + tl.arange(0, BLOCK)
         peak, total, acc = attend(
-            sink_first, sink_second, keys + key * HEAD_DIM, values + key * HEAD_DIM, key < num_sinks,
-            key <= position, position - key, slope, scale, peak, total, acc, HEAD_DIM, HALF_BLOCK,
+            sink_first, sink_second, keys + key * HEAD_DIM, values + key * HEAD_DIM,
+            moved(key_scales, key), moved(value_scales, key), key < num_sinks, key <= position,
+            position - key, slope, scale, peak, total, acc, HEAD_DIM, HALF_BLOCK,
         )  # fmt: skip
 
     for tile in range(tl.maximum(-old_count, begin - RING + 1), 0, BLOCK):
         key = tile + tl.arange(0, BLOCK)
         index = newest + 1 + key
-        place = (MAX_SINKS + tl.where(index < 0, index + RING, index)) * HEAD_DIM
+        slot = MAX_SINKS + tl.where(index < 0, index + RING, index)
         peak, total, acc = attend(
-            first, second, keys + place, values + place, key < 0,
-            query - key < RING, query - key, slope, scale, peak, total, acc, HEAD_DIM, HALF_BLOCK,
+            first, second, keys + slot * HEAD_DIM, values + slot * HEAD_DIM,
+            moved(key_scales, slot), moved(value_scales, slot), key < 0, query - key < RING,
+            query - key, slope, scale, peak, total, acc, HEAD_DIM, HALF_BLOCK,
         )  # fmt: skip
 
     keys = chunk_keys + kv_head * HEAD_DIM
     values = chunk_values + kv_head * HEAD_DIM
+    key_scales = moved(chunk_scales, kv_head)
+    value_scales = moved(key_scales, KV_HEADS)
     for tile in range(tl.maximum(ring_begin, begin - RING + 1), end, BLOCK):
         key = tile + tl.arange(0, BLOCK)
         row = key.to(tl.int64)
         peak, total, acc = attend(
-            first, second, keys + row * key_stride, values + row * value_stride, key < end,
+            first, second, keys + row * key_stride, values + row * value_stride,
+            moved(key_scales, row * 2 * KV_HEADS), moved(value_scales, row * 2 * KV_HEADS), key < end,
             (key <= query) & (query - key < RING), query - key, slope, scale, peak, total, acc, HEAD_DIM, HALF_BLOCK,
         )  # fmt: skip
 
@@ -223,9 +303,12 @@ def prefill_kernel(
 
 
 def prefill_constants(
-    heads: int, kv_heads: int, head_dim: int, width: int, max_sinks: int, dtype: torch.dtype
+    heads: int, kv_heads: int, head_dim: int, width: int, max_sinks: int, dtype: torch.dtype, kv_dtype: torch.dtype
 ) -> dict[str, int]:
-    """`prefill_kernel`'s constants: sizes, tiles, warps and pipeline stages. ``width`` is W."""
+    """`prefill_kernel`'s constants: sizes, tiles, warps and pipeline stages. ``width`` is W.
+
+    A quantized cache's tiles are smaller, as dequantizing them takes registers.
+    """
     exact = dtype == torch.float32
     return {
         "HEADS": heads,
@@ -235,7 +318,7 @@ def prefill_constants(
         "MAX_SINKS": max_sinks,
         "HALF_BLOCK": half_block(head_dim),
         "BLOCK_T": 32 if exact else 128,
-        "BLOCK": 32 if exact else 64,
+        "BLOCK": 32 if exact or kv_dtype != dtype else 64,
         "num_warps": 8,
         "num_stages": 2,
     }
@@ -255,21 +338,33 @@ def launch_prefill(
     What is launched depends on T alone, because a CUDA graph replays it.
     """
     length = len(qkv)
-    _, _, kv_heads, width, head_dim = cache.shape
+    cached = stored_vectors(cache)
+    numbers, scales, chunk_scales = cached.numbers, cached.scales, None
+    session_stride, scale_stride = numbers.stride(0), 0 if scales is None else scales.stride(0)
+    _, _, kv_heads, width, head_dim = numbers.shape
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
-    constants = prefill_constants(heads, kv_heads, head_dim, width, max_sinks, qkv.dtype) | tiles
+    constants = prefill_constants(heads, kv_heads, head_dim, width, max_sinks, qkv.dtype, cache.dtype) | tiles
     half, block = constants["HALF_BLOCK"], constants["BLOCK"]
     out = qkv.new_empty(length, heads * head_dim)
     _, keys, values = qkv.split([n * head_dim for n in (heads, kv_heads, kv_heads)], dim=1)
 
     def write(sinks: bool) -> None:
         write_kernel[triton.cdiv(length, block), kv_heads](
-            keys, values, cache, row, keys.stride(0), values.stride(0), cache.stride(0), SINKS=sinks,
+            keys, values, chunk_scales, numbers, scales, row,
+            keys.stride(0), values.stride(0), session_stride, scale_stride, SINKS=sinks,
             KV_HEADS=kv_heads, HEAD_DIM=head_dim, WIDTH=width, MAX_SINKS=max_sinks, DIM_BLOCK=2 * half, BLOCK=block,
         )  # fmt: skip
 
     with torch.cuda.device_of(qkv):
-        if rotation is not None:
+        if scales is not None:
+            vectors = numbers.new_empty(length, 2, kv_heads * head_dim)
+            chunk_scales = scales.new_empty(length, 2, kv_heads)
+            quantize_kernel[triton.cdiv(length, block), kv_heads](
+                qkv, rotation, vectors, chunk_scales, row,
+                HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, HALF_BLOCK=half, BLOCK=block,
+            )  # fmt: skip
+            keys, values = vectors.unbind(1)
+        elif rotation is not None:
             keys = qkv.new_empty(length, kv_heads * head_dim)
             rotate_keys_kernel[triton.cdiv(length, block), kv_heads](
                 qkv, rotation, keys, row,
@@ -277,8 +372,8 @@ def launch_prefill(
             )  # fmt: skip
         write(sinks=True)
         prefill_kernel[triton.cdiv(length, constants["BLOCK_T"]), heads](
-            qkv, keys, values, cache, row, rotation, slopes, out, keys.stride(0), values.stride(0), cache.stride(0),
-            LOG2E.value * head_dim**-0.5, **constants,
+            qkv, keys, values, chunk_scales, numbers, scales, row, rotation, slopes, out,
+            keys.stride(0), values.stride(0), session_stride, scale_stride, LOG2E.value * head_dim**-0.5, **constants,
         )  # fmt: skip
         write(sinks=False)
     return out

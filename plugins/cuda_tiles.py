@@ -9,9 +9,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from trtstream.plugins import kv_cache
+
 LOG2E = tl.constexpr(1.4426950408889634)
 # Below every score, and finite: a tile without visible keys leaves a softmax unchanged and makes no NaN.
 LOWEST = tl.constexpr(-1e30)
+# The same of a quantized vector's largest magnitude, as in `trtstream.plugins.kv_cache`.
+SMALLEST = tl.constexpr(kv_cache.SMALLEST)
 
 
 @triton.jit
@@ -28,10 +32,26 @@ def rotate(first, second, cos, sin):
 
 
 @triton.jit
+def scale_of(vectors, FORMAT: tl.constexpr):
+    """The scale [...] with which vectors [..., dim] are quantized to int8 or to 8-bit floats (e4m3)."""
+    LARGEST: tl.constexpr = 127.0 if tl.int8 == FORMAT else 448.0
+    return tl.maximum(tl.max(tl.abs(vectors.to(tl.float32)), axis=-1), SMALLEST) / LARGEST
+
+
+@triton.jit
+def quantize(vectors, scale, FORMAT: tl.constexpr):
+    """As `trtstream.plugins.kv_cache.vectors_to_store` does; ``scale`` has the vectors' shape, or broadcasts to it."""
+    scaled = vectors.to(tl.float32) / scale
+    if tl.int8 == FORMAT:
+        scaled = tl.floor(scaled + 0.5)
+    return scaled.to(FORMAT)
+
+
+@triton.jit
 def dot_halves(first, second, key_first, key_second):
-    """Scores float32 [queries, keys] of queries [queries, half] and keys [half, keys]."""
-    scores = tl.dot(first, key_first, input_precision="ieee")
-    return tl.dot(second, key_second, scores, input_precision="ieee")
+    """Scores float32 [queries, keys] of queries [queries, half] and keys [half, keys], which may be quantized."""
+    scores = tl.dot(first, key_first.to(first.dtype), input_precision="ieee")
+    return tl.dot(second, key_second.to(second.dtype), scores, input_precision="ieee")
 
 
 @triton.jit

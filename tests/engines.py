@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,7 +10,8 @@ import torch
 from tests.checkpoints import write_checkpoint
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
 from trtstream.engine_dir import WEIGHTS, read_engine
-from trtstream.plugins.positions import PositionEncoding
+from trtstream.plugins.kv_cache import cache_dtype, vectors_to_store
+from trtstream.plugins.positions import PositionEncoding, Rotation, rotate
 from trtstream.plugins.reference import streaming_attention
 from trtstream.runtime.cuda import CudaBackend
 from trtstream.runtime.decoder import collect_weights, decode_layers, logits, read_weights
@@ -41,12 +43,12 @@ def random_tokens(count: int, seed: int = 0) -> list[int]:
     return torch.randint(128, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def load_on_cpu(folder: Path) -> StreamingEngine:
-    """Load an engine; one for ``cuda`` onto the CPU, where the definition of its kernels computes."""
+def load_on_cpu(folder: Path, **settings: object) -> StreamingEngine:
+    """Load an engine; one for ``cuda`` with ``settings`` onto the CPU, where the definition of its kernels computes."""
     config = read_engine(folder)
     if config.target == "cpu":
         return load_engine(folder)
-    model, build = config.pretrained_config, config.build_config
+    model, build = config.pretrained_config, replace(config.build_config, **settings)
     backend = CudaBackend(model, build, read_weights(folder / WEIGHTS, model, torch.device("cpu")))
     return StreamingEngine(model, build, backend)
 
@@ -59,19 +61,35 @@ def reference_logits(
     *,
     dtype: torch.dtype = torch.float32,
     t: torch.Tensor | None = None,
+    kv_dtype: str | None = None,
 ) -> torch.Tensor:
-    """Logits [T, vocab] of a session with the reference's attention; ``t`` numbers its tokens (default 0, 1, ...)."""
+    """Logits [T, vocab] of a session with the reference's attention; ``t`` numbers its tokens (default 0, 1, ...).
+
+    With ``kv_dtype``, of keys and values as they are after such a cache.
+    """
     model = checkpoint.model
     names = set(checkpoint.tensor_names())
     weights = collect_weights(model, names, lambda name: checkpoint.tensor(name).to(dtype), pack=False)
     positions = PositionEncoding.of(model)
     heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
+    numbers = torch.arange(len(tokens)) if t is None else t
 
     def attention(layer: int, qkv: torch.Tensor) -> torch.Tensor:
         q, k, v = qkv.view(len(qkv), -1, model.head_dim).split((heads, kv_heads, kv_heads), dim=1)
+        if kv_dtype is not None:
+            k, v = (_as_cached(x, angles, kv_dtype) for x, angles in ((k, positions.rotation(numbers)), (v, None)))
         rotations = positions.frequencies, positions.scale
         return streaming_attention(q, k, v, sinks, ring, *rotations, t, positions.slopes).flatten(1)
 
     with torch.inference_mode():
         hidden = decode_layers(weights.embedding[torch.tensor(tokens)], weights, model, attention)
         return logits(hidden, weights, model)
+
+
+def _as_cached(x: torch.Tensor, rotation: Rotation | None, kv_dtype: str) -> torch.Tensor:
+    """Keys or values [T, kv_heads, head_dim] after a cache that is quantized, which keys are rotated in."""
+    if rotation is None:
+        return vectors_to_store(x, cache_dtype(kv_dtype)).float().to(x.dtype)
+    cos, sin = (angles.unsqueeze(1) for angles in rotation)
+    cached = vectors_to_store(rotate(x.float(), cos, sin), cache_dtype(kv_dtype)).float()
+    return rotate(cached.to(x.dtype), cos, -sin)

@@ -52,7 +52,7 @@ def model_rows(model: ModelConfig, build: BuildConfig) -> list[tuple[str, str]]:
     return [
         ("model", f"{model.architecture}, {model.num_hidden_layers} layers of {model.hidden_size}, {heads}"),
         ("positions", f"{position}, trained on {model.max_position_embeddings} tokens"),
-        ("dtype", f"{build.dtype}, quantization {build.quantization}"),
+        ("dtype", f"{build.dtype}, quantization {build.quantization}, KV cache {build.kv_dtype or build.dtype}"),
         ("attention window", f"{build.max_attention_window} tokens: {build.ring} recent, sink tokens {sinks}"),
         ("batch", f"{build.max_batch_size} sessions, prefill chunks of {build.max_num_tokens} tokens"),
     ]

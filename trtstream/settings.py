@@ -180,7 +180,8 @@ class BuildConfig:
     """The sizes and number formats that an engine is built for.
 
     A session sees ``C = S + R`` tokens: its S <= ``max_sink_token_length`` sinks and a ring of
-    ``R = max_attention_window - max_sink_token_length`` recent ones. ``tensorrt_llm`` is None for other targets.
+    ``R = max_attention_window - max_sink_token_length`` recent ones. ``kv_dtype`` is None for a
+    KV cache in ``dtype``, and ``tensorrt_llm`` is None for other targets.
     """
 
     max_batch_size: Size = 8
@@ -190,6 +191,7 @@ class BuildConfig:
     max_sink_token_length: Annotated[int, Range(0)] = 4
     dtype: str = "float32"
     quantization: str = "none"
+    kv_dtype: str | None = None
     sink_token: TokenId | None = None
     tensorrt_llm: TensorrtLlmOptions | None = None
 
@@ -222,6 +224,9 @@ class BuildConfig:
             raise TrtstreamError(
                 f"quantization is {self.quantization!r}; the {target} target has {', '.join(limits.quantizations)}"
             )
+        if self.kv_dtype is not None and self.kv_dtype not in limits.kv_dtypes:
+            others = " or ".join((*limits.kv_dtypes, "the engine's dtype"))
+            raise TrtstreamError(f"kv_dtype is {self.kv_dtype!r}; the {target} target keeps its KV cache in {others}")
         has_own_sinks = self.max_sink_token_length != self.sink_token_length or self.sink_token is not None
         if has_own_sinks and not limits.sinks_per_session:
             raise TrtstreamError(

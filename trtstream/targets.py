@@ -13,6 +13,8 @@ from functools import partial
 from typing import Any
 
 QUANTIZATIONS = ("none", "int8", "int4")
+KV_DTYPES = ("fp8", "int8")
+"""Number formats of a KV cache beside an engine's dtype."""
 KEPT = "kept"
 """The quantization that leaves weights in the checkpoint's own blocks."""
 
@@ -37,6 +39,7 @@ class Target:
     Number formats and sizes:
 
     * ``dtypes``, of which the first is the default, and ``quantizations``.
+    * ``kv_dtypes`` of KV caches, beside the engine's dtype.
     * ``files`` that every engine has, by their paths in the engine directory.
     * ``writes_first``: a chunk is written to the cache before it attends, so that a ring needs spare slots.
     * ``sinks_per_session``: sessions may differ in their number of sinks, and have a learned sink token.
@@ -70,6 +73,7 @@ class Target:
     memory: Callable[..., Any]
     package: Callable[..., Any]
     quantizations: tuple[str, ...] = ("none",)
+    kv_dtypes: tuple[str, ...] = ()
     writes_first: bool = False
     sinks_per_session: bool = True
     tensorrt_llm_options: bool = False
@@ -134,6 +138,7 @@ TARGETS = {
         dtypes=("bfloat16", "float16", "float32"),
         files=("rank0.safetensors",),
         quantizations=QUANTIZATIONS,
+        kv_dtypes=KV_DTYPES,
         automatic=True,
         build=lazy("trtstream.build.cuda:build_cuda_engine"),
         memory=lazy("trtstream.build.cuda:cuda_memory"),

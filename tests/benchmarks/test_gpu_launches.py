@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from trtstream.settings import BuildConfig, ModelConfig
 H100 = GPUS["H100 SXM"]
 
 
-def build(**others: int) -> BuildConfig:
+def build(**others: Any) -> BuildConfig:
     return BuildConfig(max_attention_window=1024, dtype="float16", **others)
 
 
@@ -77,8 +78,8 @@ def test_a_measurement_stands_beside_its_prediction(monkeypatch: pytest.MonkeyPa
 
 def test_every_kernel_of_an_engine_is_launched_beforehand() -> None:
     seen: Counter[str] = Counter()
-    for quantization in (None, "int8", "int4"):
-        engine = Engine(TINY_LLAMA, build(max_batch_size=3, max_num_tokens=16), quantization)
+    for quantization, kv_dtype in ((None, None), ("int8", "int8"), ("int4", "fp8")):
+        engine = Engine(TINY_LLAMA, build(max_batch_size=3, max_num_tokens=16, kv_dtype=kv_dtype), quantization)
         launches.launch_all(engine, lambda kernel, *_, **__: seen.update([kernel.__name__]), H100.multiprocessors)
     kernels = {
         "matvec_kernel",
@@ -86,6 +87,7 @@ def test_every_kernel_of_an_engine_is_launched_beforehand() -> None:
         "decode_kernel",
         "prefill_kernel",
         "rotate_keys_kernel",
+        "quantize_kernel",
         "write_kernel",
     }
     assert set(seen) == kernels | {"int8_kernel", "int4_kernel"}

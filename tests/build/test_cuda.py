@@ -23,7 +23,7 @@ from trtstream.plugins.cuda_device import why_no_cuda
 from trtstream.plugins.quantized_weight import QuantizedWeight, dequantize
 from trtstream.samples.gpl import GPL
 from trtstream.settings import BuildConfig
-from trtstream.targets import TARGETS, best_target
+from trtstream.targets import KV_DTYPES, TARGETS, best_target
 
 SIZES = {"max_attention_window": 24, "max_batch_size": 2}
 
@@ -46,6 +46,34 @@ def test_an_engine_is_its_weights(dtype: str, tmp_path: Path) -> None:
     values = 2 * 3 * 2 * 16 * 24  # keys and values, layers, KV heads, head_dim, window
     assert memory.kv_cache_per_session == values * tensors["norm.weight"].itemsize
     assert memory.weights == (engine / "rank0.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+def test_a_quantized_kv_cache_changes_no_weight_and_takes_a_byte_a_number(kv_dtype: str, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", "llama-gqa")
+    arguments = ["build", checkpoint, "--target", "cuda", "--max-attention-window", 24]
+    for name, option in (("engine", []), ("quantized", ["--kv-dtype", kv_dtype])):
+        done = run_in_process(*arguments, "--output", tmp_path / name, *option)
+        assert done.returncode == 0, done.stderr
+    engine = tmp_path / "quantized"
+    config = read_engine(engine)
+    assert config.build_config.kv_dtype == kv_dtype
+    assert config.files == read_engine(tmp_path / "engine").files
+    per_session = engine_memory(engine, config).kv_cache_per_session
+    assert per_session == 2 * 3 * 2 * 24 * (16 + 4)  # keys and values, layers, KV heads, window, head_dim and a scale
+    shown = run_in_process("inspect", engine).stdout
+    assert f"KV cache {kv_dtype}" in shown
+    assert f"{per_session / 1e6:.1f} MB a session" in shown
+    assert f"{per_session / 1e6:.1f} MB a session" in done.stdout
+
+
+@pytest.mark.parametrize("target", [name for name, target in TARGETS.items() if not target.kv_dtypes])
+def test_other_targets_refuse_a_quantized_kv_cache(target: str, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", "llama-gqa")
+    refused = run_in_process("build", checkpoint, "--target", target, "--dry-run", "--kv-dtype", "int8")
+    assert refused.returncode == 1
+    (line,) = refused.stderr.strip().splitlines()
+    assert f"kv_dtype is 'int8'; the {target} target keeps its KV cache in the engine's dtype" in line
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])

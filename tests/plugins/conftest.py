@@ -7,6 +7,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 from tests.mutants import load_mutant
 
@@ -19,7 +20,8 @@ def mutant(tmp_path: Path, interpreter: None) -> Callable[[ModuleType, str, str]
 
 @pytest.fixture
 def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels run in the Triton language's interpreter, whose bfloat16 products would use the bits as integers."""
+    """Kernels run in the Triton language's interpreter without its faults: it takes bfloat16's bits for integers in
+    products and in conversions from integers, and truncates numbers to 8-bit floats."""
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -36,4 +38,21 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     ) -> TensorHandle:
         return create_dot(self, widened(a), widened(b), *args)
 
+    convert = InterpreterBuilder.create_fp_to_fp
+
+    def convert_and_round(self: InterpreterBuilder, x: TensorHandle, dtype: tl.dtype, *args: object) -> TensorHandle:
+        if dtype.scalar != tl.float8e4nv:
+            return convert(self, x, dtype, *args)
+        rounded = torch.from_numpy(x.data).to(torch.float8_e4m3fn).view(torch.uint8)
+        return TensorHandle(rounded.numpy(), tl.float8e4nv)
+
+    widen = InterpreterBuilder.create_si_to_fp
+
+    def widen_exactly(self: InterpreterBuilder, x: TensorHandle, dtype: tl.dtype) -> TensorHandle:
+        if dtype.scalar != tl.bfloat16:
+            return widen(self, x, dtype)
+        return convert(self, widen(self, x, tl.float32), dtype, None)
+
     monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot_of_bfloat16)
+    monkeypatch.setattr(InterpreterBuilder, "create_si_to_fp", widen_exactly)
+    monkeypatch.setattr(InterpreterBuilder, "create_fp_to_fp", convert_and_round)

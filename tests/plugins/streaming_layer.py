@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from trtstream.plugins.decode_plan import Step, step_rotation
+from trtstream.plugins.kv_cache import SCALE_BYTES, stored_vectors, vectors_to_store
 from trtstream.plugins.positions import PositionEncoding, alibi_slopes, inverse_frequencies, rotate, rotation
 from trtstream.plugins.reference import streaming_attention
 from trtstream.plugins.window import Window
@@ -57,7 +58,9 @@ class Session:
         new: int = 1,
         ring_first: int | None = None,
         dtype: torch.dtype = torch.float32,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
+        """``dtype`` is the projections', and ``kv_dtype`` the cache's (default: the same)."""
         self.layout, self.window, self.first = layout, window, first
         self.ring_first = window.sinks if ring_first is None else ring_first
         oldest = min(max(self.ring_first, first - window.ring), first + new)
@@ -67,24 +70,44 @@ class Session:
         generator = torch.Generator().manual_seed(first * 100 + new)
         self.qkv = torch.randn(len(self.numbers), width, generator=generator).to(dtype)
         self.new = self.qkv[-new:]
+        self.kv_dtype = kv_dtype or dtype
 
     def cache(self, end: int) -> torch.Tensor:
-        """[2, kv_heads, W, head_dim] once the tokens before ``end`` are in; NaN where nothing was ever written."""
+        """[2, kv_heads, W, ...] once the tokens before ``end`` are in; vectors that were never written are NaN."""
         window, layout = self.window, self.layout
-        cache = torch.full((2, layout.kv_heads, window.max_sinks + window.ring, layout.head_dim), torch.nan)
-        _, k, v = layout.split(self.qkv.double())
-        if not layout.alibi:
-            k = rotate(k, *(x.unsqueeze(1) for x in rotation(self.numbers, layout.positions.frequencies)))
-        for number, key, value in zip(self.numbers.tolist(), k, v, strict=True):
+        width = layout.head_dim + (SCALE_BYTES if self.kv_dtype.itemsize == 1 else 0)
+        cache = torch.zeros(2, layout.kv_heads, window.max_sinks + window.ring, width, dtype=self.kv_dtype)
+        cached = stored_vectors(cache)
+        (cached.numbers if cached.scales is None else cached.scales).fill_(torch.nan)
+        _, k, v = layout.split(self.qkv.float())
+        stored = vectors_to_store(torch.stack((self._rotated(k), v)), self.kv_dtype)  # [2, T, kv_heads]
+        for i, number in enumerate(self.numbers.tolist()):
             if number < end:
-                cache[:, :, window.slot(number)] = torch.stack((key, value)).float()
-        return cache.to(self.qkv.dtype)
+                cached[:, :, window.slot(number)] = stored[:, i]
+        return cache
+
+    def _rotated(self, k: torch.Tensor, direction: int = 1) -> torch.Tensor:
+        """Keys [T, kv_heads, head_dim] rotated to their tokens' positions, or with -1 back again; in k's dtype."""
+        if self.layout.alibi:
+            return k
+        cos, sin = (x.unsqueeze(1) for x in rotation(self.numbers, self.layout.positions.frequencies))
+        return rotate(k, cos, direction * sin)
 
     def expected(self) -> torch.Tensor:
-        """The definition's output for the new tokens [new, heads * head_dim], float64."""
+        """The definition's output for the new tokens [new, heads * head_dim], float64.
+
+        Where the cache is quantized, of keys and values as they are after that, which the kernels do in float32.
+        """
         window = self.window
+        q, k, v = self.layout.split(self.qkv.double())
+        if self.kv_dtype.itemsize == 1:
+            k, v = self._rotated(k.float()), v.float()
+            k, v = (vectors_to_store(x, self.kv_dtype).float().double() for x in (k, v))
+            k = self._rotated(k, -1)
         out = streaming_attention(
-            *self.layout.split(self.qkv.double()),
+            q,
+            k,
+            v,
             window.sinks,
             window.ring,
             self.layout.positions.frequencies,

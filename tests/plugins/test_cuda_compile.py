@@ -17,20 +17,35 @@ SHARED_MEMORY_LIMIT = {80: 166_912, 90: 232_448, 120: 101_376}  # bytes a block
 
 
 @pytest.mark.parametrize(
-    ("capability", "model", "dtype"),
+    ("capability", "model", "dtype", "kv_dtype"),
     [
-        (80, "Llama-2-7B", "bfloat16"),
-        (80, "SmolLM2-135M", "float32"),
-        (90, "Falcon-7B", "bfloat16"),
-        (120, "Llama-3-8B", "float16"),
+        (80, "Llama-2-7B", "bfloat16", None),
+        (80, "Llama-3-8B", "float16", "int8"),
+        (80, "SmolLM2-135M", "float32", None),
+        (90, "Falcon-7B", "bfloat16", None),
+        (90, "Llama-2-7B", "float16", "fp8"),
+        (120, "Llama-3-8B", "float16", None),
+        (120, "Falcon-7B", "bfloat16", "int8"),
+        (120, "Llama-2-7B", "bfloat16", "fp8"),
     ],
 )
-def test_kernels_fit_the_gpu_and_spill_nothing(capability: int, model: str, dtype: str, tmp_path: Path) -> None:
+def test_kernels_fit_the_gpu_and_spill_nothing(
+    capability: int, model: str, dtype: str, kv_dtype: str | None, tmp_path: Path
+) -> None:
     """In its own process: in this one the Triton language is its interpreter."""
     output = tmp_path / "resources.json"
     command = [sys.executable, "-m", "benchmarks.kernel_resources", "--arch", str(capability)]
     done = subprocess.run(
-        [*command, "--model", model, "--dtype", dtype, "--json", output],
+        [
+            *command,
+            "--model",
+            model,
+            "--dtype",
+            dtype,
+            *(["--kv-dtype", kv_dtype] if kv_dtype else []),
+            "--json",
+            output,
+        ],
         cwd=ROOT,
         env=os.environ | {"TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,

@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from tests.plugins.streaming_layer import FAR, LAYOUTS, Session
 from trtstream.plugins import cuda_prefill
 from trtstream.plugins.cuda_ops import chunk_attention
+from trtstream.plugins.kv_cache import stored_vectors
 from trtstream.plugins.window import Window
 
 RING = 20
+QUANTIZED = (torch.int8, torch.float8_e4m3fn)
 TILES = {"BLOCK_T": 16, "BLOCK": 16}
 
 
@@ -36,6 +38,7 @@ def worst_error(session: Session, prefill: Callable[..., torch.Tensor], padding:
         session.window.max_sinks,
         **tiles,
     )[:length]
+    cache, expected = (stored_vectors(x).float() for x in (cache, expected))
     wrong = torch.where(expected.isnan(), torch.where(cache.isnan(), 0.0, torch.nan), cache - expected)
     return torch.stack([(out - session.expected()).abs().max(), wrong.abs().max()]).max().item()
 
@@ -79,16 +82,30 @@ def test_chunks_of_every_length_from_every_place(sinks: int, new: int, interpret
         assert worst_error(session, cuda_prefill.launch_prefill, **TILES) < 1e-5, since
 
 
-@pytest.mark.quick("dtype1")
+@pytest.mark.quick("gqa-kv_dtype0")
+@pytest.mark.parametrize("kv_dtype", QUANTIZED)
+@pytest.mark.parametrize("layout", ["gqa", "odd", "alibi"])
+def test_a_chunk_with_a_quantized_cache(layout: str, kv_dtype: torch.dtype, interpreter: None) -> None:
+    for first, new in ((0, 31), (25, 7), (FAR, 2 * RING + 3)):
+        session = Session(LAYOUTS[layout], Window(4, 5, RING), first, new, kv_dtype=kv_dtype)
+        assert worst_error(session, cuda_prefill.launch_prefill, **TILES) < 1e-5, (first, new)
+
+
+@pytest.mark.quick("dtype1-None")
+@pytest.mark.parametrize("kv_dtype", [None, *QUANTIZED])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_chunk_in_16_bits(dtype: torch.dtype, interpreter: None) -> None:
+def test_a_chunk_in_16_bits(dtype: torch.dtype, kv_dtype: torch.dtype | None, interpreter: None) -> None:
     for first in (0, 30):
-        session = Session(LAYOUTS["gqa"], Window(4, 4, RING), first, 31, dtype=dtype)
+        session = Session(LAYOUTS["gqa"], Window(4, 4, RING), first, 31, dtype=dtype, kv_dtype=kv_dtype)
         assert worst_error(session, cuda_prefill.launch_prefill, **TILES) < 4 * torch.finfo(dtype).eps
 
 
-def test_the_op_runs_the_kernel_under_the_interpreter_and_else_its_definition(monkeypatch: pytest.MonkeyPatch) -> None:
-    session = Session(LAYOUTS["gqa"], Window(4, 5, RING), 21, 7)
+@pytest.mark.parametrize("kv_dtype", [None, *QUANTIZED])
+def test_the_op_runs_the_kernel_under_the_interpreter_and_else_its_definition(
+    kv_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch, interpreter: None
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET")
+    session = Session(LAYOUTS["gqa"], Window(4, 5, RING), 21, 7, kv_dtype=kv_dtype)
     kernel_calls = []
     launch = cuda_prefill.launch_prefill
     monkeypatch.setattr(cuda_prefill, "launch_prefill", lambda *args: kernel_calls.append(1) or launch(*args))
@@ -143,6 +160,33 @@ def test_the_comparison_sees_mutated_bounds_of_a_padded_chunk(right: str, wrong:
     broken = mutant(cuda_prefill, right, wrong)
     sessions = [Session(LAYOUTS["mha"], Window(4, 5, RING), first, new) for first, new in ((0, 2), (30, 7))]
     assert any(not worst_error(session, broken.launch_prefill, 9, **TILES) < 1e-3 for session in sessions)
+
+
+QUANTIZED_MUTATIONS = {
+    "the scale of keys used for values": (
+        "value_scales = moved(key_scales, KV_HEADS * WIDTH)",
+        "value_scales = key_scales",
+    ),
+    "the same in the chunk": ("value_scales = moved(key_scales, KV_HEADS)", "value_scales = key_scales"),
+    "another head's scales": ("lane * scale_stride + kv_head * WIDTH)", "lane * scale_stride)"),
+    "the ring's scales one slot off": ("moved(key_scales, slot)", "moved(key_scales, slot - 1)"),
+    "keys not dequantized": ("scores = scores * tl.load(key_scales", "scores += 0 * tl.load(key_scales"),
+    "values not dequantized": ("* tile_scales[:, None]).to", "+ 0 * tile_scales[:, None]).to"),
+    "the scales of values not written": ("tl.load(source + KV_HEADS, mask", "tl.load(source, mask"),
+    "a scale for two tokens": (
+        "value_scale = scale_of(values, stored)[:, None]",
+        "value_scale = tl.max(scale_of(values, stored)) + tl.zeros([BLOCK, 1], tl.float32)",
+    ),
+}
+
+
+@pytest.mark.quick("keys not*")
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+@pytest.mark.parametrize("mutation", QUANTIZED_MUTATIONS.values(), ids=QUANTIZED_MUTATIONS)
+def test_the_comparison_sees_a_quantized_cache_read_wrongly(mutation: tuple[str, str], mutant: Callable) -> None:
+    broken = mutant(cuda_prefill, *mutation)
+    sessions = [Session(LAYOUTS["mha"], Window(4, 5, RING), first, 7, kv_dtype=torch.int8) for first in (0, 60)]
+    assert any(not worst_error(session, broken.launch_prefill, **TILES) < 1e-3 for session in sessions)
 
 
 def test_the_comparison_sees_a_sinks_alibi_distance_off_by_one(mutant: Callable) -> None:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.checkpoints import write_checkpoint
 from trtstream.build.checkpoint import open_checkpoint
-from trtstream.plugins.kv_cache import kv_bytes_per_session, new_cache, spare_slots
+from trtstream.plugins.kv_cache import (
+    cache_dtype,
+    head_dim,
+    kv_bytes_per_session,
+    new_cache,
+    spare_slots,
+    stored_vectors,
+    vectors_to_store,
+)
 from trtstream.plugins.window import Window
 from trtstream.settings import DTYPE_BYTES, BuildConfig, ModelConfig
-from trtstream.targets import TARGETS
+from trtstream.targets import KV_DTYPES, TARGETS
 
 CPU = torch.device("cpu")
 
@@ -38,6 +48,58 @@ def test_a_cache_takes_its_bytes_and_holds_its_window(target: str, chunk: int, d
     slots = {window.slot(t) for t in range(200)}
     assert max(slots) == cache.shape[4] - (2 if TARGETS[target].writes_first else 1)
     assert window.spare >= (chunk - 1 if TARGETS[target].writes_first else 0)
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+def test_a_quantized_cache_has_dense_aligned_vectors_and_a_scale_for_each(kv_dtype: str, model: ModelConfig) -> None:
+    build = replace(sizes("float16", 8), kv_dtype=kv_dtype)
+    cache = new_cache(model, build, "cuda", CPU)
+    assert cache[1].is_contiguous()
+    vectors = 2 * model.num_hidden_layers * model.num_key_value_heads * build.max_attention_window
+    assert cache[0].nbytes == vectors * (model.head_dim + 4) == kv_bytes_per_session(model, build, "cuda")
+    assert (cache.dtype, head_dim(cache)) == (cache_dtype(kv_dtype), model.head_dim)
+    layer = stored_vectors(cache[2, 1])
+    assert layer.numbers.is_contiguous()
+    assert layer.numbers.data_ptr() % 16 == 0
+    assert layer.scales.is_contiguous()
+    # No byte belongs to two of them, and each view is of the cache itself.
+    cached = stored_vectors(cache)
+    cached.numbers.view(torch.uint8).fill_(1)
+    cached.scales.view(torch.uint8).fill_(2)
+    found = cache.view(torch.uint8).flatten().bincount()
+    assert found.tolist() == [0, 3 * vectors * model.head_dim, 3 * vectors * 4]
+
+
+def random_vectors() -> torch.Tensor:
+    """Of magnitudes from 1e-6 to 1e6, and one of zeros."""
+    vectors = torch.randn(400, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 6, 400)[:, None]
+    vectors[7] = 0
+    return vectors
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+def test_quantized_vectors_are_within_half_a_step(kv_dtype: str) -> None:
+    """Steps of int8 are the scale; those of e4m3 are an eighth of a power of two, and the scale / 512 at least."""
+    vectors = random_vectors()
+    stored = vectors_to_store(vectors, cache_dtype(kv_dtype))
+    assert (stored[7,].float() == 0).all()
+    error = (stored.float().double() - vectors).abs()
+    scales = stored.scales.double()[:, None]
+    steps = scales
+    if kv_dtype == "fp8":
+        steps = scales * torch.maximum((vectors / scales).abs().log2().floor().exp2() / 8, torch.tensor(2.0**-9))
+    assert (error <= 0.5001 * steps).all()
+    assert (error / steps).max() > 0.45  # the bound is tight
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+def test_a_vector_is_quantized_alone(kv_dtype: str) -> None:
+    vectors, dtype = random_vectors(), cache_dtype(kv_dtype)
+    together = vectors_to_store(vectors, dtype)
+    for i in range(0, 400, 57):
+        alone = vectors_to_store(vectors[i], dtype)
+        assert torch.equal(alone.numbers.view(torch.int8), together.numbers[i].view(torch.int8))
+        assert torch.equal(alone.scales, together.scales[i])
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -51,9 +51,10 @@ LENGTHS = 1, 17, 48, 65, 256, 300
 
 # One layer has the launches of all.
 for model in (replace(model, num_hidden_layers=1) for model in (TINY_LLAMA, TINY_FALCON_RW)):
-    for quantization in (None, "int8", "int4"):
+    for quantization, kv_dtype in ((None, None), ("int8", "int8"), ("int4", "fp8")):
         build = BuildConfig(
-            max_attention_window=64, max_num_tokens=300, max_batch_size=5, max_sink_token_length=16, dtype="float16"
+            max_attention_window=64, max_num_tokens=300, max_batch_size=5, max_sink_token_length=16, dtype="float16",
+            kv_dtype=kv_dtype,
         )
         engine = Engine(model, build, quantization)
         loaded, served = Specializations(), Specializations()

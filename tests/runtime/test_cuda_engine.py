@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from tests.engines import MAX_SINKS, RING, SIZES, build_variant, load_on_cpu, ra
 from tests.runtime.clients import ask, byte_tokenizer
 from trtstream.build.checkpoint import Checkpoint
 from trtstream.errors import TrtstreamError
-from trtstream.plugins.cuda_device import why_no_cuda
+from trtstream.plugins.cuda_device import check_kv_dtype, why_no_cuda
 from trtstream.plugins.decode_plan import Step, step_rotation
 from trtstream.plugins.positions import PositionEncoding
 from trtstream.plugins.window import Window
@@ -25,8 +27,10 @@ from trtstream.runtime.scheduler import Scheduler
 from trtstream.runtime.scheduler_limits import SchedulerLimits
 from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.streaming_engine import StreamingEngine
+from trtstream.targets import KV_DTYPES
 
 TOLERANCE = 1e-4  # of the logits' standard deviation
+QUANTIZED_TOLERANCE = 1e-2  # with a quantized cache: a number may be quantized to the next step
 
 
 @pytest.fixture(scope="module")
@@ -131,15 +135,20 @@ def test_angles_are_exact_far_out() -> None:
     assert (found - expected).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("kv_dtype", [None, *KV_DTYPES])
 @pytest.mark.parametrize("before", [0, 2, 15, 90])
 @pytest.mark.parametrize("turn", [1, 19, 33])
-def test_rollback_leaves_no_trace(engine: StreamingEngine, before: int, turn: int) -> None:
+def test_rollback_leaves_no_trace(built: tuple[Checkpoint, Path], before: int, turn: int, kv_dtype: str | None) -> None:
+    """In a session that was parked in the middle of its turn, too."""
+    engine = load_on_cpu(built[1], kv_dtype=kv_dtype)
     if before:
         engine.prefill(0, random_tokens(before))
     was = engine.export_state(0)
     engine.begin_turn(0)
     engine.prefill(0, random_tokens(turn, seed=1))
-    steps(engine, 0, random_tokens(turn, seed=2))
+    engine.resume(2, engine.park(0))
+    steps(engine, 2, random_tokens(turn, seed=2))
+    engine.resume(0, engine.park(2))
     engine.rollback_turn(0)
     assert (engine.position(0), engine.visible_tokens(0)) == (
         was.position,
@@ -167,6 +176,51 @@ def test_sessions_move_between_cpu_and_cuda_engines(
             assert taker.position(1) == 300
             found = steps(taker, 1, random_tokens(40, seed=1))
             assert (found - expected).abs().max() < TOLERANCE * expected.std()
+
+
+@pytest.mark.parametrize(("given", "kv_dtype"), [(None, "int8"), ("int8", "fp8"), ("fp8", None)])
+def test_a_cache_of_another_kv_dtype_is_refused_and_rebuilt_from_its_ids(
+    given: str | None, kv_dtype: str | None, built: tuple[Checkpoint, Path]
+) -> None:
+    giver, taker = (load_on_cpu(built[1], kv_dtype=each) for each in (given, kv_dtype))
+    giver.prefill(0, random_tokens(300))
+    state = giver.export_state(0)
+    assert state.kv_cache is not None
+    assert state.kv_cache.nbytes == giver.session_bytes
+    with pytest.raises(
+        TrtstreamError, match=r"cache is .* torch\.\w+, and this engine's is .*without kv_cache"
+    ) as refused:
+        taker.import_state(1, state)
+    assert "\n" not in str(refused.value)
+    taker.import_state(1, replace(state, kv_cache=None))
+    taker.prefill(0, random_tokens(300))
+    expected, found = (steps(taker, lane, random_tokens(40, seed=1)) for lane in (0, 1))
+    assert (found - expected).abs().max() < QUANTIZED_TOLERANCE * expected.std()
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+def test_a_saved_session_goes_on_exactly(kv_dtype: str, built: tuple[Checkpoint, Path], tmp_path: Path) -> None:
+    """Exported whole and layer by layer, through files and copied to another lane."""
+    engine = load_on_cpu(built[1], kv_dtype=kv_dtype)
+    engine.prefill(0, random_tokens(50))
+    engine.export_state(0).save(tmp_path / "whole", {})
+    *_, by_layer = engine.export_by_layer(0)
+    by_layer.save(tmp_path / "by layer", {})
+    engine.copy_session(0, 3)
+    for lane, name in ((1, "whole"), (2, "by layer")):
+        engine.import_state(lane, SessionState.load(tmp_path / name, {})[0])
+    expected, *others = (steps(engine, lane, random_tokens(40, seed=1)) for lane in range(4))
+    assert all(torch.equal(found, expected) for found in others)
+
+
+def test_fp8_is_refused_on_a_gpu_that_cannot_convert_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100")
+    for capability, refused in (((8, 0), True), ((8, 6), True), ((8, 9), False), ((12, 0), False)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
+        for kv_dtype in (None, "int8"):
+            check_kv_dtype(kv_dtype)
+        with pytest.raises(TrtstreamError, match=r"fp8.*8\.9.*A100 has 8\.[06]; .*int8") if refused else nullcontext():
+            check_kv_dtype("fp8")
 
 
 @pytest.mark.skipif(why_no_cuda() is None, reason="this machine can run it")
@@ -197,16 +251,16 @@ for folder in map(Path, sys.argv[3:]):
 """
 
 
-def check_kernels(folder: Path, variants: dict[str, str], num_tokens: int, device: str, **environment: str) -> None:
+def check_kernels(folder: Path, variants: dict[str, dict], num_tokens: int, device: str, **environment: str) -> None:
     """Engines of the variants compute the same with the kernels as with the kernels' definition.
 
-    ``variants`` names the quantization of each. The prompt of 26 tokens ends past C.
+    ``variants`` has the settings of each. The prompt of 26 tokens ends past C.
     """
     ids = random_tokens(num_tokens)
     torch.save(ids, folder / "ids.pt")
     engines = [
-        build_variant(folder / variant, variant, "cuda", **SIZES, quantization=quantization)[1]
-        for variant, quantization in variants.items()
+        build_variant(folder / variant, variant, "cuda", **SIZES, **settings)[1]
+        for variant, settings in variants.items()
     ]
     command = [sys.executable, "-c", FEED, device, folder / "ids.pt", *engines]
     subprocess.run(command, check=True, env={**os.environ, **environment}, timeout=300)
@@ -214,17 +268,24 @@ def check_kernels(folder: Path, variants: dict[str, str], num_tokens: int, devic
         engine = load_on_cpu(engine_folder)
         expected = torch.stack([engine.prefill(0, ids[:26]), *steps(engine, 0, ids[26:])])
         found = torch.load(engine_folder / "logits.pt")
-        assert (found - expected).abs().max() < TOLERANCE * expected.std()
+        tolerance = TOLERANCE if engine.build.kv_dtype is None else QUANTIZED_TOLERANCE
+        assert (found - expected).abs().max() < tolerance * expected.std()
 
 
 @pytest.mark.slow
 def test_the_kernels_run_inside_the_engine(tmp_path: Path) -> None:
-    check_kernels(tmp_path, {"falcon-mha-parallel": "int4"}, 28, "cpu", TRITON_INTERPRET="1")
+    variants = {"falcon-mha-parallel": {"quantization": "int4"}, "llama-gqa": {"kv_dtype": "int8"}}
+    check_kernels(tmp_path, variants, 28, "cpu", TRITON_INTERPRET="1")
 
 
 @pytest.mark.skipif(why_no_cuda() is not None, reason=f"needs a GPU: {why_no_cuda()}")
 def test_a_gpu_computes_the_same(tmp_path: Path) -> None:
-    variants = {"llama-gqa": "none", "llama-bias": "int8", "falcon-mha-parallel": "int4", "falcon-rw": "none"}
+    variants = {
+        "llama-gqa": {},
+        "llama-bias": {"quantization": "int8", "kv_dtype": "int8"},
+        "falcon-mha-parallel": {"quantization": "int4"},
+        "falcon-rw": {"kv_dtype": "int8"},
+    }
     check_kernels(tmp_path, variants, 100, "gpu")
 
 

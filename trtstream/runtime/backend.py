@@ -29,7 +29,8 @@ class Backend(Protocol):
         """
 
     def session_cache(self, lane: int) -> torch.Tensor:
-        """A session's cache [layers, 2, kv_heads, slots, head_dim]: a view, to be read and written in place."""
+        """A session's cache [layers, ...], as `trtstream.plugins.kv_cache` lays it out: a view, to be read and written
+        in place."""
 
 
 @runtime_checkable

@@ -16,6 +16,7 @@ from torch import nn
 
 from trtstream.engine_dir import WEIGHTS, EngineConfig
 from trtstream.plugins import cuda_ops
+from trtstream.plugins.cuda_device import check_kv_dtype
 from trtstream.plugins.decode_plan import ChunkRow, Row, Step
 from trtstream.plugins.kv_cache import new_cache
 from trtstream.plugins.positions import PositionEncoding
@@ -186,6 +187,7 @@ def _bind_prompt(step: PrefillStep, size: int, inputs: torch.Tensor) -> Callable
 def load(folder: Path, config: EngineConfig) -> CudaBackend:
     """See `trtstream.targets.Target`."""
     model, build = config.pretrained_config, config.build_config
+    check_kv_dtype(build.kv_dtype)
     device = torch.device("cuda", torch.cuda.current_device())
     weights = read_weights(folder / WEIGHTS, model, device)
     with progress_bar("Capturing CUDA graphs") as progress:

@@ -29,8 +29,8 @@ class SessionState:
 
     ``token_ids`` are the session's sinks followed by its last ``L * (R - 1) + 1`` tokens (fewer when it is young):
     enough to rebuild the cache on any engine of the same checkpoint and window, because the receptive field grows by
-    R - 1 tokens a layer. ``kv_cache`` [layers, 2, kv_heads, slots, head_dim], on the CPU, is the cache as the engine
-    that exported it has it, or None.
+    R - 1 tokens a layer. ``kv_cache`` [layers, ...], on the CPU, is the cache as the engine that exported it has it
+    (`trtstream.plugins.kv_cache`), or None.
     """
 
     sink_token_length: int

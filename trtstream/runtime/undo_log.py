@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from trtstream.plugins.kv_cache import Vectors, stored_vectors
 from trtstream.plugins.window import Window
 
 BLOCK = 32  # tokens saved ahead at once: one copy in 32 decode steps instead of one in each
@@ -17,15 +18,15 @@ class UndoLog:
         self._saved_to = first
         # From this token on, every slot was already saved for an earlier token of the turn.
         self._save_until = max(first, window.sinks) + window.ring_slots
-        self._saved: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._saved: list[tuple[torch.Tensor, Vectors]] = []
 
     def save(self, cache: torch.Tensor, end: int) -> None:
-        """Call before tokens up to ``end`` (exclusive) are written to ``cache`` [..., slots, head_dim]."""
+        """Call before tokens up to ``end`` (exclusive) are written to ``cache``, a session's."""
         if self._saved_to >= min(end, self._save_until):
             return
         save_to = min(max(end, self._saved_to + BLOCK), self._save_until)
         slots = self._window.slots(torch.arange(self._saved_to, save_to, device=cache.device))
-        self._saved.append((slots, cache[..., slots, :]))
+        self._saved.append((slots, stored_vectors(cache)[..., slots]))
         self._saved_to = save_to
 
     def to(self, device: torch.device) -> None:
@@ -35,7 +36,7 @@ class UndoLog:
     def restore(self, cache: torch.Tensor) -> None:
         """Write the old contents back to ``cache``."""
         for slots, contents in self._saved:
-            cache[..., slots, :] = contents
+            stored_vectors(cache)[..., slots] = contents
 
     @property
     def nbytes(self) -> int:
