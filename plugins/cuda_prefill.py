@@ -317,7 +317,7 @@ def prefill_constants(
         "WIDTH": width,
         "MAX_SINKS": max_sinks,
         "HALF_BLOCK": half_block(head_dim),
-        "BLOCK_T": 32 if exact else 128,
+        "BLOCK_T": 32 if exact else 128 if kv_dtype == dtype else 64,
         "BLOCK": 32 if exact or kv_dtype != dtype else 64,
         "num_warps": 8,
         "num_stages": 2,
