@@ -61,11 +61,10 @@ for model in (replace(model, num_hidden_layers=1) for model in (TINY_LLAMA, TINY
         launch_all(engine, launch_into(loaded), MULTIPROCESSORS)
         backend = meta_backend(engine)
         with intercepted(launch_into(served), lambda name: None, MULTIPROCESSORS):
-            for lane, sinks, first in ((1, 4, 2), (4, 0, 4_000_000)):
-                window = Window(sinks, 16, build.ring)
-                for length in LENGTHS:
-                    for num_logits in (0, 1):  # none after the first chunks of a longer prompt
-                        backend.prefill(Step(lane, window, first, max(first - 40, sinks)), [0] * length, num_logits)
+            window = Window(4, 16, build.ring)
+            for length in LENGTHS:
+                num_logits = int(length < build.max_num_tokens)  # none after the first chunks of a longer prompt
+                backend.prefill(Step(1, window, 2, 4), [0] * length, num_logits)
             for size in (1, 2, 3, 5):
                 backend.decode([Step(lane, window, lane, 4) for lane in range(size)], [0] * size)
         for new in sorted(served - loaded):
