@@ -43,6 +43,7 @@ def test_what_was_saved_is_given_to_the_library(path: Path, caplog: pytest.LogCa
     save_runtime_cache(path, CONTENTS)
     assert found(path) == [CONTENTS]
     assert os.listdir(path.parent) == [path.name]
+    assert path.stat().st_mode & 0o777 == 0o644, "another user who serves the engine cannot read it"
     assert not caplog.messages
 
 

@@ -50,6 +50,7 @@ def save_runtime_cache(path: Path, contents: bytes) -> None:
     work = None
     try:
         descriptor, work = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.fchmod(descriptor, 0o644)  # for other users of the engine, as its other files are
         with open(descriptor, "wb") as file:
             file.write(hashlib.sha256(contents).digest())
             file.write(contents)
