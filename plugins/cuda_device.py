@@ -12,8 +12,6 @@ import torch
 from trtstream.errors import TrtstreamError
 
 LEAST_CAPABILITY = (8, 0)  # Ampere, the first with bfloat16 and the oldest that the Triton language supports
-
-
 FP8_CAPABILITY = (8, 9)  # Ada, the first that converts 8-bit floats
 
 

@@ -41,7 +41,7 @@ class Computation(nn.Module):
     def __init__(
         self, model: ModelConfig, weights: DecoderWeights, positions: PositionEncoding, cache: torch.Tensor, sinks: int
     ) -> None:
-        """``cache`` [sessions, layers, 2, kv_heads, W, head_dim] has room for ``sinks`` sink tokens (S_max)."""
+        """``cache`` [sessions, layers, 2, kv_heads, W, ...] has room for ``sinks`` sink tokens (S_max)."""
         super().__init__()
         self._model = model
         self._weights = weights
