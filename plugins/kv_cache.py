@@ -110,11 +110,9 @@ class Vectors:
         return self.numbers.float() if self.scales is None else self.numbers.float() * self.scales.unsqueeze(-1)
 
     def to(self, device: torch.device) -> Vectors:
-        return Vectors(self.numbers.to(device), None if self.scales is None else self.scales.to(device))
-
-    @property
-    def nbytes(self) -> int:
-        return self.numbers.nbytes + (0 if self.scales is None else self.scales.nbytes)
+        """A copy there: into pinned memory if it is a GPU's, and complete once its stream has come there."""
+        scales = None if self.scales is None else self.scales.to(device, non_blocking=True)
+        return Vectors(self.numbers.to(device, non_blocking=True), scales)
 
 
 def stored_vectors(cache: torch.Tensor) -> Vectors:

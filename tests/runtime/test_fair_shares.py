@@ -89,7 +89,7 @@ def test_a_turn_that_ends_without_a_lane(engine, seed):
     ("right", "wrong"),
     [
         ("self._saved_to + BLOCK), self._save_until)", "self._saved_to + BLOCK), self._save_until - 1)"),
-        ("cache[..., slots, :]))", "cache[..., slots.roll(1), :]))"),
+        ("[..., slots]))", "[..., slots.roll(1)]))"),
     ],
 )
 def test_a_log_with_a_wrong_slot_is_noticed(engine, monkeypatch, tmp_path, right, wrong):

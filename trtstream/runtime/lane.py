@@ -10,6 +10,7 @@ import torch
 
 from trtstream.errors import TrtstreamError
 from trtstream.plugins.window import Window
+from trtstream.runtime.host_copies import Arrival, host_bytes
 from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.undo_log import UndoLog
 
@@ -62,9 +63,9 @@ class Lane:
         """The same session for another lane, outside of any turn."""
         return replace(self, sink_ids=[*self.sink_ids], recent_ids=self.recent_ids.copy(), undo=None, last_undo=None)
 
-    def state(self, cache: torch.Tensor) -> SessionState:
-        """The session outside the engine, with ``cache`` on the CPU as its cache."""
-        return SessionState(self.window.sinks, self.position, [*self.sink_ids, *self.recent_ids], cache)
+    def state(self, cache: torch.Tensor, arrival: Arrival) -> SessionState:
+        """The session outside the engine, with ``cache`` on the CPU as its cache, complete at its ``arrival``."""
+        return SessionState(self.window.sinks, self.position, [*self.sink_ids, *self.recent_ids], cache, arrival)
 
 
 @dataclass
@@ -80,10 +81,14 @@ class Undo:
 
 @dataclass
 class ParkedSession:
-    """A session that has left its lane in the middle of a turn: its books, and a copy of its cache on the CPU."""
+    """A session that has left its lane in the middle of a turn: its books, and a copy of its cache on the CPU.
+
+    At ``arrival`` that copy is complete, and so is the undo log's.
+    """
 
     session: Lane
     kv_cache: torch.Tensor
+    arrival: Arrival
 
     @property
     def position(self) -> int:
@@ -93,13 +98,15 @@ class ParkedSession:
     @property
     def nbytes(self) -> int:
         """Bytes that the copy and the turn's undo log take."""
-        return self.kv_cache.nbytes + (0 if self.session.undo is None else self.session.undo.log.nbytes)
+        copy = host_bytes(self.kv_cache.nbytes, self.kv_cache.is_pinned())
+        return copy + (0 if self.session.undo is None else self.session.undo.log.nbytes)
 
     def commit_turn(self) -> SessionState:
         """The session with its turn."""
-        return self.session.state(self.kv_cache)
+        return self.session.state(self.kv_cache, self.arrival)
 
     def rollback_turn(self) -> SessionState:
         """The session as it was when its turn began. Raises TrtstreamError without a log."""
+        self.arrival.wait()
         self.session.rollback(self.kv_cache)
-        return self.session.state(self.kv_cache)
+        return self.session.state(self.kv_cache, self.arrival)

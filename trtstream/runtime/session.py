@@ -194,7 +194,7 @@ class SessionStore:
     def has_room_to_park(self, entering: Session) -> bool:
         """Whether host memory takes one more parked session once ``entering`` has entered a lane."""
         others = sum(parked.nbytes for session, parked in self.parked.items() if session is not entering)
-        return others + 2 * self._engine.session_bytes <= self._max_idle_bytes  # a cache, and at most as much to undo
+        return others + 2 * self._engine.host_bytes <= self._max_idle_bytes  # a cache, and at most as much to undo
 
     def park(self, session: Session) -> None:
         """Take a session out of its lane in the middle of a turn."""
@@ -366,16 +366,16 @@ class SessionStore:
 
     def _drop_caches(self) -> None:
         cached = {
-            session: (state, state.kv_cache.nbytes)
+            session: state
             for session in [*self._sessions.values()]
             if (state := self.saved.get(session)) is not None and state.kv_cache is not None
         }
         waiting = sum(parked.nbytes for parked in self.parked.values())
-        excess = waiting + sum(nbytes for _, nbytes in cached.values()) - self._max_idle_bytes
-        for session, (state, nbytes) in cached.items():
+        excess = waiting + len(cached) * self._engine.host_bytes - self._max_idle_bytes
+        for session, state in cached.items():
             if excess <= 0:
                 break
-            excess -= nbytes
+            excess -= self._engine.host_bytes
             self.snapshots.take(session, state)
             self._measure("evictions_total", label="host")
             self.saved[session] = replace(state, kv_cache=None)

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from trtstream import failpoint
 from trtstream.checksum import file_sha256
 from trtstream.errors import TrtstreamError, one_line
+from trtstream.runtime.host_copies import Arrival
 
 FORMAT_VERSION = "1"
 VERSION = "trtstream_session"  # key of the format version in a file's metadata
@@ -30,13 +31,15 @@ class SessionState:
     ``token_ids`` are the session's sinks followed by its last ``L * (R - 1) + 1`` tokens (fewer when it is young):
     enough to rebuild the cache on any engine of the same checkpoint and window, because the receptive field grows by
     R - 1 tokens a layer. ``kv_cache`` [layers, ...], on the CPU, is the cache as the engine that exported it has it
-    (`trtstream.plugins.kv_cache`), or None.
+    (`trtstream.plugins.kv_cache`), or None. Whoever reads its bytes waits for its ``arrival`` first, if that is not
+    None: an engine's GPU may still be copying them.
     """
 
     sink_token_length: int
     position: int
     token_ids: list[int]
     kv_cache: torch.Tensor | None = None
+    arrival: Arrival | None = field(default=None, compare=False)
 
     def save(self, path: Path, identity: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> None:
         """Write the session to ``path`` atomically, as a safetensors file that only its owner can read.
@@ -57,6 +60,8 @@ class SessionState:
         header = {VERSION: FORMAT_VERSION, "session": json.dumps(session)}
         tensors = {"token_ids": torch.tensor(self.token_ids, dtype=torch.int32)}
         if self.kv_cache is not None:
+            if self.arrival is not None:
+                self.arrival.wait()
             tensors["kv_cache"] = self.kv_cache.contiguous()
         # safetensors puts the smallest dtype last, so the checksum ends the file and covers everything before it.
         tensors["sha256"] = torch.zeros(CHECKSUM_BYTES, dtype=torch.uint8)

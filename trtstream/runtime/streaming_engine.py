@@ -12,6 +12,7 @@ from trtstream.errors import TrtstreamError
 from trtstream.plugins.decode_plan import Step
 from trtstream.plugins.window import Window
 from trtstream.runtime.backend import Backend, MixingBackend
+from trtstream.runtime.host_copies import Arrival, host_bytes, host_memory
 from trtstream.runtime.lane import Lane, ParkedSession, Undo
 from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.undo_log import UndoLog
@@ -63,6 +64,11 @@ class StreamingEngine:
     def session_bytes(self) -> int:
         """Bytes of one session's cache."""
         return self.backend.session_cache(0).nbytes
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes that a copy of one session's cache takes in host memory."""
+        return host_bytes(self.session_bytes, pinned=self.device.type == "cuda")
 
     def position(self, lane: int) -> int:
         """How many tokens the session in ``lane`` has been fed."""
@@ -174,18 +180,18 @@ class StreamingEngine:
                 raise TrtstreamError(f"token id {token} is outside the vocabulary of {self.model.vocab_size}")
 
     def export_state(self, lane: int) -> SessionState:
-        """A copy of the session, ``kv_cache`` included."""
-        return self._lanes[lane].state(self._copy_cache(lane))
+        """A copy of the session, ``kv_cache`` included, whose bytes may still arrive (`SessionState.arrival`)."""
+        return self._lanes[lane].state(self._copy_cache(lane), Arrival(self.device))
 
     def export_by_layer(self, lane: int) -> Iterator[SessionState | None]:
         """As `export_state`, but a layer is copied each time that the iterator is asked: it yields the state at last,
         and None before. The session must stay as it is meanwhile."""
         cache = self.backend.session_cache(lane)
-        copy = torch.empty_like(cache, device="cpu")
+        copy = host_memory(cache)
         for layer, source in enumerate(cache):
-            copy[layer].copy_(source)
+            copy[layer].copy_(source, non_blocking=True)
             yield None
-        yield self._lanes[lane].state(copy)
+        yield self._lanes[lane].state(copy, Arrival(self.device))
 
     def copy_session(self, source: int, lane: int) -> None:
         """Put a copy of the session in the lane ``source`` into ``lane``."""
@@ -220,7 +226,9 @@ class StreamingEngine:
         self.reset(lane, state.sink_token_length)
         session = self._lanes[lane]
         if state.kv_cache is not None:
-            cache.copy_(state.kv_cache)
+            if state.arrival is not None:
+                state.arrival.wait_on(cache.device)
+            cache.copy_(state.kv_cache, non_blocking=state.kv_cache.is_pinned())
             session.append(state.token_ids)
             session.position, session.ring_first = state.position, ring_first
             return
@@ -253,23 +261,25 @@ class StreamingEngine:
 
     def park(self, lane: int) -> ParkedSession:
         """Take the session out of ``lane``, in the middle of a turn as well: its undo log goes with it."""
-        session = self._lanes[lane]
+        session, copy = self._lanes[lane], self._copy_cache(lane)
         if session.undo is not None:
             session.undo.log.to(torch.device("cpu"))
-        parked = ParkedSession(session, self._copy_cache(lane))
         self.reset(lane)
-        return parked
+        return ParkedSession(session, copy, Arrival(self.device))
 
     def resume(self, lane: int, parked: ParkedSession) -> None:
         """Put a parked session into ``lane``, any lane of this engine."""
         cache = self.backend.session_cache(lane)
-        cache.copy_(parked.kv_cache)
+        parked.arrival.wait_on(cache.device)
+        cache.copy_(parked.kv_cache, non_blocking=True)
         if parked.session.undo is not None:
             parked.session.undo.log.to(cache.device)
         self._lanes[lane] = parked.session
 
     def _copy_cache(self, lane: int) -> torch.Tensor:
-        return self.backend.session_cache(lane).to("cpu", copy=True)
+        """A copy in host memory, whose bytes may still arrive."""
+        cache = self.backend.session_cache(lane)
+        return host_memory(cache).copy_(cache, non_blocking=True)
 
     def _save(self, lane: int, num_tokens: int) -> None:
         session = self._lanes[lane]

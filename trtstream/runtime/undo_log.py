@@ -6,6 +6,7 @@ import torch
 
 from trtstream.plugins.kv_cache import Vectors, stored_vectors
 from trtstream.plugins.window import Window
+from trtstream.runtime.host_copies import host_bytes
 
 BLOCK = 32  # tokens saved ahead at once: one copy in 32 decode steps instead of one in each
 
@@ -30,8 +31,8 @@ class UndoLog:
         self._saved_to = save_to
 
     def to(self, device: torch.device) -> None:
-        """Move the old contents to ``device``, where the cache has moved to."""
-        self._saved = [(slots.to(device), contents.to(device)) for slots, contents in self._saved]
+        """Move the old contents to ``device``, where the cache has moved to: on a GPU's stream, as it was."""
+        self._saved = [(slots.to(device, non_blocking=True), contents.to(device)) for slots, contents in self._saved]
 
     def restore(self, cache: torch.Tensor) -> None:
         """Write the old contents back to ``cache``."""
@@ -41,4 +42,5 @@ class UndoLog:
     @property
     def nbytes(self) -> int:
         """Bytes that the old contents take."""
-        return sum(contents.nbytes for _, contents in self._saved)
+        parts = [part for _, contents in self._saved for part in (contents.numbers, contents.scales)]
+        return sum(host_bytes(part.nbytes, part.is_pinned()) for part in parts if part is not None)
