@@ -20,6 +20,9 @@ from tests.engines import build_variant, load_on_cpu, random_tokens, reference_l
 from tests.mutants import load_mutant
 from trtstream.build.checkpoint import Checkpoint, open_checkpoint
 from trtstream.build.families import gpt_neox, mpt, partial_rotary
+from trtstream.engine_dir import WEIGHTS
+from trtstream.runtime.cuda import CudaBackend
+from trtstream.runtime.decoder import read_weights
 from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.streaming_engine import StreamingEngine
 
@@ -128,10 +131,11 @@ def test_the_comparison_sees_heads_that_are_not_normalized(
     built = build("cuda", "qwen3")
     tokens = built.tokens(RING)
     expected = transformers_logits(built.folder / "checkpoint", tokens, monkeypatch)
-    engine = load_on_cpu(built.folder / "engine")
-    weights = engine.backend.weights
+    model, build_config = built.engine.model, built.engine.build
+    weights = read_weights(built.folder / "engine" / WEIGHTS, model, torch.device("cpu"))
     layers = [replace(layer, head_norms=None) for layer in weights.layers]
-    engine.backend.weights = replace(weights, layers=layers)
+    backend = CudaBackend(model, build_config, replace(weights, layers=layers))
+    engine = StreamingEngine(model, build_config, backend)
     engine.reset(0, 4)
     assert (engine.prefill(0, tokens) - expected[-1]).abs().max() > 100 * TOLERANCE * expected.std()
 
