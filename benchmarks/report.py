@@ -8,6 +8,7 @@ The same files give the same document, byte for byte. Each section names the com
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,13 @@ def document() -> str:
         keep_trailing_newline=True,
     )
     templates.filters |= {"f": format, "cells": cells}
-    functions = {"column": column, "differences": differences, "evaluation_line": evaluation_line, "table": table}
+    functions = {
+        "column": column,
+        "differences": differences,
+        "evaluation_line": evaluation_line,
+        "exp": math.exp,
+        "table": table,
+    }
     template = templates.get_template("results.md.jinja", globals=functions)
     return template.render(results=results, paper=paper, gpl=GPL, checkpoint=FILE_NAME)
 
