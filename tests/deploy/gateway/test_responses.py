@@ -19,7 +19,7 @@ from openai.types.responses import Response
 
 from tests.deploy.gateway.conftest import connect
 from tests.deploy.server import Server
-from tests.deploy.serving.processes import family, of_kind, wait_for_death
+from tests.deploy.serving.processes import kill_whole, of_kind
 from tests.deploy.serving.test_supervisor import STUB, wait_for_log
 from trtstream.deploy.client.client import Client
 from trtstream.sessions.turn_log import TurnLog
@@ -262,14 +262,10 @@ def test_a_conversation_outlives_its_server(server: Server, start: Start, tmp_pa
     options = ("--openai-port", "0", "--session-store", f"sqlite:///{tmp_path}/sessions.db")
     expected = on_triton(server, TEXTS, "outlived")
     first = start(*options)
-    everything = family(first.process.pid) | {first.process.pid}
     with connect(first) as client:
         response = client.responses.create(input=TEXTS[0], instructions=SYSTEM, **OPTIONS)
         answers = [response.output_text]
-    for process in everything:
-        os.kill(process, signal.SIGKILL)
-    wait_for_death(everything - {first.process.pid})
-    first.process.wait()
+    kill_whole(first.process)
     second = start(*options)
     with connect(second) as client:
         response = client.responses.create(input=TEXTS[1], previous_response_id=response.id, **OPTIONS)
@@ -290,7 +286,7 @@ def test_the_gateway_needs_neither_torch_nor_transformers() -> None:
     code = """
 import sys
 import trtstream.deploy.gateway.app
-import tritonclient.grpc.aio
+import tritonclient.grpc
 print([name for name in ("torch", "transformers", "safetensors", "sqlalchemy") if name in sys.modules])
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

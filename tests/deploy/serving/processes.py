@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,16 @@ def wait_for_death(process_ids: set[int]) -> None:
             return
         time.sleep(0.1)
     pytest.fail(f"still alive: {alive(process_ids)}")
+
+
+def kill_whole(server: subprocess.Popen[str]) -> None:
+    """Kill a server and all its descendants with SIGKILL, and wait for their end."""
+    descendants = family(server.pid)
+    for process_id in (server.pid, *descendants):
+        with suppress(ProcessLookupError):  # it has ended, or ends with its parent
+            os.kill(process_id, signal.SIGKILL)
+    wait_for_death(descendants)
+    server.wait()
 
 
 def of_kind(process_id: int, name: str) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.server import Server, serve_process
-from tests.deploy.serving.processes import family, of_kind, wait_for_death
+from tests.deploy.serving.processes import kill_whole, of_kind
 from tests.deploy.serving.test_metrics import samples
 from tests.deploy.serving.test_supervisor import STUB, answers, wait_for_log
 from tests.runtime.clients import wait_until
@@ -41,7 +41,6 @@ def test_sessions_outlive_a_server_that_is_killed(start: Start, tmp_path: Path) 
     turns = []
     for text in TEXTS:
         server = start("--session-store", store, "--snapshot-dir", str(tmp_path / "snapshots"))
-        everything = family(server.process.pid) | {server.process.pid}
         with Client(server.grpc_url) as client:
             known = {} if turn is None else {"session_tokens": turn.session_tokens, "parent_turn": turn.turn_id}
             turn = client.answer(text_input=text, session_id="s", **known, **OPTIONS)
@@ -52,10 +51,7 @@ def test_sessions_outlive_a_server_that_is_killed(start: Start, tmp_path: Path) 
         if text == TEXTS[-2]:
             assert server.stop() == 0
         elif text != TEXTS[-1]:
-            for process in everything:
-                os.kill(process, signal.SIGKILL)
-            wait_for_death(everything - {server.process.pid})
-            server.process.wait()
+            kill_whole(server.process)
     assert "continues from a snapshot" in server.log.read_text()
     with Client(server.grpc_url) as client:
         assert all(map(same, turns, undisturbed(client)))
