@@ -27,12 +27,12 @@ $(VENV)/installed: pyproject.toml setup.cfg constraints.txt
 quickstart: install ## SmolLM2-135M: fetch, build, package, serve, smoke, bench, a conversation
 	$(BIN)/trtstream quickstart
 
-check: install ## lint and the tests without servers, large models and kernels, at the same time: while you work
+check: install ## lint and the tests without servers, large models, kernels and measuring: while you work
 	@$(MAKE) --no-print-directory --jobs=4 --output-sync style imports types fast-tests
 
 # A worker for each core, as these tests wait for nothing.
 fast-tests: install
-	$(BIN)/python -m pytest -n 2 -m "not (slow or triton or smollm2 or builder or process or kernels or variants)"
+	$(BIN)/python -m pytest -n 2 -m "not (slow or triton or smollm2 or builder or process or kernels or measuring or variants)"
 
 test: install style ## lint and all tests but the slow ones, at the same time
 	@$(MAKE) --no-print-directory --jobs=3 imports types tests

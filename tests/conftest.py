@@ -27,7 +27,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TRITON_INTERPRET"] = "1"
 
 SHARED_FOLDER = "TRTSTREAM_TESTS_FOLDER"
-KERNELS = ("tests/plugins/", "tests/tensorrt/", "tests/benchmarks/test_gpu")
+KERNELS = (
+    "tests/plugins/",
+    "tests/tensorrt/",
+    "tests/benchmarks/test_gpu",
+    "tests/runtime/test_compilations",
+    "tests/runtime/test_cuda_engine",
+)
+MEASURING = ("tests/benchmarks/", "tests/evaluation/")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -60,6 +67,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.variants)
         if item.nodeid.startswith(KERNELS):
             item.add_marker(pytest.mark.kernels)
+        if item.nodeid.startswith(MEASURING):
+            item.add_marker(pytest.mark.measuring)
         if is_repetition(item):
             item.add_marker(pytest.mark.slow)
     if hasattr(config, "workerinput"):

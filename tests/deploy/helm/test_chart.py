@@ -15,6 +15,8 @@ import yaml
 from tests.deploy.helm.chart import CHART, Chart, Object, find, pod_of
 from tests.deploy.helm.rules import problems
 
+pytestmark = pytest.mark.process
+
 VALUES = ("cpu", "gpu", "init")
 VERSIONS = tuple(f"1.{minor}" for minor in range(30, 37))
 AFFINITIES = ("envoy-gateway", "istio", "haproxy", "nginx")
