@@ -1,6 +1,6 @@
 """Is a session worse after a million tokens, or is the text harder there? Fresh sessions tell.
 
-Takes the losses of a long ``trtstream eval --losses FOLDER`` run, starts a new session a little before each of several
+Takes the losses of a long ``trtstream eval --keep FOLDER`` run, starts a new session a little before each of several
 places of the same text, and compares the losses of both on the same tokens:
 
     python -m benchmarks.drift CHECKPOINT --text FILE --losses FOLDER/streaming.f32 --json benchmarks/results/drift.json

@@ -7,9 +7,10 @@ they say what is missing.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from trtstream.atomic_file import atomic_file
 
 Row = dict[str, Any]
 """One measurement: flat, JSON's types, every figure's unit in its name (``ms``: median milliseconds)."""
@@ -76,9 +77,8 @@ class Results:
         self._write()
 
     def _write(self) -> None:
-        work = self.path.with_suffix(".tmp")
-        work.write_text(json.dumps(self.values, indent=1) + "\n")
-        os.replace(work, self.path)
+        with atomic_file(self.path, 0o644) as work:
+            work.write_text(json.dumps(self.values, indent=1) + "\n")
 
 
 def rows_of(part: dict[str, Any]) -> list[Row]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from trtstream.atomic_file import atomic_file
 from trtstream.evaluation.tokens import tokenize
 from trtstream.runtime.tokenizer import load_tokenizer
 
@@ -134,9 +135,8 @@ def trained(
 
 def _save(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, steps: int) -> None:
     """Save the training after ``steps`` steps, in place of what was saved before."""
-    part = path.with_name(path.name + ".part")
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "steps": steps}, part)
-    os.replace(part, path)
+    with atomic_file(path) as work:
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "steps": steps}, work)
 
 
 def _restore(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> int:

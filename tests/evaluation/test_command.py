@@ -35,7 +35,7 @@ def engine(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_smollm2_by_the_papers_own_code(smollm2_gguf: Path, tmp_path: Path) -> None:
     """mit-han-lab/streaming-llm gives 21.1092; without sink tokens quality collapses."""
-    outputs = ("--json", tmp_path / "r.json", "--plot", tmp_path / "r.png", "--losses", tmp_path / "losses")
+    outputs = ("--json", tmp_path / "r.json", "--plot", tmp_path / "r.png", "--keep", tmp_path / "losses")
     sizes = ("--tokens", 699, "--max-attention-window", 128)
     done = run_trtstream("eval", smollm2_gguf, "--text", GPL, *sizes, "--method", "streaming,window", *outputs)
     assert done.returncode == 0, done.stderr
@@ -79,10 +79,10 @@ def test_sweeps(checkpoint: Path, text: Path, tmp_path: Path) -> None:
 
 
 def test_losses_are_not_overwritten(checkpoint: Path, text: Path, tmp_path: Path) -> None:
-    arguments = (checkpoint, "--text", text, "--tokens", 100, "--losses", tmp_path / "losses")
+    arguments = (checkpoint, "--text", text, "--tokens", 100, "--keep", tmp_path / "losses")
     first, second, third = run(*arguments), run(*arguments), run(*arguments, "--resume")
     assert (first.exit_code, second.exit_code, third.exit_code) == (0, 1, 0)
-    assert "holds losses of streaming already; continue with --resume" in str(second.exception)
+    assert "holds a run of streaming already; continue with --resume" in str(second.exception)
     assert (tmp_path / "losses" / "streaming.f32").stat().st_size == 400
 
 
@@ -105,7 +105,7 @@ def test_recompute_says_what_it_skips(checkpoint: Path, text: Path) -> None:
 
 def test_a_sampled_recompute_is_compared_at_its_positions(checkpoint: Path, text: Path, tmp_path: Path) -> None:
     methods = ("--method", "streaming,window,recompute", "--every", 50, "--tokens", 2500, "--max-attention-window", 16)
-    outputs = ("--losses", tmp_path, "--json", tmp_path / "r.json", "--plot", tmp_path / "r.png")
+    outputs = ("--keep", tmp_path, "--json", tmp_path / "r.json", "--plot", tmp_path / "r.png")
     done = run(checkpoint, "--text", text, *methods, *outputs)
     assert done.exit_code == 0, done.output
     assert "50th" in done.stdout
@@ -169,7 +169,7 @@ def test_an_engine_cannot_judge_what_it_generates(engine: Path, text: Path) -> N
     ("options", "reason"),
     [
         (("--method", "streamed"), "'streamed' is unknown; choose from streaming, window, dense, recompute"),
-        (("--resume",), "--resume needs --losses FOLDER"),
+        (("--resume",), "--resume needs --keep FOLDER"),
         (("--every", 5), "--every is for --method recompute"),
         (("--sweep-sinks", "1,2", "--method", "dense"), "are for --method streaming"),
         (("--sweep-sinks", "one"), "'one' is not a list of numbers"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from tests.engines import random_tokens, reference_logits
 from trtstream.build.checkpoint import open_checkpoint
@@ -64,3 +65,31 @@ def test_the_command(checkpoint: Path, text: Path, tmp_path: Path) -> None:
         assert 0 < found["distinct"]["1"] <= found["distinct"]["4"] <= 1
         assert f" {found['distinct']['4']:.3f} " in done.stdout
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_was_generated_is_kept(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    """A later command generates what the folder lacks, and reports the rest as the first one did."""
+    folder = tmp_path / "kept"
+
+    def run(methods: str, *options: object) -> Result:
+        sizes = ("--max-attention-window", WINDOW, "--keep", folder, "--json", tmp_path / "r.json")
+        arguments = (checkpoint, "--text", text, "--method", methods, *sizes, *(options or ("--generate", COUNT)))
+        return CliRunner().invoke(evaluate, [str(argument) for argument in arguments])
+
+    def reported() -> dict[str, Any]:
+        methods: dict[str, Any] = json.loads((tmp_path / "r.json").read_text())["methods"]
+        return methods
+
+    assert run("streaming").exit_code == 0
+    first, written = reported()["streaming"], (folder / "streaming.txt").read_text()
+    assert text.read_text().startswith(written[: len(PROMPT)])
+    assert "holds a run of streaming already; continue with --resume" in str(run("window,streaming").exception)
+
+    resumed = run("window,streaming", "--generate", COUNT, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert reported()["streaming"] == first  # its seconds too
+    assert (folder / "window.json").exists()
+    another = run("streaming", "--generate", COUNT - 1, "--resume")
+    assert str(another.exception).endswith("holds a run that differs in tokens; choose another --keep folder")
+    (folder / "streaming.json").write_text("{")
+    assert "remove it to generate its text again" in str(run("streaming", "--generate", COUNT, "--resume").exception)

@@ -10,8 +10,8 @@ import pytest
 from trtstream.errors import TrtstreamError
 from trtstream.evaluation import losses as losses_module
 from trtstream.evaluation.engines import Subject, open_subject
-from trtstream.evaluation.losses import LossLog, refuse_existing
-from trtstream.evaluation.runs import score_run
+from trtstream.evaluation.losses import LossLog
+from trtstream.evaluation.runs import refuse_existing, score_run
 from trtstream.evaluation.scoring import Run, Scorer
 from trtstream.evaluation.tokens import TokenFile, tokenize
 
@@ -98,8 +98,8 @@ def test_another_run_is_refused(subject: Subject, text: Path, tmp_path: Path, mo
     monkeypatch.setattr(losses_module, "SAVE_SECONDS", 0.0)
     run, tokens = RUNS[0], ids(subject, text, tmp_path)
     score_run(run, subject, tokens, tmp_path)
-    with pytest.raises(TrtstreamError, match="holds losses of streaming already; continue with --resume, or choose"):
-        refuse_existing([RUNS[1], run], tmp_path)
+    with pytest.raises(TrtstreamError, match="holds a run of streaming already; continue with --resume, or choose"):
+        refuse_existing([RUNS[1], run], tmp_path, ".f32")
     with pytest.raises(TrtstreamError, match="max_attention_window 24, and this one has 32"):
         score_run(Run("streaming", "streaming", 4, 32), subject, tokens, tmp_path)
     with pytest.raises(TrtstreamError, match="come to token 4096, beyond the 1001 asked for"):

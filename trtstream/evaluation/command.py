@@ -101,9 +101,15 @@ TEXT = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 )
 @click.option("--force", is_flag=True, help="Allow windows beyond the checkpoint's trained context.")
 @click.option(
-    "--losses", type=click.Path(file_okay=False, path_type=Path), help="Keep each token's loss in this folder."
+    "--keep",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep each token's loss in this folder, or what each method generates.",
 )
-@click.option("--resume", is_flag=True, help="Continue the runs that the --losses folder holds, if it holds any.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue the runs that the --keep folder holds, if it holds any; of --generate, those that are complete.",
+)
 @click.option("--json", "json_file", type=OutputFile(), help="Write the findings to this file.")
 @click.option("--plot", "plot_file", type=PlotFile(), help="Draw the findings to this PNG file.")
 def evaluate(**values: Any) -> None:
@@ -119,8 +125,8 @@ def evaluate(**values: Any) -> None:
     """
     options = Options(**values)
     options.check()
-    if options.losses is not None:
-        options.losses.mkdir(parents=True, exist_ok=True)
+    if options.keep is not None:
+        options.keep.mkdir(parents=True, exist_ok=True)
 
     from trtstream.build.hub import local_checkpoint
     from trtstream.evaluation.engines import open_subject
@@ -130,11 +136,16 @@ def evaluate(**values: Any) -> None:
     from trtstream.evaluation.with_recall import evaluate_with_recall
 
     subject = open_subject(local_checkpoint(options.checkpoint, options.revision), options.dtype)
-    if options.generate is not None:
-        report = evaluate_generation(options, subject)
-    elif options.with_recall is not None:
-        report = evaluate_with_recall(options, subject)
-    else:
-        report = (evaluate_perplexity if options.recall is None else evaluate_recall)(options, subject)
+    try:
+        if options.generate is not None:
+            report = evaluate_generation(options, subject)
+        elif options.with_recall is not None:
+            report = evaluate_with_recall(options, subject)
+        else:
+            report = (evaluate_perplexity if options.recall is None else evaluate_recall)(options, subject)
+    except KeyboardInterrupt:
+        if options.keep is not None:
+            click.echo("interrupted; the same command with --resume continues", err=True)
+        raise
     if options.json_file is not None:
         options.json_file.write_text(json.dumps(report, indent=2) + "\n")

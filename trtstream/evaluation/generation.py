@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,12 @@ import torch
 
 from trtstream.errors import TrtstreamError
 from trtstream.evaluation.engines import Subject
+from trtstream.evaluation.generated import Generated, Identity, load_generated
 from trtstream.evaluation.options import Options
 from trtstream.evaluation.plot import plot_generation
 from trtstream.evaluation.repetition import distinct, longest_loop
 from trtstream.evaluation.report import heading, print_generation
-from trtstream.evaluation.runs import method_runs, open_engine, sizes_of
+from trtstream.evaluation.runs import method_runs, open_engine, refuse_existing, run_identity, sizes_of
 from trtstream.evaluation.scoring import Run
 from trtstream.evaluation.tokens import temporary_tokens
 from trtstream.progress import progress_bar
@@ -39,8 +42,13 @@ def evaluate_generation(options: Options, subject: Subject) -> dict[str, Any]:
     with temporary_tokens(options.text, subject.tokenizer, subject.model.vocab_size, length) as tokens:
         prompt = tokens.read(0, tokens.count).tolist()
     runs = method_runs(options, subject, len(prompt) + options.generate)
+    if options.keep is not None and not options.resume:
+        refuse_existing(runs, options.keep, ".json")
     judge = subject.engine(0, default_window(subject.model))
-    reports = {run.name: _generate(run, subject, judge, prompt, options.generate) for run in runs}
+    reports = {}
+    for run in runs:
+        generated = _generated(run, subject, prompt, options.generate, options.keep)
+        reports[run.name] = _findings(run, generated, judge, options.generate)
     print_generation(list(reports.values()))
     if options.plot_file is not None:
         plot_generation(options.plot_file, options.title, reports)
@@ -52,27 +60,45 @@ def evaluate_generation(options: Options, subject: Subject) -> dict[str, Any]:
     }
 
 
-def _generate(run: Run, subject: Subject, judge: StreamingEngine, prompt: list[int], count: int) -> dict[str, Any]:
-    """One method's findings. Losses are in nats per token."""
+def _generated(run: Run, subject: Subject, prompt: list[int], count: int, folder: Path | None) -> Generated:
+    """What a method writes, or what it wrote to ``folder`` before."""
+    identity: Identity = {
+        **run_identity(run, subject),
+        "prompt_sha256": hashlib.sha256(np.array(prompt, dtype="<i4").tobytes()).hexdigest(),
+        "tokens": count,
+        "seed": SEED,
+    }
+    path = None if folder is None else folder / f"{run.name}.json"
+    kept = None if path is None else load_generated(path, identity)
+    if kept is not None:
+        return kept
     started = time.monotonic()
     ids = sample(run, open_engine(run, subject), prompt, count)
-    seconds = time.monotonic() - started
-    generated = np.array(ids[len(prompt) :])
+    generated = Generated(identity, ids, time.monotonic() - started)
+    if path is not None:
+        generated.save(path, subject.tokenizer.decode(ids))
+    return generated
+
+
+def _findings(run: Run, generated: Generated, judge: StreamingEngine, count: int) -> dict[str, Any]:
+    """One method's findings. Losses are in nats per token."""
+    ids, prompt_tokens = generated.ids, len(generated.ids) - count
+    own = np.array(ids[prompt_tokens:])
     ends = sorted({max(count * point // POINTS, 1) for point in range(1, POINTS + 1)})
     return {
         "method": run.method,
         "sink_token_length": run.sink_token_length,
         "max_attention_window": run.max_attention_window,
         "tokens": count,
-        "seconds": seconds,
-        "distinct": _distinct(generated),
-        "longest_loop": longest_loop(generated)._asdict(),
+        "seconds": generated.seconds,
+        "distinct": _distinct(own),
+        "longest_loop": longest_loop(own)._asdict(),
         "curve": [
             {
                 "first": begin,
                 "last": end - 1,
-                "loss": judged_loss(judge, ids[: len(prompt) + end], end),
-                "distinct": _distinct(generated[begin:end]),
+                "loss": judged_loss(judge, ids[: prompt_tokens + end], end),
+                "distinct": _distinct(own[begin:end]),
             }
             for begin, end in zip([0, *ends], ends, strict=False)
         ],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,6 @@ from trtstream.runtime.session_state import SessionState
 
 SAVE_SECONDS = 20.0
 MEMORY_SAMPLES = 100
-
-
-def refuse_existing(runs: Iterable[Run], folder: Path) -> None:
-    """Raise TrtstreamError if ``folder`` holds losses of one of the runs."""
-    existing = next((run.name for run in runs if (folder / f"{run.name}.f32").exists()), None)
-    if existing is not None:
-        raise TrtstreamError(
-            f"{folder} holds losses of {existing} already; continue with --resume, or choose another --losses folder"
-        )
 
 
 @dataclass(frozen=True)
@@ -121,13 +111,13 @@ class LossLog:
         if done > self._tokens.count:
             raise TrtstreamError(
                 f"{path} holds a run that has come to token {done}, beyond the {self._tokens.count} asked for; "
-                "ask for more --tokens, or choose another --losses folder"
+                "ask for more --tokens, or choose another --keep folder"
             )
         for begin in range(0, done, SEGMENT):
             self._hash.update(self._tokens.read(begin, min(begin + SEGMENT, done)).tobytes())
         if self._hash.hexdigest() != progress["ids_sha256"]:
             raise TrtstreamError(
-                f"{path} holds a run of another text: its first {done} token ids differ; choose another --losses folder"
+                f"{path} holds a run of another text: its first {done} token ids differ; choose another --keep folder"
             )
 
     def _read_losses(self, files: LossFiles, count: int) -> None:

@@ -28,7 +28,7 @@ class Options:
     with_recall: int | None
     generate: int | None
     force: bool
-    losses: Path | None
+    keep: Path | None
     resume: bool
     json_file: Path | None
     plot_file: Path | None
@@ -58,12 +58,12 @@ class Options:
             ),
             "--recall cannot be combined with a sweep; run them one after the other": recall and self.sweeping,
             "--every is for --method recompute": self.every > 1 and "recompute" not in self.methods,
-            "--resume needs --losses FOLDER, which holds the runs to continue": self.resume and self.losses is None,
-            "--recall has no losses, and as many tokens as its distances take": (
-                recall and (self.losses is not None or self.tokens is not None)
+            "--resume needs --keep FOLDER, which holds the runs to continue": self.resume and self.keep is None,
+            "--recall keeps nothing, and takes as many tokens as its distances": (
+                recall and (self.keep is not None or self.tokens is not None)
             ),
-            "--generate has methods, sinks and a window, and neither sweeps, recall, losses nor --tokens": generate
-            and (self.sweeping or recall or self.losses is not None or self.tokens is not None or self.every > 1),
+            "--generate has methods, sinks and a window, and neither sweeps, recall nor --tokens": generate
+            and (self.sweeping or recall or self.tokens is not None or self.every > 1),
         }
         for message, refused in refusals.items():
             if refused:

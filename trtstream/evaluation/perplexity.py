@@ -9,11 +9,10 @@ import click
 
 from trtstream.errors import TrtstreamError
 from trtstream.evaluation.engines import Subject
-from trtstream.evaluation.losses import refuse_existing
 from trtstream.evaluation.options import Options
 from trtstream.evaluation.plot import plot_curves, plot_sweep
 from trtstream.evaluation.report import heading, print_runs, run_report
-from trtstream.evaluation.runs import plan_runs, score_run
+from trtstream.evaluation.runs import plan_runs, refuse_existing, score_run
 from trtstream.evaluation.scoring import Run
 from trtstream.evaluation.tokens import TokenFile, temporary_tokens
 
@@ -29,8 +28,8 @@ def evaluate_perplexity(options: Options, subject: Subject) -> dict[str, Any]:
                 "less"
             )
         runs = plan_runs(options, subject, predictions)
-        if options.losses is not None and not options.resume:
-            refuse_existing(runs, options.losses)
+        if options.keep is not None and not options.resume:
+            refuse_existing(runs, options.keep, ".f32")
         reports = _score(options, runs, subject, ids)
     print_runs(list(reports.values()))
     if options.plot_file is not None and options.sweeping:
@@ -49,9 +48,4 @@ def _score(options: Options, runs: Sequence[Run], subject: Subject, ids: TokenFi
     smallest = min(run.max_attention_window for run in runs)
     if ids.count <= smallest and any(run.method != "dense" for run in runs):
         click.echo(f"warning: the text has {ids.count} tokens, and none leaves a window of {smallest}", err=True)
-    try:
-        return {run.name: run_report(score_run(run, subject, ids, options.losses)) for run in runs}
-    except KeyboardInterrupt:
-        if options.losses is not None:
-            click.echo("interrupted; the same command with --resume continues", err=True)
-        raise
+    return {run.name: run_report(score_run(run, subject, ids, options.keep)) for run in runs}

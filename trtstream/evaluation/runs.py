@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from trtstream.errors import TrtstreamError
@@ -84,6 +85,27 @@ def open_engine(run: Run, subject: Subject) -> StreamingEngine:
     return subject.engine(run.sink_token_length, run.max_attention_window, lru=run.method == "lru")
 
 
+def refuse_existing(runs: Iterable[Run], folder: Path, suffix: str) -> None:
+    """Raise TrtstreamError if ``folder`` holds what one of the runs keeps in a file NAME + ``suffix``."""
+    existing = next((run.name for run in runs if (folder / f"{run.name}{suffix}").exists()), None)
+    if existing is not None:
+        raise TrtstreamError(
+            f"{folder} holds a run of {existing} already; continue with --resume, or choose another --keep folder"
+        )
+
+
+def run_identity(run: Run, subject: Subject) -> dict[str, int | str]:
+    """What a run that continues another one must have in common with it."""
+    return {
+        "weights": subject.identity,
+        "target": subject.target,
+        "dtype": subject.dtype,
+        "method": run.method,
+        "sink_token_length": run.sink_token_length,
+        "max_attention_window": run.max_attention_window,
+    }
+
+
 def check_run(run: Run, subject: Subject, force: bool) -> None:
     """Raise TrtstreamError where a run's window does not suit the model."""
     window, context = run.max_attention_window, subject.model.max_position_embeddings
@@ -105,16 +127,7 @@ def check_run(run: Run, subject: Subject, force: bool) -> None:
 
 def score_run(run: Run, subject: Subject, tokens: TokenFile, folder: Path | None) -> LossLog:
     """Compute a run's losses, or those that ``folder`` lacks."""
-    identity = {
-        "weights": subject.identity,
-        "target": subject.target,
-        "dtype": subject.dtype,
-        "method": run.method,
-        "sink_token_length": run.sink_token_length,
-        "max_attention_window": run.max_attention_window,
-        "every": run.every,
-    }
-    log = LossLog(run, tokens, folder, identity)
+    log = LossLog(run, tokens, folder, {**run_identity(run, subject), "every": run.every})
     state = log.start()
     if log.done:
         print(f"{run.name}: continuing after {log.done} tokens", file=sys.stderr)

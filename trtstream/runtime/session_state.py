@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from trtstream import failpoint
+from trtstream.atomic_file import atomic_file
 from trtstream.checksum import file_sha256
 from trtstream.errors import TrtstreamError, one_line
 from trtstream.runtime.host_copies import Arrival
@@ -21,7 +21,6 @@ from trtstream.runtime.host_copies import Arrival
 FORMAT_VERSION = "1"
 VERSION = "trtstream_session"  # key of the format version in a file's metadata
 CHECKSUM_BYTES = 32
-PART = ".part"  # ends the name of a file that is being written
 
 
 @dataclass
@@ -65,23 +64,17 @@ class SessionState:
             tensors["kv_cache"] = self.kv_cache.contiguous()
         # safetensors puts the smallest dtype last, so the checksum ends the file and covers everything before it.
         tensors["sha256"] = torch.zeros(CHECKSUM_BYTES, dtype=torch.uint8)
-        work = None
         try:
-            descriptor, work = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
-            os.close(descriptor)
-            save_file(tensors, work, metadata=header)
-            failpoint.reach("snapshot-write")
-            checksum = bytes.fromhex(file_sha256(Path(work), os.path.getsize(work) - CHECKSUM_BYTES))
-            with open(work, "r+b") as file:
-                file.seek(-CHECKSUM_BYTES, os.SEEK_END)
-                file.write(checksum)
-            failpoint.reach("snapshot-rename")
-            os.replace(work, path)
+            with atomic_file(path) as work:
+                save_file(tensors, work, metadata=header)
+                failpoint.reach("snapshot-write")
+                checksum = bytes.fromhex(file_sha256(work, work.stat().st_size - CHECKSUM_BYTES))
+                with work.open("r+b") as file:
+                    file.seek(-CHECKSUM_BYTES, os.SEEK_END)
+                    file.write(checksum)
+                failpoint.reach("snapshot-rename")
         except (SafetensorError, OSError) as error:
             raise TrtstreamError(f"{path} cannot be written ({error})") from error
-        finally:
-            if work is not None:
-                Path(work).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path, identity: Mapping[str, Any]) -> tuple[SessionState, dict[str, Any]]:

@@ -13,9 +13,10 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from trtstream.atomic_file import PART
 from trtstream.errors import TrtstreamError
 from trtstream.runtime.metrics import Measure, measure_nothing
-from trtstream.runtime.session_state import PART, SessionState
+from trtstream.runtime.session_state import SessionState
 from trtstream.runtime.tier_costs import TierCosts
 from trtstream.sessions.records import ID_BYTES
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from trtstream.atomic_file import atomic_file
 from trtstream.errors import one_line
 
 logger = logging.getLogger(__name__)
@@ -47,15 +46,8 @@ def read_runtime_cache(path: Path, deserialize: Callable[[bytes], bool]) -> None
 
 def save_runtime_cache(path: Path, contents: bytes) -> None:
     """Write ``contents`` to ``path`` atomically. Where that is not possible, a line in the log says so."""
-    work = None
     try:
-        descriptor, work = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.fchmod(descriptor, 0o644)  # for other users of the engine, as its other files are
-        with open(descriptor, "wb") as file:
-            file.write(hashlib.sha256(contents).digest())
-            file.write(contents)
-        os.replace(work, path)
+        with atomic_file(path, 0o644) as work:  # for other users of the engine, as its other files are
+            work.write_bytes(hashlib.sha256(contents).digest() + contents)
     except OSError as error:
         logger.warning("%s cannot be written (%s): the next start compiles again", path, one_line(error))
-        if work is not None:
-            Path(work).unlink(missing_ok=True)
