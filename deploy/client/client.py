@@ -36,7 +36,7 @@ class Client(TritonClient):
         headers = routing_headers(inputs.get("session_id") or "")
         with contextlib.closing(self._stream(self.model_name, tensors, request_id, headers)) as results:
             for received_at, result in results:
-                yield Response(**response_values(result, model), received_at=received_at)
+                yield Response(**response_values(result.get_response(), model), received_at=received_at)
 
     def session_note(self, session_id: str) -> str:
         return f"session {session_id} (come back to it with --session)"

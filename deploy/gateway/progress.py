@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-import anyio
 from openai.types.responses import Response
 
 from trtstream.deploy.gateway.errors import ApiError, model_error
@@ -29,7 +29,7 @@ class Progress:
         self.response = self._in_progress = Response.model_validate(begun)
         self._tokens = TokenReader()
         self._last: TurnOutput | None = None
-        self._changed = anyio.Event()
+        self._changed = asyncio.Event()
 
     @property
     def id(self) -> str:
@@ -94,5 +94,5 @@ class Progress:
         self._tell()
 
     def _tell(self) -> None:
-        changed, self._changed = self._changed, anyio.Event()
+        changed, self._changed = self._changed, asyncio.Event()
         changed.set()

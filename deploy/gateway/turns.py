@@ -44,9 +44,6 @@ async def run_turn(
     Closing the generator before its end cancels the turn. Raises TrtstreamError, with the code of the model's error
     where it has one, and ``unavailable`` where Triton is away.
     """
-
-    from tritonclient.grpc import InferResult
-
     call = triton.stream(request_message(model, inputs, request_id), headers)
     ended = False
     try:
@@ -54,7 +51,7 @@ async def run_turn(
             if answer.error_message:
                 code, message = parse_error(" ".join(answer.error_message.split()))
                 raise TrtstreamError(message.removeprefix(f"{request_id}: "), code)
-            output = TurnOutput(**response_values(InferResult(answer.infer_response), repr(model)))
+            output = TurnOutput(**response_values(answer.infer_response, repr(model)))
             ended = bool(output.finish_reason)
             yield output
         if not ended:
