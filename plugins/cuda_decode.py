@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from trtstream.plugins import cuda_grid
 from trtstream.plugins.cuda_tiles import (
     LOG2E,
     LOWEST,
@@ -27,6 +28,8 @@ from trtstream.plugins.cuda_tiles import (
     scale_of,
 )
 from trtstream.plugins.kv_cache import stored_vectors
+
+PROGRAMS = 2  # of a multiprocessor, at most, where the cache is split
 
 
 @triton.jit
@@ -248,7 +251,8 @@ def launch_decode(
     constants = decode_constants(heads, kv_heads, head_dim, width, max_sinks, qkv.dtype, cache.dtype) | tiles
     programs = kv_heads * triton.cdiv(heads // kv_heads, constants["GROUP_BLOCK"])
     if splits is None:
-        splits = num_splits(batch * programs, triton.cdiv(width, constants["BLOCK"]), multiprocessors(qkv.device))
+        most = PROGRAMS * cuda_grid.multiprocessors(qkv.device)
+        splits = cuda_grid.num_splits(batch * programs, triton.cdiv(width, constants["BLOCK"]), most)
     out = qkv.new_empty(batch, heads * head_dim)
     peaks = totals = partials = None
     if splits > 1:
@@ -261,13 +265,3 @@ def launch_decode(
             SPLIT=splits > 1, **constants,
         )  # fmt: skip
     return out
-
-
-def num_splits(programs: int, tiles: int, multiprocessors: int) -> int:
-    """How many parts (a power of two) to split the cache into: two programs a multiprocessor, a tile or more each."""
-    wanted = min(triton.cdiv(2 * multiprocessors, programs), tiles)
-    return 1 << (wanted.bit_length() - 1)
-
-
-def multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -45,6 +45,25 @@ def load_chunk(chunk):
 
 
 @triton.jit
+def moved(pointer, offset):
+    """``pointer + offset``; None for None."""
+    result = None
+    if pointer is not None:
+        result = pointer + offset
+    return result
+
+
+@triton.jit
+def rotated_halves(vectors, rotation, half, mask, HALF: tl.constexpr):
+    """Both halves of ``vectors`` [tokens], in float32, and rotated unless ``rotation`` [tokens] is None."""
+    first, second = load_halves(vectors, half, mask, HALF)
+    if rotation is not None:
+        cos, sin = load_halves(rotation, half, mask, HALF)
+        first, second = rotate(first, second, cos, sin)
+    return first, second
+
+
+@triton.jit
 def rotate_keys_kernel(
     qkv,  # [T, (HEADS + 2 * KV_HEADS) * HEAD_DIM]
     rotation,  # [T, 4, HEAD_DIM / 2] float32
@@ -63,9 +82,7 @@ def rotate_keys_kernel(
     _, _, length, _, _, _ = load_chunk(chunk)
     mask = (token < length) & (half < HALF)
     projected = qkv + (token * (HEADS + 2 * KV_HEADS) + HEADS + kv_head) * HEAD_DIM
-    first, second = load_halves(projected, half, mask, HALF)
-    cos, sin = load_halves(rotation + token * 4 * HALF, half, mask, HALF)
-    first, second = rotate(first, second, cos, sin)
+    first, second = rotated_halves(projected, rotation + token * 4 * HALF, half, mask, HALF)
     key = keys + (token * KV_HEADS + kv_head) * HEAD_DIM + half
     tl.store(key, first.to(keys.dtype.element_ty), mask=mask)
     tl.store(key + HALF, second.to(keys.dtype.element_ty), mask=mask)
@@ -93,11 +110,8 @@ def quantize_kernel(
     in_chunk = token < length
     mask = in_chunk & (half < HALF)
     projected = qkv + (token * (HEADS + 2 * KV_HEADS) + HEADS + kv_head) * HEAD_DIM
-    first, second = load_halves(projected, half, mask, HALF)
+    first, second = rotated_halves(projected, moved(rotation, token * 4 * HALF), half, mask, HALF)
     values = tl.load(projected + KV_HEADS * HEAD_DIM + dim, mask=in_chunk & (dim < HEAD_DIM), other=0.0)
-    if rotation is not None:
-        cos, sin = load_halves(rotation + token * 4 * HALF, half, mask, HALF)
-        first, second = rotate(first, second, cos, sin)
     stored: tl.constexpr = vectors.dtype.element_ty
     key_scale = tl.maximum(scale_of(first, stored), scale_of(second, stored))[:, None]
     value_scale = scale_of(values, stored)[:, None]
@@ -157,15 +171,6 @@ def write_kernel(
         tl.store(target_scale, tl.load(source, mask=written), mask=written)
         target_scale += KV_HEADS * WIDTH
         tl.store(target_scale, tl.load(source + KV_HEADS, mask=written), mask=written)
-
-
-@triton.jit
-def moved(pointer, offset):
-    """``pointer + offset``; None for None."""
-    result = None
-    if pointer is not None:
-        result = pointer + offset
-    return result
 
 
 @triton.jit

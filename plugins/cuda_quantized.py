@@ -13,13 +13,14 @@ import torch
 import triton
 import triton.language as tl
 
-from trtstream.plugins import cuda_decode
+from trtstream.plugins import cuda_grid
 from trtstream.plugins.quantized_weight import GROUP
 
 BLOCK_ROWS = 16  # of the weight: small, so that a small layer fills the chip too
 BLOCK_COLUMNS = 256
 MAX_BLOCK_TOKENS = 64
 MAX_SPLITS = 4
+PROGRAMS = 4  # of a multiprocessor, at most, where columns are split
 BLOCK_SUMS = 1024
 
 
@@ -136,7 +137,9 @@ def launch_quantized_linear(
     # Programs for the same rows follow each other, so that they find the weight in the GPU's cache.
     token_blocks, row_blocks = triton.cdiv(num_tokens, block_tokens), triton.cdiv(num_rows, BLOCK_ROWS)
     if splits is None:
-        splits = num_splits(token_blocks * row_blocks, triton.cdiv(num_columns, BLOCK_COLUMNS), x.device)
+        most = PROGRAMS * cuda_grid.multiprocessors(x.device)
+        tiles = min(triton.cdiv(num_columns, BLOCK_COLUMNS), MAX_SPLITS)
+        splits = cuda_grid.num_splits(token_blocks * row_blocks, tiles, most)
     grid = token_blocks, row_blocks, splits
     out = x.new_empty(num_tokens, num_rows)
     products = out if splits == 1 else x.new_empty(splits, num_tokens, num_rows, dtype=torch.float32)
@@ -155,9 +158,3 @@ def launch_quantized_linear(
 def num_stages(block_tokens: int, dtype: torch.dtype) -> int:
     """How many tiles are on their way at once: what the shared memory of every GPU holds."""
     return 1 if dtype == torch.float32 else 4 if block_tokens <= 32 else 2
-
-
-def num_splits(programs: int, tiles: int, device: torch.device) -> int:
-    """How many programs (a power of two) share a row's columns: four a multiprocessor in all, a tile or more each."""
-    wanted = min(4 * cuda_decode.multiprocessors(device) // programs, tiles, MAX_SPLITS)
-    return 1 << (max(wanted, 1).bit_length() - 1)

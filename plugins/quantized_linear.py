@@ -24,11 +24,20 @@ def quantized_linear(
     x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
 ) -> torch.Tensor:
     """x [N, in] times the transpose of a `QuantizedWeight`'s [out, in]: [N, out] in x's dtype."""
-    if len(x) <= KERNEL_ROWS and (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
-        from trtstream.plugins.cuda_quantized import launch_quantized_linear
-
-        return launch_quantized_linear(x, values, scales, zeros)
+    if x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1":
+        return linear_on_gpu(x, values, scales, zeros)
     return F.linear(x, dequantize(QuantizedWeight(values, scales, zeros), x.dtype))
+
+
+def linear_on_gpu(
+    x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
+) -> torch.Tensor:
+    """`quantized_linear`, by a kernel where it serves."""
+    if len(x) > KERNEL_ROWS:
+        return F.linear(x, dequantize(QuantizedWeight(values, scales, zeros), x.dtype))
+    from trtstream.plugins.cuda_quantized import launch_quantized_linear
+
+    return launch_quantized_linear(x, values, scales, zeros)
 
 
 @quantized_linear.register_fake

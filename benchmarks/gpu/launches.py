@@ -17,16 +17,14 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.jit import JITFunction
 
 from benchmarks.models import RandomCheckpoint, quantized
-from trtstream.plugins import cuda_decode, cuda_quantized
+from trtstream.plugins import cuda_decode, cuda_grid, cuda_quantized
 from trtstream.plugins.cuda_prefill import launch_prefill
 from trtstream.plugins.cuda_rotation import launch_rotation
-from trtstream.plugins.quantized_linear import KERNEL_ROWS
-from trtstream.plugins.quantized_weight import QuantizedWeight, dequantize
+from trtstream.plugins.quantized_linear import linear_on_gpu
 from trtstream.runtime.cuda import CudaBackend
 from trtstream.runtime.decoder import DecoderWeights, collect_weights
 from trtstream.settings import BuildConfig, ModelConfig
@@ -71,13 +69,9 @@ class _Operators(TorchDispatchMode):
             ours.quantized_linear.default: self._quantized_linear,
         }
 
-    def _quantized_linear(
-        self, x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
-    ) -> torch.Tensor:
-        if len(x) <= KERNEL_ROWS:
-            return cuda_quantized.launch_quantized_linear(x, values, scales, zeros)
-        with self:
-            return F.linear(x, dequantize(QuantizedWeight(values, scales, zeros), x.dtype))
+    def _quantized_linear(self, *operands: Any) -> torch.Tensor:
+        with self:  # its dequantizing is seen
+            return linear_on_gpu(*operands)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self._ours:
@@ -95,7 +89,7 @@ class _Operators(TorchDispatchMode):
 def intercepted(launch: Launch, operator: Callable[[str], None], multiprocessors: int) -> Iterator[None]:
     """Within it, engines on ``meta`` call ``launch`` for our kernels and ``operator`` for torch's."""
     with ExitStack() as stack:
-        stack.enter_context(patch.object(cuda_decode, "multiprocessors", lambda device: multiprocessors))
+        stack.enter_context(patch.object(cuda_grid, "multiprocessors", lambda device: multiprocessors))
         for kind in {type(kernel) for kernel in (cuda_decode.decode_kernel, cuda_quantized.int8_kernel)}:
             stack.enter_context(patch.object(kind, "run", launch))  # compiled kernels', or in tests the interpreter's
         stack.enter_context(torch.inference_mode())

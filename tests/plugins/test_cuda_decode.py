@@ -9,6 +9,7 @@ import torch
 
 from tests.plugins.streaming_layer import FAR, LAYOUTS, Layout, Session
 from trtstream.plugins import cuda_decode
+from trtstream.plugins.cuda_grid import num_splits
 from trtstream.plugins.cuda_ops import decode_attention
 from trtstream.plugins.decode_plan import plan_step
 from trtstream.plugins.kv_cache import stored_vectors
@@ -202,7 +203,8 @@ def test_the_comparison_sees_a_sinks_alibi_distance_off_by_one(mutant: Callable)
 
 
 def test_the_cache_is_split_to_fill_the_gpu_and_no_further() -> None:
-    assert cuda_decode.num_splits(programs=32, tiles=16, multiprocessors=132) == 8
-    assert cuda_decode.num_splits(programs=3, tiles=16, multiprocessors=132) == 16
-    assert cuda_decode.num_splits(programs=3, tiles=1, multiprocessors=132) == 1
-    assert cuda_decode.num_splits(programs=2048, tiles=64, multiprocessors=132) == 1
+    assert num_splits(programs=32, tiles=16, most=264) == 8
+    assert num_splits(programs=3, tiles=16, most=264) == 16
+    assert num_splits(programs=3, tiles=1, most=264) == 1
+    assert num_splits(programs=256, tiles=64, most=264) == 1
+    assert num_splits(programs=2048, tiles=64, most=264) == 1
