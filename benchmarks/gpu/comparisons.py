@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from unittest.mock import patch
 
 import torch
@@ -13,13 +14,13 @@ import torch.nn.functional as F
 
 from benchmarks.baselines import WholeCacheRotation, recomputes
 from benchmarks.gpu.bench import Bench, Case, goal
-from benchmarks.gpu.engines import captured, full_engine, greedy_step
+from benchmarks.gpu.engines import captured, does_not_fit, engine_bytes, fill, full_engine, greedy_step
 from benchmarks.gpu.launches import Engine
 from benchmarks.gpu.results import Row
 from benchmarks.models import RandomCheckpoint, quantized, step_bytes
 from benchmarks.timing import device_milliseconds, in_turn
 from trtstream.plugins.decode_plan import Step
-from trtstream.plugins.kv_cache import new_cache
+from trtstream.plugins.kv_cache import kv_bytes_per_session, new_cache
 from trtstream.plugins.positions import PositionEncoding
 from trtstream.plugins.quantized_linear import quantized_linear
 from trtstream.plugins.quantized_weight import GROUP, QuantizedWeight, dequantize, quantize
@@ -27,6 +28,7 @@ from trtstream.plugins.window import Window
 from trtstream.runtime import decoder
 from trtstream.runtime.cuda import DecodeStep
 from trtstream.runtime.decoder import DecoderWeights
+from trtstream.runtime.streaming_engine import StreamingEngine
 from trtstream.settings import BuildConfig, ModelConfig
 
 # No method that reads 16-bit weights can beat recompute by more than recompute / floor, which depends on the GPU's
@@ -113,7 +115,8 @@ def _decode_step(
 ) -> tuple[DecodeStep, tuple[torch.Tensor, ...]]:
     """The decode step of one full session at t = 2 W, and its inputs on the device."""
     device = weights.float_embedding.device
-    cache = new_cache(model, build, "cuda", device).normal_(generator=torch.Generator(device).manual_seed(0))
+    cache = new_cache(model, build, "cuda", device)
+    fill(cache[0])
     window = Window(build.sink_token_length, build.max_sink_token_length, build.ring)
     t = 2 * build.max_attention_window
     step = Step(0, window, t, ring_first=window.sinks)
@@ -137,12 +140,47 @@ def _quantization_rows(bench: Bench, build: BuildConfig) -> Iterator[Row]:
         changed = weights if name == bench.sizes.dtype else quantized(weights, name)
         engines[name] = full_engine(bench.main, build, changed)
         sizes[name] = step_bytes(bench.main, build, changed, 1)
-    times = in_turn({name: greedy_step(engine, 1) for name, engine in engines.items()}, bench.device, bench.sizes.calls)
-    unquantized = statistics.median(times[bench.sizes.dtype])
+    for name, row in _step_rows(bench, engines, sizes, 1):
+        yield {"weights": name} | row
+
+
+def kv_dtypes(bench: Bench) -> Iterator[Case]:
+    """Decode with int8 and fp8 KV caches against a 16-bit one, in turn, until the host has the tokens."""
+    for window, batch in product(bench.sizes.main_windows, bench.sizes.batches):
+        builds = {name: replace(bench.build(window, batch), kv_dtype=name) for name in (None, "int8", "fp8")}
+        labels = {"model": bench.sizes.main_model, "window": window, "batch": batch}
+        engines = [Engine(bench.main, build) for build in builds.values()]
+        yield Case(labels, partial(_kv_rows, bench, list(builds.values()), batch), engines)
+
+
+def _kv_rows(bench: Bench, builds: list[BuildConfig], batch: int) -> Iterator[Row]:
+    needed = engine_bytes(bench.main, builds[0], ["cuda"])
+    needed += sum(kv_bytes_per_session(bench.main, build, "cuda") * batch for build in builds[1:])
+    if not bench.fits(needed):
+        yield does_not_fit(needed, "weights and KV caches")
+        return
+    weights = RandomCheckpoint(bench.main, bench.dtype, bench.device).weights()
+    names = {build.kv_dtype or bench.sizes.dtype: build for build in builds}
+    engines = {name: full_engine(bench.main, build, weights) for name, build in names.items()}
+    sizes = {name: step_bytes(bench.main, build, weights, batch) for name, build in names.items()}
+    for name, row in _step_rows(bench, engines, sizes, batch):
+        yield {"kv_dtype": name} | row
+
+
+def _step_rows(
+    bench: Bench, engines: dict[str, StreamingEngine], sizes: dict[str, int], batch: int
+) -> Iterator[tuple[str, Row]]:
+    """The names and rows of engines that step in turn; the one of the plain dtype is what the others are held against.
+
+    ``sizes`` are the bytes that a step of each reads.
+    """
+    steps = {name: greedy_step(engine, batch) for name, engine in engines.items()}
+    times = in_turn(steps, bench.device, bench.sizes.calls)
+    plain = statistics.median(times[bench.sizes.dtype])
     for name, taken in times.items():
         median, floor = statistics.median(taken), bench.floor_ms(sizes[name])
-        row = {"weights": name, "ms": median, f"to_{bench.sizes.dtype}": median / unquantized}
-        yield row | {"read_gb": sizes[name] / 1e9, "floor_ms": floor, "to_floor": median / floor}
+        row: Row = {"ms": median, f"to_{bench.sizes.dtype}": median / plain}
+        yield name, row | {"read_gb": sizes[name] / 1e9, "floor_ms": floor, "to_floor": median / floor}
 
 
 def products(bench: Bench) -> Iterator[Case]:
@@ -152,26 +190,29 @@ def products(bench: Bench) -> Iterator[Case]:
     """
     engine = Engine(bench.main, bench.build(bench.sizes.main_windows[0], 1))
     for projection in ("qkv", "attention_output", "gate_up", "down"):
-        for name in ("int8", "int4"):
+        for name in (bench.sizes.dtype, "int8", "int4"):
             labels = {"projection": projection, "weights": name}
             run = partial(_products_rows, bench, projection, name)
-            yield Case(labels, run, [engine._replace(quantization=name)])
+            yield Case(labels, run, [engine if name == bench.sizes.dtype else engine._replace(quantization=name)])
 
 
-def _products_rows(bench: Bench, projection: str, quantization: str) -> Iterator[Row]:
+Product = Callable[[], torch.Tensor]
+
+
+def _products_rows(bench: Bench, projection: str, name: str) -> Iterator[Row]:
     weight = RandomCheckpoint(bench.main, bench.dtype, bench.device).random_tensor(f"layers.0.{projection}.weight")
     rows, columns = weight.shape
     x = weight.new_empty(1, columns).normal_(generator=torch.Generator(bench.device).manual_seed(0))
-    made = quantize(weight, quantization, bench.dtype)
-    expected = F.linear(x, dequantize(made, bench.dtype))
-    products: dict[str, Callable[[], Callable[[], torch.Tensor]]] = {
-        "ours": lambda: partial(quantized_linear, x, *_copy(made)),
-        "torch": lambda: torchs_product(x, _copy(made)),
-        bench.sizes.dtype: lambda: partial(F.linear, x, weight.clone()),
-    }
-    copies = -(-bench.sizes.weight_copies_bytes // sum(map(_bytes, made)))
+    if name == bench.sizes.dtype:
+        expected, num_bytes = F.linear(x, weight), _bytes(weight)
+        makers = _float_products(bench.main, x, weight)
+    else:
+        made = quantize(weight, name, bench.dtype)
+        expected, num_bytes = F.linear(x, dequantize(made, bench.dtype)), sum(map(_bytes, made))
+        makers = _quantized_products(x, made) | {bench.sizes.dtype: lambda: partial(F.linear, x, weight.clone())}
+    copies = -(-bench.sizes.weight_copies_bytes // num_bytes)
     ours = 0.0
-    for by, make in products.items():
+    for by, make in makers.items():
         row: Row = {"rows": rows, "columns": columns, "by": by}
         try:
             runs = [make() for _ in range(copies)]
@@ -185,6 +226,21 @@ def _products_rows(bench: Bench, projection: str, quantization: str) -> Iterator
         taken = statistics.median(device_milliseconds(graph, bench.device, bench.sizes.calls)) / copies
         ours = ours or taken
         yield row | {"copies": copies, "ms": taken, "times_ours": taken / ours, "off_by_sigmas": off.item()}
+
+
+def _float_products(model: ModelConfig, x: torch.Tensor, weight: torch.Tensor) -> dict[str, Callable[[], Product]]:
+    """Makers of products, each with a copy of the weight."""
+    return {
+        "ours": lambda: partial(decoder.project, x, decoder.Projection(weight.clone(), None), model),
+        "torch": lambda: partial(F.linear, x, weight.clone()),
+    }
+
+
+def _quantized_products(x: torch.Tensor, weight: QuantizedWeight) -> dict[str, Callable[[], Product]]:
+    return {
+        "ours": lambda: partial(quantized_linear, x, *_copy(weight)),
+        "torch": lambda: torchs_product(x, _copy(weight)),
+    }
 
 
 def _run_all(runs: list[Callable[[], torch.Tensor]]) -> None:

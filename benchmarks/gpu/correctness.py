@@ -8,7 +8,7 @@ error comes with its tolerance; in float32 a comparison must also fail when the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -32,7 +32,8 @@ from benchmarks.models import (
     RandomCheckpoint,
 )
 from trtstream.plugins.decode_plan import Step, step_rotation
-from trtstream.plugins.positions import PositionEncoding
+from trtstream.plugins.kv_cache import head_dim, new_cache, stored_vectors, vectors_to_store
+from trtstream.plugins.positions import PositionEncoding, rotate, rotation
 from trtstream.plugins.reference import streaming_attention
 from trtstream.plugins.window import Window
 from trtstream.runtime.cuda import PADDING
@@ -43,7 +44,9 @@ MAX_SINKS = 4
 WINDOW = 32  # of whole engines
 STEPS = 3  # decode steps at the end of each session
 TOLERANCES = {"float32": 3e-5, "float16": 5e-3, "bfloat16": 4e-2}  # of values around 1: an error is absolute
-
+# A number of a vector may round to its neighbour's, as its rotation may differ in the last bit.
+KV_TOLERANCES = {"int8": 4e-2, "fp8": 0.3}
+KV_DTYPE = "float16"  # of the engines and layouts whose caches are quantized
 
 LAYOUTS = {
     "MHA 32/32 x 128 (Llama-2-7B)": LLAMA_2_7B,
@@ -53,6 +56,8 @@ LAYOUTS = {
     "ALiBi 32/32 x 64 (Falcon-RW-1B)": FALCON_RW_1B,
 }
 BFLOAT16_LAYOUT = "GQA 32/8 x 128 (Llama-3-8B)"  # kernels take long to compile
+KV_LAYOUTS = (BFLOAT16_LAYOUT, "ALiBi 32/32 x 64 (Falcon-RW-1B)")
+ENGINE_KV_TOLERANCES = {"int8": 0.1, "fp8": 0.6}
 
 
 @dataclass
@@ -99,19 +104,33 @@ def correctness(bench: Bench) -> Iterator[Case]:
     for name, model in LAYOUTS.items():
         for dtype in TOLERANCES if name == BFLOAT16_LAYOUT else ("float32", "float16"):
             build = BuildConfig(max_attention_window=window, max_sink_token_length=MAX_SINKS, dtype=dtype)
-            labels = {"of": name, "window": window, "dtype": dtype}
-            run = partial(_kernel_checks, model, window, dtype, bench.device)
-            yield Case(labels, run, [Engine(model, build)])
-    yield from engine_checks(partial(_cuda_engine, bench.device))
+            yield from _kernel_cases(bench, name, model, build)
+            if name in KV_LAYOUTS and dtype == KV_DTYPE:
+                for kv_dtype in KV_TOLERANCES:
+                    yield from _kernel_cases(bench, name, model, replace(build, kv_dtype=kv_dtype))
+    yield from engine_checks(partial(_cuda_engine, bench.device), (None, *KV_TOLERANCES))
+
+
+def _kernel_cases(bench: Bench, name: str, model: ModelConfig, build: BuildConfig) -> Iterator[Case]:
+    run = partial(_kernel_checks, model, build, bench.device)
+    yield Case({"of": name, "window": build.max_attention_window} | _dtypes(build), run, [Engine(model, build)])
+
+
+def _dtypes(build: BuildConfig) -> Row:
+    """The labels of an engine's dtypes."""
+    return {"dtype": build.dtype} | ({} if build.kv_dtype is None else {"kv_dtype": build.kv_dtype})
 
 
 @torch.inference_mode()
-def _kernel_checks(model: ModelConfig, max_window: int, dtype: str, device: torch.device) -> Iterator[Row]:
-    positions = PositionEncoding.of(model).to(device)
-    batch = sessions(model, max_window, dtype, device)
+def _kernel_checks(model: ModelConfig, build: BuildConfig, device: torch.device) -> Iterator[Row]:
+    dtype, positions = build.dtype, PositionEncoding.of(model).to(device)
+    tolerance = TOLERANCES[dtype] if build.kv_dtype is None else KV_TOLERANCES[build.kv_dtype]
+    batch = sessions(model, build.max_attention_window, dtype, device)
     # A layer of a larger cache, as in an engine, full of what earlier sessions left: reading it would show.
-    shape = (len(batch) + 1, 2, 2, model.num_key_value_heads, max_window, model.head_dim)
-    cache = torch.full(shape, 30.0, dtype=getattr(torch, dtype), device=device)[:, 1]
+    two_layers = replace(model, num_hidden_layers=2)
+    cache = new_cache(two_layers, replace(build, max_batch_size=len(batch) + 1), "cuda", device)[:, 1]
+    left = stored_vectors(cache)
+    left[()] = vectors_to_store(torch.full(left.numbers.shape, 30.0, device=device), cache.dtype)
     found = [_feed(session, lane, cache, positions) for lane, session in enumerate(batch)]
     everyone = list(range(len(batch)))
     for number in range(STEPS):  # the last time each session alone, before that all together
@@ -122,7 +141,7 @@ def _kernel_checks(model: ModelConfig, max_window: int, dtype: str, device: torc
     worst: dict[str, tuple[float, str]] = {"chunk_attention": (0.0, ""), "decode_attention": (0.0, "")}
     least_if_shorter = dict.fromkeys(worst, math.inf)
     for session, outputs in zip(batch, found, strict=True):
-        expected, if_shorter = (_reference(session, model, session.window.ring - less) for less in (0, 1))
+        expected, if_shorter = (_reference(session, model, cache.dtype, session.window.ring - x) for x in (0, 1))
         output, fed = torch.cat(outputs), len(session.t) - STEPS
         for operator, part in (("chunk_attention", slice(0, fed)), ("decode_attention", slice(fed, None))):
             worst[operator] = max(worst[operator], (_error(output[part], expected[part]), session.where))
@@ -130,11 +149,11 @@ def _kernel_checks(model: ModelConfig, max_window: int, dtype: str, device: torc
                 error = _error(output[part], if_shorter[part])
                 least_if_shorter[operator] = min(least_if_shorter[operator], error)
     for operator, (error, where) in worst.items():
-        row: Row = {"check": operator, "off_by": error, "tolerance": TOLERANCES[dtype], "worst_at": where}
-        row["ok"] = error < TOLERANCES[dtype]
+        row: Row = {"check": operator, "off_by": error, "tolerance": tolerance, "worst_at": where}
+        row["ok"] = error < tolerance
         if dtype == "float32":
             row["error_if_ring_were_shorter"] = least_if_shorter[operator]
-            row["ok"] &= least_if_shorter[operator] > 3 * TOLERANCES[dtype]
+            row["ok"] &= least_if_shorter[operator] > 3 * tolerance
         yield row
 
 
@@ -177,7 +196,7 @@ def _step(
             at.append((0, 0))
             qkv.append(torch.full_like(qkv[-1], torch.nan))
     rotation = None if positions.slopes is not None else step_rotation(positions, torch.tensor(at, device=cache.device))
-    heads = qkv[0].numel() // cache.shape[-1] - 2 * cache.shape[-3]
+    heads = qkv[0].numel() // head_dim(cache) - 2 * cache.shape[-3]
     arrivals = torch.zeros(len(rows) * heads, dtype=torch.int32, device=cache.device)
     outputs = torch.ops.trtstream.decode_attention(
         torch.stack(qkv),
@@ -197,11 +216,21 @@ def _step(
             raise CheckFailed("decode_attention: the output of a padding row is not zero")
 
 
-def _reference(session: Session, model: ModelConfig, ring: int) -> torch.Tensor:
-    """The outputs [T, heads * head_dim] that the session must have, in float64, from the same rounded inputs."""
+def _reference(session: Session, model: ModelConfig, kv_dtype: torch.dtype, ring: int) -> torch.Tensor:
+    """The outputs [T, heads * head_dim] that the session must have, in float64, from the same rounded inputs.
+
+    Of a quantized cache, from keys and values as they are after that.
+    """
     device, heads, kv_heads = session.qkv.device, model.num_attention_heads, model.num_key_value_heads
     q, k, v = session.qkv.double().unflatten(1, (-1, model.head_dim)).split((heads, kv_heads, kv_heads), 1)
     positions = PositionEncoding.of(model).to(device)
+    if kv_dtype.itemsize == 1:
+        v = vectors_to_store(v, kv_dtype).float().double()
+        if positions.frequencies is None:
+            k = vectors_to_store(k, kv_dtype).float().double()
+        else:  # keys are quantized as they are stored: rotated
+            cos, sin = (x.unsqueeze(1) for x in rotation(session.t.to(device), positions.frequencies))
+            k = rotate(vectors_to_store(rotate(k, cos, sin), kv_dtype).float().double(), cos, -sin)
     with device:  # the reference's own tensors go there, too
         outputs = streaming_attention(
             q,
@@ -230,16 +259,18 @@ def _cuda_engine(device: torch.device, checkpoint: RandomCheckpoint, build: Buil
     return make_engine(checkpoint.model, build, checkpoint.weights(device))
 
 
-def engine_checks(make: Maker) -> Iterator[Case]:
+def engine_checks(make: Maker, kv_dtypes: Sequence[str | None] = (None,)) -> Iterator[Case]:
     """Whole engines of a target, in prefill and in decode, against the definition on the CPU."""
     for name, model in {"Llama": TINY_LLAMA, "Falcon": TINY_FALCON, "Falcon with ALiBi": TINY_FALCON_RW}.items():
         for dtype, tolerance in {"float32": 2e-4, "float16": 3e-2, "bfloat16": 0.2}.items():
-            labels = {"of": f"tiny {name}, 3 sessions, to 4 C", "window": WINDOW, "dtype": dtype}
-            build = engine_build(dtype)
-            yield Case(labels, partial(_engine_check, model, build, tolerance, make), [Engine(model, build)])
+            for kv_dtype in kv_dtypes if dtype == KV_DTYPE else (None,):
+                build = engine_build(dtype, kv_dtype)
+                labels = {"of": f"tiny {name}, 3 sessions, to 4 C", "window": WINDOW} | _dtypes(build)
+                allowed = tolerance if kv_dtype is None else ENGINE_KV_TOLERANCES[kv_dtype]
+                yield Case(labels, partial(_engine_check, model, build, allowed, make), [Engine(model, build)])
 
 
-def engine_build(dtype: str) -> BuildConfig:
+def engine_build(dtype: str, kv_dtype: str | None = None) -> BuildConfig:
     return BuildConfig(
         max_batch_size=4,
         max_num_tokens=24,
@@ -247,6 +278,7 @@ def engine_build(dtype: str) -> BuildConfig:
         sink_token_length=4,
         max_sink_token_length=6,
         dtype=dtype,
+        kv_dtype=kv_dtype,
     )
 
 

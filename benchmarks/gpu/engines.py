@@ -10,7 +10,7 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.results import Row
 from benchmarks.gpu.tensorrt_engines import make_tensorrt_engine
 from benchmarks.models import RandomCheckpoint, weight_bytes
-from trtstream.plugins.kv_cache import kv_bytes_per_session
+from trtstream.plugins.kv_cache import kv_bytes_per_session, stored_vectors, vectors_to_store
 from trtstream.runtime.cuda import CudaBackend
 from trtstream.runtime.decoder import DecoderWeights
 from trtstream.runtime.session_state import SessionState
@@ -57,9 +57,17 @@ def engine_bytes(model: ModelConfig, build: BuildConfig, targets: Sequence[str])
 
 def place_session(engine: StreamingEngine, lane: int, position: int) -> None:
     """Put a session with a full cache of random keys and values into ``lane``, about to be fed token ``position``."""
-    cache = engine.backend.session_cache(lane).normal_()
+    cache = engine.backend.session_cache(lane)
+    fill(cache)
     ids = [0] * engine.build.max_attention_window
     engine.import_state(lane, SessionState(engine.build.sink_token_length, position, ids, cache))
+
+
+def fill(cache: torch.Tensor) -> None:
+    """Put random keys and values into one session's cache, layer by layer: their float32 takes memory."""
+    for layer in cache:
+        vectors = stored_vectors(layer)
+        vectors[()] = vectors_to_store(torch.randn(vectors.numbers.shape, device=cache.device), cache.dtype)
 
 
 def greedy_step(engine: StreamingEngine, batch: int, first_lane: int = 0) -> Callable[[], None]:

@@ -20,6 +20,7 @@ from benchmarks.gpu.engines import (
     decode_on_device,
     does_not_fit,
     engine_bytes,
+    fill,
     full_engine,
     full_engines,
     greedy_step,
@@ -218,7 +219,9 @@ def _attention_rows(bench: Bench, model: ModelConfig, build: BuildConfig) -> Ite
 def _attention_times(bench: Bench, model: ModelConfig, build: BuildConfig) -> list[float]:
     """Milliseconds on the device of all layers' attention, for a full batch of full sessions far past C."""
     batch, sinks = build.max_batch_size, build.max_sink_token_length
-    cache = new_cache(model, build, "cuda", bench.device).normal_()
+    cache = new_cache(model, build, "cuda", bench.device)
+    for session in cache:
+        fill(session)
     width = (model.num_attention_heads + 2 * model.num_key_value_heads) * model.head_dim
     qkv = torch.randn(batch, width, dtype=bench.dtype, device=bench.device)
     window = Window(build.sink_token_length, sinks, build.ring)

@@ -39,6 +39,7 @@ PARTS = {
     "methods": Part("comparisons", 20),
     "compilation": Part("comparisons", 90),
     "quantization": Part("comparisons", 40),
+    "kv_dtypes": Part("comparisons", 15),
     "prefill": Part("measurements", 6),
     "products": Part("comparisons", 4),
     "flatness": Part("measurements", 6),

@@ -55,6 +55,7 @@ COLUMNS = {
     "flatness": {"model", "window", "young_ms", "old_ms", "old_to_young", "goal", "met"},
     "compilation": {"step", "layers", "window", "ms", "times_ours", "logits_off_by_sigmas"},
     "quantization": {"model", "weights", "window", "ms", "to_float32", "read_gb", "floor_ms", "to_floor"},
+    "kv_dtypes": {"model", "kv_dtype", "window", "batch", "ms", "to_float32", "read_gb", "floor_ms", "to_floor"},
     "products": {"projection", "rows", "columns", "weights", "by", "ms", "times_ours", "off_by_sigmas"},
     "attention": {"model", "window", "batch", "floor_ms", "ms", "to_floor", "us_per_layer"},
     "tensorrt": {"target", "runs", "note"},
