@@ -20,12 +20,12 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompiledKernel
 
 from benchmarks import write_json
 from benchmarks.markdown import table
 from benchmarks.models import FALCON_7B, FALCON_RW_1B, LLAMA_2_7B, LLAMA_3_8B, SMOLLM2
-from trtstream.plugins import cuda_decode, cuda_matvec, cuda_prefill
+from trtstream.plugins import cuda_chain, cuda_decode, cuda_matvec, cuda_prefill
 from trtstream.plugins.kv_cache import cache_dtype
 from trtstream.settings import ModelConfig
 
@@ -64,10 +64,18 @@ class Resources:
 
 
 def resources(kernel: str, model: str, dtype: str, kv_dtype: str, capability: int) -> Resources:
-    """Compile a kernel of `KERNELS` and read its machine code's resources.
+    """Compile a kernel of `KERNELS` and read its machine code's resources."""
+    compiled = compile_kernel(kernel, model, dtype, kv_dtype, capability)
+    usage = _resource_usage(compiled.asm["cubin"])
+    return Resources(
+        kernel, model, dtype, kv_dtype, capability, compiled.metadata.num_warps,
+        registers=usage["REG"], shared_memory=compiled.metadata.shared, stack=usage["STACK"] + usage["LOCAL"],
+    )  # fmt: skip
 
-    ``decode`` has its cache split over programs; ``matvec`` is the MLP's first product, around which most is computed.
-    """
+
+def compile_kernel(kernel: str, model: str, dtype: str, kv_dtype: str, capability: int) -> CompiledKernel:
+    """``decode`` has its cache split over programs; ``matvec`` is the MLP's first product, around which most is
+    computed."""
     sizes = MODELS[model]
     if kernel in MATVECS:
         function, constants = cuda_matvec.matvec_kernel, _matvec_constants(sizes, MATVECS[kernel], dtype)
@@ -83,15 +91,12 @@ def resources(kernel: str, model: str, dtype: str, kv_dtype: str, capability: in
             constants["SPLIT"] = True
         if kv_dtype == dtype:
             constants |= {name: None for name in function.arg_names if name.endswith("scales")}
+    if "CHAINED" in function.arg_names:
+        constants["CHAINED"] = (capability // 10, capability % 10) >= cuda_chain.CAPABILITY
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages") if name in constants}
     types = DTYPES | KV_DTYPES
     source = _source(function, constants, types[dtype], types[kv_dtype])
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    usage = _resource_usage(compiled.asm["cubin"])
-    return Resources(
-        kernel, model, dtype, kv_dtype, capability, options["num_warps"],
-        registers=usage["REG"], shared_memory=compiled.metadata.shared, stack=usage["STACK"] + usage["LOCAL"],
-    )  # fmt: skip
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def _matvec_constants(sizes: ModelConfig, tokens: int, dtype: str) -> dict[str, Any]:
@@ -136,15 +141,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--arch", type=int, action="append", choices=SHARED_MEMORY_LIMIT, help="default: all")
     parser.add_argument("--dtype", action="append", choices=DTYPES, help="default: all")
-    parser.add_argument("--kv-dtype", action="append", choices=KV_DTYPES, help="default: as the dtype")
+    parser.add_argument("--kv-dtype", action="append", choices=["none", *KV_DTYPES], help="default: all")
     parser.add_argument("--model", action="append", choices=MODELS, help="default: all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
     options = parser.parse_args()
-    formats = product(options.dtype or DTYPES, options.kv_dtype or [""])
+    formats = product(options.dtype or DTYPES, options.kv_dtype or ["none", *KV_DTYPES])
     cells = product(options.arch or SHARED_MEMORY_LIMIT, options.model or MODELS, formats, KERNELS)
     rows = []
     for capability, model, (dtype, kv_dtype), kernel in cells:
-        rows.append(asdict(resources(kernel, model, dtype, kv_dtype or dtype, capability)))
+        if kv_dtype != "none" and kernel in MATVECS:
+            continue  # it has no KV cache
+        rows.append(asdict(resources(kernel, model, dtype, dtype if kv_dtype == "none" else kv_dtype, capability)))
         print(*rows[-1].values(), file=sys.stderr)
     print(table(rows))
     write_json(options.json, {"triton": triton.__version__, "kernels": rows})

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from trtstream.plugins import cuda_grid
+from trtstream.plugins.cuda_chain import early_launch, wait_for_last_kernel
 from trtstream.plugins.cuda_tiles import (
     LOG2E,
     LOWEST,
@@ -76,6 +77,7 @@ def decode_kernel(
     WIDTH: tl.constexpr,
     MAX_SINKS: tl.constexpr,
     SPLIT: tl.constexpr,
+    CHAINED: tl.constexpr,
     GROUP_BLOCK: tl.constexpr,
     HALF_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -89,6 +91,7 @@ def decode_kernel(
     group_tile = tl.program_id(1) % GROUP_TILES
     split, splits = tl.program_id(2), tl.num_programs(2)
 
+    wait_for_last_kernel(CHAINED)
     row = rows + batch * 6
     lane = tl.load(row)
     write = tl.load(row + 1).to(tl.int32)
@@ -262,6 +265,6 @@ def launch_decode(
         decode_kernel[batch, programs, splits](
             qkv, numbers, scales, rows, rotation, slopes, out, peaks, totals, partials, arrivals,
             numbers.stride(0), 0 if scales is None else scales.stride(0), LOG2E.value * head_dim**-0.5,
-            SPLIT=splits > 1, **constants,
+            SPLIT=splits > 1, **constants, **early_launch(qkv.device),
         )  # fmt: skip
     return out

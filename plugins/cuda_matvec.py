@@ -14,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
+from trtstream.plugins.cuda_chain import early_launch, fetch_rows, wait_for_last_kernel
+
 PROGRAMS = 256  # at least, where the weight has rows enough: two for each of a large GPU's multiprocessors
 
 
@@ -76,6 +78,7 @@ def matvec_kernel(
     LAYER_NORM: tl.constexpr,
     ACTIVATION: tl.constexpr,
     GATED: tl.constexpr,
+    CHAINED: tl.constexpr,
     TOKENS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
@@ -88,6 +91,10 @@ def matvec_kernel(
     output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)[:, None]
     is_output = output < num_outputs
     rows = weight + output.to(tl.int64) * num_inputs
+    fetch_rows(weight, output, num_outputs, num_inputs, INPUTS, CHAINED)
+    if GATED:
+        fetch_rows(weight + num_outputs.to(tl.int64) * num_inputs, output, num_outputs, num_inputs, INPUTS, CHAINED)
+    wait_for_last_kernel(CHAINED)
     if norm_weight is not None:
         mean, inverse = moments(tokens, is_token, num_inputs, eps, LAYER_NORM, TOKENS, NORM_INPUTS)
 
@@ -171,6 +178,6 @@ def matvec(
     with torch.cuda.device_of(x):
         matvec_kernel[(triton.cdiv(num_outputs, constants["OUTPUTS"]),)](
             x, weight, bias, norm_weight, norm_bias, residual, out, len(x), num_outputs, num_inputs, norm_eps,
-            LAYER_NORM=layer_norm, ACTIVATION=activation, GATED=gated, **constants,
+            LAYER_NORM=layer_norm, ACTIVATION=activation, GATED=gated, **constants, **early_launch(x.device),
         )  # fmt: skip
     return out

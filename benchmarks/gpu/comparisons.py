@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ from benchmarks.gpu.launches import Engine
 from benchmarks.gpu.results import Row
 from benchmarks.models import RandomCheckpoint, quantized, step_bytes
 from benchmarks.timing import device_milliseconds, in_turn
+from trtstream.plugins import cuda_chain
 from trtstream.plugins.decode_plan import Step
 from trtstream.plugins.kv_cache import kv_bytes_per_session, new_cache
 from trtstream.plugins.positions import PositionEncoding
@@ -75,6 +77,7 @@ def _greedy(logits: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor
 def compilation(bench: Bench) -> Iterator[Case]:
     """Our decode step against torch's operators, as they are and compiled; all in CUDA graphs, on the device.
 
+    ``unchained`` is ours where no kernel begins before the last one has ended.
     ``coordinate descent`` is torch.compile with that tuning, without which it leaves products of one row to cuBLAS.
     """
     build = bench.build(bench.sizes.main_windows[0], 1)
@@ -86,16 +89,20 @@ def compilation(bench: Bench) -> Iterator[Case]:
 def _compilation_rows(bench: Bench, model: ModelConfig, build: BuildConfig) -> Iterator[Row]:
     weights = RandomCheckpoint(model, bench.dtype, bench.device).weights()
     ours, expected = 0.0, torch.empty(0)
-    for name in ("ours", "torch", "torch.compile", "coordinate descent"):
+    for name in ("ours", "unchained", "torch", "torch.compile", "coordinate descent"):
         step, inputs = _decode_step(model, build, weights)
-        compiles = name not in ("ours", "torch")
+        compiles = name not in ("ours", "unchained", "torch")
         if compiles:
             options = {"coordinate_descent_tuning": True} if name == "coordinate descent" else {}
             backend = "inductor" if inputs[0].is_cuda else "aot_eager"
             step.compile(fullgraph=True, dynamic=False, backend=backend, options=options if inputs[0].is_cuda else None)
-        kernel_tokens = decoder.KERNEL_TOKENS if name == "ours" else 0
+        changes = {
+            "unchained": patch.object(cuda_chain, "CAPABILITY", (99, 0)),
+            "ours": contextlib.nullcontext(),
+        }
+        change = changes.get(name, patch.object(decoder, "KERNEL_TOKENS", 0))
         try:
-            with torch.inference_mode(), patch.object(decoder, "KERNEL_TOKENS", kernel_tokens):
+            with torch.inference_mode(), change:
                 logits = step(*inputs).clone()
                 run = captured(partial(step, *inputs), bench.device)
                 median = statistics.median(device_milliseconds(run, bench.device, bench.sizes.calls))

@@ -64,10 +64,12 @@ def place_session(engine: StreamingEngine, lane: int, position: int) -> None:
 
 
 def fill(cache: torch.Tensor) -> None:
-    """Put random keys and values into one session's cache, layer by layer: their float32 takes memory."""
+    """Put the same random keys and values into every session's cache, layer by layer: their float32 takes memory."""
+    generator = torch.Generator(cache.device).manual_seed(0)
     for layer in cache:
         vectors = stored_vectors(layer)
-        vectors[()] = vectors_to_store(torch.randn(vectors.numbers.shape, device=cache.device), cache.dtype)
+        noise = torch.randn(vectors.numbers.shape, generator=generator, device=cache.device)
+        vectors[()] = vectors_to_store(noise, cache.dtype)
 
 
 def greedy_step(engine: StreamingEngine, batch: int, first_lane: int = 0) -> Callable[[], None]:
