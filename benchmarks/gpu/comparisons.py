@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -74,6 +74,13 @@ def _greedy(logits: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor
     return int(logits(tokens).argmax())
 
 
+STEPS: dict[str, Callable[[], AbstractContextManager[object]]] = {
+    "ours": nullcontext,
+    "unchained": partial(patch.object, cuda_chain, "CAPABILITY", (99, 0)),
+}
+"""What is changed for a step of our own; the others are torch's products."""
+
+
 def compilation(bench: Bench) -> Iterator[Case]:
     """Our decode step against torch's operators, as they are and compiled; all in CUDA graphs, on the device.
 
@@ -91,16 +98,12 @@ def _compilation_rows(bench: Bench, model: ModelConfig, build: BuildConfig) -> I
     ours, expected = 0.0, torch.empty(0)
     for name in ("ours", "unchained", "torch", "torch.compile", "coordinate descent"):
         step, inputs = _decode_step(model, build, weights)
-        compiles = name not in ("ours", "unchained", "torch")
+        compiles = name not in (*STEPS, "torch")
         if compiles:
             options = {"coordinate_descent_tuning": True} if name == "coordinate descent" else {}
             backend = "inductor" if inputs[0].is_cuda else "aot_eager"
             step.compile(fullgraph=True, dynamic=False, backend=backend, options=options if inputs[0].is_cuda else None)
-        changes = {
-            "unchained": patch.object(cuda_chain, "CAPABILITY", (99, 0)),
-            "ours": contextlib.nullcontext(),
-        }
-        change = changes.get(name, patch.object(decoder, "KERNEL_TOKENS", 0))
+        change = STEPS.get(name, partial(patch.object, decoder, "KERNEL_TOKENS", 0))()
         try:
             with torch.inference_mode(), change:
                 logits = step(*inputs).clone()
