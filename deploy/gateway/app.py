@@ -192,6 +192,6 @@ def _completing(
         require_ready(gateway)
         asked = read(await read_parameters(request), gateway.upstream.models)
         outputs = gateway.run(tenant_of(request), asked.model, asked.inputs)
-        return await while_connected(request, lambda: complete(asked, outputs))
+        return await while_connected(request.receive, lambda: complete(asked, outputs))
 
     return handle

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator
 
 import anyio
 from openai import BaseModel
+from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
+
+from trtstream.deploy.http_front.connected import while_connected
 
 DONE = b"data: [DONE]\n\n"
 
@@ -37,7 +41,8 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            with contextlib.suppress(ClientDisconnect):
+                await while_connected(receive, lambda: self.stream_response(send))
         finally:
             with anyio.CancelScope(shield=True):
                 await self._events.aclose()

@@ -78,7 +78,7 @@ async def create(request: Request) -> Response:
             await progress.over()
         return _json(progress)
 
-    return await while_connected(request, respond)
+    return await while_connected(request.receive, respond)
 
 
 async def _start(

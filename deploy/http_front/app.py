@@ -128,7 +128,7 @@ async def _pass_on(request: Request) -> Response:
         return await read_answer(request.scope["raw_path"], response, lambda: front.triton.cancel(name))
 
     try:
-        return await while_connected(request, ask)
+        return await while_connected(request.receive, ask)
     except ClientDisconnect:
         front.triton.cancel(name)
         raise
