@@ -1,7 +1,8 @@
-"""The decoder of both families in torch: everything in a layer except attention, which is the caller's.
+"""The decoder of all families in torch: everything in a layer except attention, which is the caller's.
 
-Here it computes chunks, on the CPU and on a GPU. A decode step is a CUDA graph of it there, in which a product and what
-surrounds it are one kernel for up to 8 tokens, and on the CPU a library's.
+GPU engines run it: steps and short prompts as CUDA graphs, in which a product of up to 8 tokens and what surrounds it
+are one kernel. On the CPU an engine's own library computes most of this (`trtstream.runtime.cpu`), and torch what is
+left, as checkpoints that `trtstream eval` reads.
 """
 
 from __future__ import annotations
