@@ -26,6 +26,7 @@ from benchmarks import write_json
 from benchmarks.markdown import table
 from benchmarks.models import FALCON_7B, FALCON_RW_1B, LLAMA_2_7B, LLAMA_3_8B, SMOLLM2
 from trtstream.plugins import cuda_chain, cuda_decode, cuda_matvec, cuda_prefill
+from trtstream.plugins.cuda_device import FP8_CAPABILITY
 from trtstream.plugins.kv_cache import cache_dtype
 from trtstream.settings import ModelConfig
 
@@ -151,6 +152,8 @@ def main() -> None:
     for capability, model, (dtype, kv_dtype), kernel in cells:
         if kv_dtype != "none" and kernel in MATVECS:
             continue  # it has no KV cache
+        if kv_dtype == "fp8" and (capability // 10, capability % 10) < FP8_CAPABILITY:
+            continue
         rows.append(asdict(resources(kernel, model, dtype, dtype if kv_dtype == "none" else kv_dtype, capability)))
         print(*rows[-1].values(), file=sys.stderr)
     print(table(rows))

@@ -14,6 +14,7 @@ from benchmarks.gpu.launches import Engine
 from benchmarks.gpu.results import Row
 from benchmarks.models import FALCON_7B, LLAMA_2_7B, SMOLLM2, TINY_FALCON, TINY_LLAMA, TINYLLAMA
 from benchmarks.timing import bandwidths
+from trtstream.plugins.cuda_device import FP8_CAPABILITY
 from trtstream.settings import BuildConfig, ModelConfig
 
 
@@ -132,6 +133,12 @@ class Bench:
     def fits(self, num_bytes: int) -> bool:
         """Whether that many bytes can be allocated, with space left to compute in."""
         return num_bytes + WORKSPACE <= self.free_bytes()
+
+    @property
+    def kv_dtypes(self) -> tuple[str, ...]:
+        """The 8-bit KV caches that the device can have."""
+        old = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) < FP8_CAPABILITY
+        return ("int8",) if old else ("int8", "fp8")
 
     @property
     def dtype(self) -> torch.dtype:

@@ -155,9 +155,9 @@ def _quantization_rows(bench: Bench, build: BuildConfig) -> Iterator[Row]:
 
 
 def kv_dtypes(bench: Bench) -> Iterator[Case]:
-    """Decode with int8 and fp8 KV caches against a 16-bit one, in turn, until the host has the tokens."""
+    """Decode with 8-bit KV caches against a 16-bit one, in turn, until the host has the tokens."""
     for window, batch in product(bench.sizes.main_windows, bench.sizes.batches):
-        builds = {name: replace(bench.build(window, batch), kv_dtype=name) for name in (None, "int8", "fp8")}
+        builds = {name: replace(bench.build(window, batch), kv_dtype=name) for name in (None, *bench.kv_dtypes)}
         labels = {"model": bench.sizes.main_model, "window": window, "batch": batch}
         engines = [Engine(bench.main, build) for build in builds.values()]
         yield Case(labels, partial(_kv_rows, bench, list(builds.values()), batch), engines)

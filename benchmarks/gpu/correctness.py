@@ -106,9 +106,9 @@ def correctness(bench: Bench) -> Iterator[Case]:
             build = BuildConfig(max_attention_window=window, max_sink_token_length=MAX_SINKS, dtype=dtype)
             yield from _kernel_cases(bench, name, model, build)
             if name in KV_LAYOUTS and dtype == KV_DTYPE:
-                for kv_dtype in KV_TOLERANCES:
+                for kv_dtype in bench.kv_dtypes:
                     yield from _kernel_cases(bench, name, model, replace(build, kv_dtype=kv_dtype))
-    yield from engine_checks(partial(_cuda_engine, bench.device), (None, *KV_TOLERANCES))
+    yield from engine_checks(partial(_cuda_engine, bench.device), (None, *bench.kv_dtypes))
 
 
 def _kernel_cases(bench: Bench, name: str, model: ModelConfig, build: BuildConfig) -> Iterator[Case]:
