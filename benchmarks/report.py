@@ -38,8 +38,10 @@ def document() -> str:
         "column": column,
         "differences": differences,
         "evaluation_line": evaluation_line,
+        "even_share": even_share,
         "exp": math.exp,
         "table": table,
+        "widest_spread": widest_spread,
     }
     template = templates.get_template("results.md.jinja", globals=functions)
     return template.render(results=results, paper=paper, gpl=GPL, checkpoint=FILE_NAME)
@@ -53,6 +55,18 @@ def column(rows: dict[str, tuple[str, ...]], index: int) -> str:
 def differences(places: list[dict[str, Any]]) -> list[float]:
     """The long session's loss less the fresh session's at each place, the largest last."""
     return sorted((place["long_session"] - place["fresh_session"] for place in places), key=abs)
+
+
+def even_share(context: int) -> float:
+    """Of the attention of the tokens in the second half of a context: what one token gets if all that are seen do."""
+    second_half = range(context // 2, context)
+    return sum(1 / (position + 1) for position in second_half) / len(second_half)
+
+
+def widest_spread(models: list[dict[str, Any]]) -> float:
+    """The largest difference between a model's perplexities with several numbers of sinks, over the smallest."""
+    perplexities = [model["perplexity"].values() for model in models]
+    return max(max(values) / min(values) - 1 for values in perplexities)
 
 
 def main() -> None:

@@ -77,6 +77,7 @@ def main() -> None:
     write_json(
         arguments.json,
         {
+            "checkpoint": f"{len(models)} models that it trained",
             "machine": machine(),
             "size": asdict(size),
             "tokens_of_text": len(ids),
