@@ -136,7 +136,6 @@ MUTATIONS = {
 
 
 @pytest.mark.quick("one sink*", "written before*")
-@pytest.mark.filterwarnings("ignore:invalid value encountered in divide")
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS)
 def test_the_comparison_sees_a_mutated_kernel(mutation: tuple[str, str], mutant: Callable) -> None:
     broken = mutant(cuda_prefill, *mutation)
@@ -146,7 +145,6 @@ def test_the_comparison_sees_a_mutated_kernel(mutation: tuple[str, str], mutant:
 
 
 @pytest.mark.quick("padding is written")
-@pytest.mark.filterwarnings("ignore:invalid value encountered")
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
@@ -181,7 +179,6 @@ QUANTIZED_MUTATIONS = {
 
 
 @pytest.mark.quick("keys not*")
-@pytest.mark.filterwarnings("ignore:invalid value encountered")
 @pytest.mark.parametrize("mutation", QUANTIZED_MUTATIONS.values(), ids=QUANTIZED_MUTATIONS)
 def test_the_comparison_sees_a_quantized_cache_read_wrongly(mutation: tuple[str, str], mutant: Callable) -> None:
     broken = mutant(cuda_prefill, *mutation)
