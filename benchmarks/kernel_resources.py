@@ -93,7 +93,7 @@ def compile_kernel(kernel: str, model: str, dtype: str, kv_dtype: str, capabilit
         if kv_dtype == dtype:
             constants |= {name: None for name in function.arg_names if name.endswith("scales")}
     if "CHAINED" in function.arg_names:
-        constants["CHAINED"] = (capability // 10, capability % 10) >= cuda_chain.CAPABILITY
+        constants["CHAINED"] = divmod(capability, 10) >= cuda_chain.CAPABILITY
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages") if name in constants}
     types = DTYPES | KV_DTYPES
     source = _source(function, constants, types[dtype], types[kv_dtype])
@@ -152,7 +152,7 @@ def main() -> None:
     for capability, model, (dtype, kv_dtype), kernel in cells:
         if kv_dtype != "none" and kernel in MATVECS:
             continue  # it has no KV cache
-        if kv_dtype == "fp8" and (capability // 10, capability % 10) < FP8_CAPABILITY:
+        if kv_dtype == "fp8" and divmod(capability, 10) < FP8_CAPABILITY:
             continue
         rows.append(asdict(resources(kernel, model, dtype, dtype if kv_dtype == "none" else kv_dtype, capability)))
         print(*rows[-1].values(), file=sys.stderr)

@@ -157,10 +157,10 @@ def _quantization_rows(bench: Bench, build: BuildConfig) -> Iterator[Row]:
 def kv_dtypes(bench: Bench) -> Iterator[Case]:
     """Decode with 8-bit KV caches against a 16-bit one, in turn, until the host has the tokens."""
     for window, batch in product(bench.sizes.main_windows, bench.sizes.batches):
-        builds = {name: replace(bench.build(window, batch), kv_dtype=name) for name in (None, *bench.kv_dtypes)}
+        builds = [replace(bench.build(window, batch), kv_dtype=name) for name in (None, *bench.kv_dtypes)]
         labels = {"model": bench.sizes.main_model, "window": window, "batch": batch}
-        engines = [Engine(bench.main, build) for build in builds.values()]
-        yield Case(labels, partial(_kv_rows, bench, list(builds.values()), batch), engines)
+        engines = [Engine(bench.main, build) for build in builds]
+        yield Case(labels, partial(_kv_rows, bench, builds, batch), engines)
 
 
 def _kv_rows(bench: Bench, builds: list[BuildConfig], batch: int) -> Iterator[Row]:
@@ -170,9 +170,11 @@ def _kv_rows(bench: Bench, builds: list[BuildConfig], batch: int) -> Iterator[Ro
         yield does_not_fit(needed, "weights and KV caches")
         return
     weights = RandomCheckpoint(bench.main, bench.dtype, bench.device).weights()
-    names = {build.kv_dtype or bench.sizes.dtype: build for build in builds}
-    engines = {name: full_engine(bench.main, build, weights) for name, build in names.items()}
-    sizes = {name: step_bytes(bench.main, build, weights, batch) for name, build in names.items()}
+    engines, sizes = {}, {}
+    for build in builds:
+        name = build.kv_dtype or bench.sizes.dtype
+        engines[name] = full_engine(bench.main, build, weights)
+        sizes[name] = step_bytes(bench.main, build, weights, batch)
     for name, row in _step_rows(bench, engines, sizes, batch):
         yield {"kv_dtype": name} | row
 

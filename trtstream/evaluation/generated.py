@@ -32,7 +32,7 @@ class Generated:
 
 
 def load_generated(path: Path, identity: Identity) -> Generated | None:
-    """What `Generated.save` wrote to ``path``; None where there is no such file.
+    """The run that `Generated.save` wrote to ``path``, or None if there is no such file.
 
     Raises TrtstreamError if the file cannot be read, or if its run's identity is not ``identity``.
     """
