@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from http import HTTPStatus
 
 import anyio
 import httpx2 as httpx
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from trtstream.deploy.contract import CODE, NO_INPUTS
 from trtstream.deploy.http_front.body import Refusal, discard_body
+from trtstream.deploy.http_front.connected import while_connected
 from trtstream.runtime.request_fields import ERROR_CODES
 
 NOT_RETURNED = {b"connection", b"keep-alive", b"transfer-encoding"}
@@ -127,7 +130,8 @@ class Relay(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            with contextlib.suppress(ClientDisconnect):
+                await while_connected(receive, lambda: self.stream_response(send))
         finally:
             if not self._ended:
                 self._leave()
