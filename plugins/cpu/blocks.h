@@ -17,26 +17,26 @@
 
 constexpr int64_t kColumns = 32;
 
-// 32 activations of a token: about values * scale. `sum` is that of all values.
+// 32 activations of a token: about values * scale. `sum` is that of all values, `scaled_sum` that of the activations.
 struct ActivationBlock {
   int16_t values[kColumns];
-  float scale;
+  float scale, scaled_sum;
   int32_t sum;
 
   void quantize(const float* x) {
     float largest = 0;
     for (int i = 0; i < kColumns; ++i) largest = std::max(largest, std::fabs(x[i]));
     const float steps = largest > 1e-30f ? 32767 / largest : 0;
-    int32_t total = 0;
+    sum = 0;
     for (int i = 0; i < kColumns; ++i) {
       const float rounded = x[i] * steps + 12582912.0f;  // so large that the last bits are the nearest integer
       uint32_t bits;
       std::memcpy(&bits, &rounded, sizeof bits);
       values[i] = int16_t(bits);
-      total += values[i];
+      sum += values[i];
     }
     scale = largest / 32767;
-    sum = total;
+    scaled_sum = scale * sum;
   }
 };
 
@@ -70,7 +70,7 @@ struct Blocks {
         for (int b = 0; b < B; ++b) {
           const Words values = repeat(at(x + b * stride).values + i * kWord + 2 * pair);
           for (int r = 0; r < R; ++r)
-            products[r][b] = add_integer_products(products[r][b], widened(words[r], pair), values);
+            products[r][b] = in_register(add_integer_products(products[r][b], widened(words[r], pair), values));
         }
     }
     for (int r = 0; r < R; ++r) {
@@ -78,7 +78,7 @@ struct Blocks {
       for (int b = 0; b < B; ++b) {
         const ActivationBlock& block = at(x + b * stride);
         sums[r][b] += scale * block.scale * floats(products[r][b]);
-        if constexpr (HasMinimum) sums[r][b] += halves(weights[r] + 2 * kLanes) * (block.scale * float(block.sum));
+        if constexpr (HasMinimum) sums[r][b] += halves(weights[r] + 2 * kLanes) * block.scaled_sum;
       }
     }
   }

@@ -42,6 +42,15 @@ struct FloatRows {
   static void widen(const char* row, int64_t columns, float* out) { read(row, 0, columns, out); }
 };
 
+// sums[r][b] += w[r] times a vector of token b.
+template <int R, int B>
+inline void add_products(Floats (&sums)[R][B], const Floats (&w)[R], const char* x, int64_t stride) {
+  for (int b = 0; b < B; ++b) {
+    const Floats values = in_register(load<Floats>(x + b * stride));
+    for (int r = 0; r < R; ++r) sums[r][b] = in_register(sums[r][b] + w[r] * values);
+  }
+}
+
 struct Float32 : FloatRows<float> {
   static constexpr int64_t kStep = kLanes, kBytes = sizeof(Floats), kPackedBytes = sizeof(Floats);
 
@@ -49,10 +58,9 @@ struct Float32 : FloatRows<float> {
 
   template <int R, int B>
   static void add(Floats (&sums)[R][B], const char* const* weights, const char* x, int64_t stride) {
-    for (int r = 0; r < R; ++r) {
-      const Floats w = load<Floats>(weights[r]);
-      for (int b = 0; b < B; ++b) sums[r][b] += w * load<Floats>(x + b * stride);
-    }
+    Floats w[R];
+    for (int r = 0; r < R; ++r) w[r] = load<Floats>(weights[r]);
+    add_products(sums, w, x, stride);
   }
 };
 
@@ -91,14 +99,13 @@ struct Bfloat16 : FloatRows<uint16_t> {
 
   template <int R, int B>
   static void add(Floats (&sums)[R][B], const char* const* weights, const char* x, int64_t stride) {
+    Floats even[R], odd[R];
     for (int r = 0; r < R; ++r) {
       const Words pairs = load<Words>(weights[r]);
-      const Floats even = low_halves(pairs), odd = high_halves(pairs);
-      for (int b = 0; b < B; ++b) {
-        sums[r][b] += even * load<Floats>(x + b * stride);
-        sums[r][b] += odd * load<Floats>(x + b * stride + sizeof(Floats));
-      }
+      even[r] = low_halves(pairs), odd[r] = high_halves(pairs);
     }
+    add_products(sums, even, x, stride);
+    add_products(sums, odd, x + sizeof(Floats), stride);
   }
 };
 

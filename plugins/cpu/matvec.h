@@ -13,8 +13,8 @@
 constexpr int kStreams = 4;
 // A thread's rows begin at a multiple of this: outputs fill cache lines, and no two threads write the same one.
 constexpr int64_t kTile = 16;
-// Bytes ahead of a load that a stream is fetched.
-constexpr int64_t kAhead = 1024;
+// Bytes ahead of a load that a stream is fetched, a line of the cache at a time.
+constexpr int64_t kAhead = 1024, kLine = 64;
 
 // Mirrors Matrix in plugins/cpu_structures.py.
 struct Matrix {
@@ -46,13 +46,17 @@ inline void dots(const char* const* tiles, const char* x, int64_t columns, float
   } else {
     const int64_t steps = columns / Format::kStep, token = packed_bytes<Format>(columns);
     Floats lanes[R][B] = {};
-    for (int64_t step = 0; step < steps; ++step) {
-      const char* weights[R];
-      for (int r = 0; r < R; ++r) {
-        weights[r] = tiles[r] + step * Format::kBytes;
-        for (int64_t line = 0; line < Format::kBytes; line += 64) __builtin_prefetch(weights[r] + kAhead + line);
+    constexpr int64_t together = Format::kBytes < kLine ? kLine / Format::kBytes : 1;
+    for (int64_t step = 0; step < steps; step += together) {
+      for (int r = 0; r < R; ++r)
+        for (int64_t line = 0; line < together * Format::kBytes; line += kLine)
+          __builtin_prefetch(tiles[r] + step * Format::kBytes + kAhead + line);
+#pragma GCC unroll 2
+      for (int64_t i = step; i < step + together; ++i) {
+        const char* weights[R];
+        for (int r = 0; r < R; ++r) weights[r] = tiles[r] + i * Format::kBytes;
+        Format::add(lanes, weights, x + i * Format::kPackedBytes, token);
       }
-      Format::add(lanes, weights, x + step * Format::kPackedBytes, token);
     }
     for (int r = 0; r < R; ++r)
       for (int b = 0; b < B; ++b) Format::finish(lanes[r][b], sums + r * stride + b * kTile);

@@ -37,14 +37,6 @@ inline int vectors_of(int64_t panel, int64_t tokens) {
   return int(std::min<int64_t>(kPanelVectors, (tokens - panel * kPanel + kLanes - 1) / kLanes));
 }
 
-// GCC would load a vector again for each product with it, and two loads take as long as two products.
-inline Floats in_register(Floats vector) {
-#if defined(__AVX512F__) || (defined(__x86_64__) && LANES <= 8)
-  asm("" : "+x"(vector));
-#endif
-  return vector;
-}
-
 // kTileRows rows of `out` become, or grow by, the sum over i < depth of w[row * row_step + i * column_step] times row i
 // of `x`; those of `x` and `out` are kPanel apart. The first V vectors of each are computed.
 template <int V>

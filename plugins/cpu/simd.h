@@ -106,6 +106,16 @@ inline Words repeat(const void* from) {
   return Words{} + four;
 }
 
+// GCC would load a vector again for each product with it, and two loads take as long as two products. It would also
+// add up several products before it adds them to a sum, for which the registers do not suffice.
+template <class Vector>
+inline Vector in_register(Vector vector) {
+#if defined(__AVX512F__) || (defined(__x86_64__) && LANES <= 8)
+  asm("" : "+x"(vector));
+#endif
+  return vector;
+}
+
 inline Floats floats(Ints ints) { return __builtin_convertvector(ints, Floats); }
 
 // kLanes float16 numbers.

@@ -192,9 +192,9 @@ def test_an_embedding_is_a_row(path: str, name: str, library: Compile) -> None:
 
 MUTATIONS = [
     ("blocks.h", "i * kWord + 2 * pair", "i * kWord", "Q4_1"),
-    ("blocks.h", "(block.scale * float(block.sum))", "block.scale", "Q4_1"),
+    ("blocks.h", "* block.scaled_sum", "* block.scale", "Q4_1"),
     ("blocks.h", "-kZero * at", "-(kZero + 1) * at", "Q4_0"),
-    ("blocks.h", "sum = total", "sum = values[0]", "Q8_0"),
+    ("blocks.h", "sum += values[i]", "sum = values[i]", "Q8_0"),
     ("blocks.h", "scale * block.scale * floats", "scale * at(x).scale * floats", "Q8_0"),
     ("blocks.h", "uint8_t(integers[column] + kZero)", "uint8_t(integers[column])", "Q8_0"),
     ("blocks.h", "words >> (pair * Bits)", "words >> Bits", "Q4_0"),

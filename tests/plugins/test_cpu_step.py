@@ -282,7 +282,7 @@ MUTATIONS = [
     ("llama-bias", "matvec.h", "m.bias[first_rows[s] + i]", "m.bias[first_rows[0] + i]"),
     ("llama-gqa", "matvec.h", "s % Parts * rows", "0 * rows"),
     ("llama-gqa", "matvec.h", "b += 2;", "b += 1;"),
-    ("falcon-7b", "formats.h", "sums[r][b] += w * load<Floats>(x", "sums[r][b] = w * load<Floats>(x"),
+    ("falcon-7b", "formats.h", "in_register(sums[r][b] + w[r] * values)", "in_register(w[r] * values)"),
     ("falcon-40b", "step.cpp", "if (!model_.is_shared_norm) normalize", "if (model_.is_shared_norm) normalize"),
     ("falcon-7b", "step.cpp", "if (!model_.is_parallel) {", "{"),
     ("qwen3", "step.cpp", "if (layer.q_norm.weight) normalize_heads(layer);", ""),
