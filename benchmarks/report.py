@@ -33,7 +33,7 @@ def document() -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.filters |= {"f": format, "cells": cells}
+    templates.filters |= {"f": format, "cells": cells, "without": without}
     functions = {
         "column": column,
         "differences": differences,
@@ -45,6 +45,10 @@ def document() -> str:
     }
     template = templates.get_template("results.md.jinja", globals=functions)
     return template.render(results=results, paper=paper, gpl=GPL, checkpoint=FILE_NAME)
+
+
+def without(row: dict[str, str], column: str) -> dict[str, str]:
+    return {name: cell for name, cell in row.items() if name != column}
 
 
 def column(rows: dict[str, tuple[str, ...]], index: int) -> str:

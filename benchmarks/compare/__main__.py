@@ -12,9 +12,9 @@ StreamingLLM) or half of them, and 4 and 8 sessions at a time; OpenVINO GenAI wh
 same file; and ExecuTorch's positions in our own torch, for their quality. A step's floor is the time in which its
 weights and visible KV cache can be read, at the measured bandwidth. Prompts are those of new sessions.
 
-    python -m benchmarks.compare CHECKPOINT --text FILE --peers llama.cpp,openvino
+    python -m benchmarks.compare CHECKPOINT --text FILE --leave-out recompute,rotation,ExecuTorch
 
-leaves out what takes long.
+leaves out what takes long. A large model and its peers may not fit into memory together: leave out `float32,sessions`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks import RESULTS, write_json
-from benchmarks.compare.entries import MEMORY, PEERS, STEPS, our_entries, peer_entries
+from benchmarks import write_json
+from benchmarks.compare.entries import MEMORY, STEPS, Entry, our_entries, peer_entries
 from benchmarks.compare.findings import bandwidth, cells, chunked_evaluation, evaluation_line, rows, verdicts
 from benchmarks.compare.measure import measure, plan
 from benchmarks.compare.picture import plot
@@ -41,12 +41,17 @@ if TYPE_CHECKING:
     from trtstream.build.checkpoint import Checkpoint
 
 
-def peer_list(_context: click.Context, _option: click.Parameter, value: str) -> list[str]:
-    peers = [part.strip() for part in value.split(",")]
-    unknown = next((peer for peer in peers if peer not in PEERS), None)
-    if unknown is not None:
-        raise click.BadParameter(f"{unknown!r} is unknown; choose from {', '.join(PEERS)}")
-    return peers
+def words(_context: click.Context, _option: click.Parameter, value: str) -> list[str]:
+    return [word.strip() for word in value.split(",") if word.strip()]
+
+
+def without(entries: list[Entry], left_out: list[str]) -> list[Entry]:
+    """Those whose names have none of the words. Raises TrtstreamError for a word that no name has."""
+    for word in left_out:
+        if not any(word in entry.name for entry in entries):
+            names = ", ".join(entry.name for entry in entries)
+            raise TrtstreamError(f"no contestant has {word!r} in its name, so none is left out; there are {names}")
+    return [entry for entry in entries if not any(word in entry.name for word in left_out)]
 
 
 @click.command()
@@ -56,23 +61,23 @@ def peer_list(_context: click.Context, _option: click.Parameter, value: str) -> 
     type=click.Path(exists=True, dir_okay=False, readable=True, path_type=Path),
     help="The text to decode.  [default: random token ids]",
 )
-@click.option("--peers", default=",".join(PEERS), show_default=True, callback=peer_list, help="Some of them.")
+@click.option("--leave-out", default="", metavar="WORDS", callback=words, help="Contestants with these in their names.")
 @click.option("--max-attention-window", default=512, show_default=True, type=click.IntRange(16))
 @click.option("--sink-token-length", default=4, show_default=True, type=click.IntRange(0))
 @click.option("--rounds", default=16, show_default=True, type=click.IntRange(1), help=f"Turns of {STEPS} tokens each.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of each contestant.  [default: all cores]")
-@click.option("--json", "json_file", default=RESULTS / "compare.json", type=OutputFile())
-@click.option("--plot", "plot_file", default=RESULTS / "compare.png", type=PlotFile())
+@click.option("--json", "json_file", type=OutputFile())
+@click.option("--plot", "plot_file", type=PlotFile())
 def compare(
     checkpoint: Path,
     text: Path | None,
-    peers: list[str],
+    leave_out: list[str],
     max_attention_window: int,
     sink_token_length: int,
     rounds: int,
     threads: int | None,
-    json_file: Path,
-    plot_file: Path,
+    json_file: Path | None,
+    plot_file: Path | None,
 ) -> None:
     """Time this engine and its peers on CHECKPOINT (a Hugging Face folder or a .gguf file), in turn."""
     from trtstream.build.checkpoint import open_checkpoint
@@ -85,9 +90,13 @@ def compare(
     source = open_checkpoint(checkpoint)
     with tempfile.TemporaryDirectory() as scratch:
         ours = our_entries(checkpoint, source, window, sinks, Path(scratch))
+        others = peer_entries(checkpoint, source, window, sinks, Path(scratch))
+        entries = without([*ours, *others], leave_out)
+        num_ours = sum(entry in ours for entry in entries)
+        if not num_ours:
+            raise TrtstreamError("the peers are compared with this engine; do not leave out all its formats")
         ids = token_ids(source, text, num_tokens, Path(scratch))
-        others = peer_entries(peers, checkpoint, source, window, sinks, Path(scratch))
-        floor, *records = measure([MEMORY, *ours, *others], 1 + len(ours), ids, parts, threads)
+        floor, *records = measure([MEMORY, *entries], 1 + num_ours, ids, parts, threads)
     bytes_per_s = bandwidth(floor)
     found = rows(records, bytes_per_s, window)
     evaluation = chunked_evaluation(found, records[0])
@@ -101,12 +110,13 @@ def compare(
         "memory_gb_per_s": bytes_per_s / 1e9,
         "contestants": found,
         "chunked_evaluation": evaluation,
-        "verdicts": verdicts(found, len(ours)),
+        "verdicts": verdicts(found, num_ours),
         "machine": machine(),
     }
     write_json(json_file, values)
-    plot(plot_file, f"A decode step of {checkpoint.name}, window {window}, {threads} threads", found)
-    click.echo(table(map(cells, found)))
+    if plot_file is not None:
+        plot(plot_file, f"A decode step of {checkpoint.name}, window {window}, {threads} threads", found)
+    click.echo(table(cells(row, found[0]) for row in found))
     for line in ([evaluation_line(evaluation)] if evaluation else []) + values["verdicts"]:
         click.echo(line)
 

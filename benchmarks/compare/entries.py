@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
 TORCH = "benchmarks.compare.contestants:make"
 STEPS = 16  # tokens that are decoded in a turn
-PEERS = ("recompute", "rotation", "executorch", "llama.cpp", "openvino")
 LLAMA_CPP_FORMATS = ("Q8_0", "F16")  # in addition to the checkpoint's own
 BATCHES = (4, 8)  # sessions that are decoded together, in addition to one
 RECOMPUTED = 8  # recompute is slow, so it predicts after every 8th token only
@@ -79,23 +77,16 @@ def _in_format(kind: str, path: Path, scratch: Path) -> Path:
     return copy
 
 
-def peer_entries(
-    peers: Sequence[str], path: Path, checkpoint: Checkpoint, window: int, sinks: int, scratch: Path
-) -> list[Entry]:
-    """The entries of ``peers`` with the checkpoint ``path``. llama.cpp's converted files go to ``scratch``."""
+def peer_entries(path: Path, checkpoint: Checkpoint, window: int, sinks: int, scratch: Path) -> list[Entry]:
+    """The peers' entries with the checkpoint ``path``. llama.cpp's converted files go to ``scratch``."""
     settings = {"checkpoint": str(path), "build": _build(window, sinks)}
-    found = []
-    if "recompute" in peers:
-        found.append(Entry("recompute float32", TORCH, {"kind": "recompute", **settings}, every=RECOMPUTED))
-    if "rotation" in peers:
-        found.append(Entry("whole-cache rotation float32", TORCH, {"kind": "rotation", **settings}))
-    if "executorch" in peers:
-        found.append(Entry("ExecuTorch's positions float32", TORCH, {"kind": "executorch", **settings}))
-    if "llama.cpp" in peers:
-        found += _llama_cpp_entries(path, checkpoint, window, sinks, scratch)
-    if "openvino" in peers:
-        found += _openvino_entries(path, checkpoint, window)
-    return found
+    return [
+        Entry("recompute float32", TORCH, {"kind": "recompute", **settings}, every=RECOMPUTED),
+        Entry("whole-cache rotation float32", TORCH, {"kind": "rotation", **settings}),
+        Entry("ExecuTorch's positions float32", TORCH, {"kind": "executorch", **settings}),
+        *_llama_cpp_entries(path, checkpoint, window, sinks, scratch),
+        *_openvino_entries(path, checkpoint, window),
+    ]
 
 
 def _why_not(module: str, package: str, path: Path) -> str | None:

@@ -108,8 +108,8 @@ def _wins(
     ]
 
 
-def cells(row: Row) -> dict[str, str]:
-    """A row as text, by the columns of a table."""
+def cells(row: Row, ours: Row) -> dict[str, str]:
+    """A row as text, by the columns of a table. ``ours`` is the first, which all are compared with."""
     if "decode_ms" not in row:
         return {"contestant": row["name"], "": row["note"]}
     loss = row["past_window"]["mean_difference"]
@@ -118,7 +118,7 @@ def cells(row: Row) -> dict[str, str]:
         "contestant": row["name"],
         "decode ms (p10 to p90)": f"{row['decode_ms']:.1f} ({row['decode_ms_p10']:.1f} to {row['decode_ms_p90']:.1f})",
         "tokens/s": f"{row.get('sessions', 1) / row['decode_ms'] * 1e3:,.0f}",
-        "to trtstream float32": f"{row['to_ours']:.2f}",
+        f"to {ours['name']}": f"{row['to_ours']:.2f}",
         "floor ms": f"{row['floor_ms']:.1f}",
         "to floor": f"{row['to_floor']:.2f}",
         "prefill tokens/s": f"{prefill:,.0f}" if prefill else "",

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader, GGUFWriter
 
 
 def shipped_format(path: str | Path) -> str:
@@ -24,17 +29,11 @@ def weight_bytes(path: str | Path) -> int:
 
 def write_in_format(source: Path, kind: str, output: Path) -> None:
     """Write a copy of ``source`` with its matrices in the format ``kind`` (F16, Q8_0); the rest stays as it is."""
-    from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+    from gguf import GGMLQuantizationType, GGUFReader, LlamaFileType
     from gguf.quants import dequantize, quantize
 
     reader = GGUFReader(source)
-    writer = GGUFWriter(output, reader.fields["general.architecture"].contents())
-    for name, stored in reader.fields.items():
-        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
-            continue
-        value_type, *item_types = stored.types
-        item_type = item_types[-1] if value_type == GGUFValueType.ARRAY else None
-        writer.add_key_value(name, stored.contents(), value_type, item_type)
+    writer = new_writer(reader, output, {"general.file_type": LlamaFileType[f"MOSTLY_{kind}"]})
     for tensor in reader.tensors:
         values = dequantize(tensor.data, tensor.tensor_type)
         if len(tensor.shape) > 1:
@@ -42,6 +41,24 @@ def write_in_format(source: Path, kind: str, output: Path) -> None:
             writer.add_tensor(tensor.name, quantize(values, format_of_matrix), raw_dtype=format_of_matrix)
         else:
             writer.add_tensor(tensor.name, values)
+    finish(writer)
+
+
+def new_writer(source: GGUFReader, output: Path, changed: Mapping[str, int]) -> GGUFWriter:
+    """A writer of ``output`` with the metadata of ``source``, of which the values ``changed`` replace some."""
+    from gguf import GGUFValueType, GGUFWriter
+
+    writer = GGUFWriter(output, source.fields["general.architecture"].contents())
+    for name, stored in source.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        value_type, *item_types = stored.types
+        item_type = item_types[-1] if value_type == GGUFValueType.ARRAY else None
+        writer.add_key_value(name, changed.get(name, stored.contents()), value_type, item_type)
+    return writer
+
+
+def finish(writer: GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -13,7 +13,6 @@ tokens in a window of half the trained context:
 from __future__ import annotations
 
 import argparse
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
@@ -24,17 +23,10 @@ import torch
 
 from benchmarks import write_json
 from benchmarks.markdown import table
+from benchmarks.trained_sink.perplexity import perplexity
 from benchmarks.trained_sink.training import SINK, SIZES, Size, split, token_ids, train_tokenizer, trained
-from trtstream.build.checkpoint import open_checkpoint
-from trtstream.build.cpu import build_cpu_engine
-from trtstream.evaluation.engines import open_subject
 from trtstream.evaluation.plot import picture
-from trtstream.evaluation.report import run_report
-from trtstream.evaluation.runs import score_run
-from trtstream.evaluation.scoring import Run
-from trtstream.evaluation.tokens import TokenFile
 from trtstream.machine import machine
-from trtstream.progress import progress_bar
 from trtstream.samples.king_james import fetch_king_james
 from trtstream.settings import BuildConfig
 
@@ -67,7 +59,9 @@ def main() -> None:
                 {
                     "has_sink": has_sink,
                     "seed": seed,
-                    "perplexity": {sinks: perplexity(folder, held_out, size, sinks, has_sink) for sinks in SINKS},
+                    "perplexity": {
+                        sinks: perplexity(folder, held_out, build_config(size, sinks, has_sink)) for sinks in SINKS
+                    },
                     "attention_to_first": attention_to_first(folder, unseen, size, has_sink),
                 }
             )
@@ -88,9 +82,9 @@ def main() -> None:
     )
 
 
-def perplexity(checkpoint: Path, text: Path, size: Size, sinks: int, has_sink: bool) -> float:
-    """Of the held-out text, whose ids are next to it, by an engine with these sinks. The learned one counts as one."""
-    build = BuildConfig(
+def build_config(size: Size, sinks: int, has_sink: bool) -> BuildConfig:
+    """A float32 engine with these sinks and half of the trained context. The learned sink counts as one."""
+    return BuildConfig(
         max_batch_size=1,
         max_attention_window=size.context // 2,
         sink_token_length=sinks,
@@ -98,14 +92,6 @@ def perplexity(checkpoint: Path, text: Path, size: Size, sinks: int, has_sink: b
         sink_token=SINK if has_sink and sinks else None,
         dtype="float32",
     )
-    with tempfile.TemporaryDirectory() as folder:
-        engine = Path(folder) / "engine"
-        with progress_bar("tensors") as progress:
-            build_cpu_engine(open_checkpoint(checkpoint), build, engine, progress)
-        run = Run(f"{checkpoint.name}, S = {sinks}", "streaming", sinks, build.max_attention_window)
-        report = run_report(score_run(run, open_subject(engine, None), TokenFile(text.with_suffix(".ids")), None))
-    found: float = report["perplexity"]
-    return found
 
 
 @torch.inference_mode()

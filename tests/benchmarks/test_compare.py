@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import report
 from benchmarks.compare import __main__ as compare
 from benchmarks.compare import findings, gguf_formats
+from benchmarks.compare.entries import Entry
 from benchmarks.compare.peer import Peer
 from tests.checkpoints import write_checkpoint
 from tests.command_line import run_in_process
@@ -100,6 +102,41 @@ def test_the_document_takes_the_figures(
     assert f"{values['chunked_evaluation']['times_as_fast']:.1f} times as fast" in text
 
 
+def test_contestants_are_left_out_by_words_of_their_names() -> None:
+    names = ("trtstream float32", "trtstream bfloat16", "trtstream bfloat16, 8 sessions", "recompute float32")
+    entries = [Entry(name) for name in names]
+    assert compare.without(entries, []) == entries
+    assert compare.without(entries, ["float32", "sessions"]) == entries[1:2]
+
+
+def test_a_random_model_has_other_sizes_and_the_same_formats(tmp_path: Path, folder: Path) -> None:
+    from gguf import GGUFReader
+
+    from benchmarks.compare.random_gguf import write_random_gguf
+    from benchmarks.models import llama
+    from tests.gguf_files import write_gguf
+    from trtstream.build.checkpoint import open_checkpoint
+
+    shipped = write_gguf(tmp_path / "shipped.gguf", folder / "checkpoint", "Q4_1")
+    sizes = llama(1, 96, 160, 4, 6, 2, theta=1e4, tied=False)
+    write_random_gguf(shipped, tmp_path / "random.gguf", sizes)
+    before, after = open_checkpoint(shipped), open_checkpoint(tmp_path / "random.gguf")
+    for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "head_dim"):
+        assert getattr(after.model, name) == getattr(sizes, name)
+    assert after.model.vocab_size == before.model.vocab_size
+    weights = after.tensor("layers.3.down.weight").float()
+    assert weights.shape == (96, 160)
+    assert weights.std() == pytest.approx(0.02, rel=0.1)
+    assert not torch.equal(weights, after.tensor("layers.1.down.weight").float())
+    assert torch.equal(after.tensor("norm.weight").float(), torch.ones(96))
+    kinds = [
+        {tensor.name: tensor.tensor_type for tensor in GGUFReader(path).tensors}
+        for path in (shipped, tmp_path / "random.gguf")
+    ]
+    assert kinds[0].items() <= kinds[1].items()
+    assert len(kinds[1]) > len(kinds[0])
+
+
 def test_a_winning_peer_is_named() -> None:
     def row(name: str, ms: float, prefill: float | None, sessions: int = 1) -> dict[str, Any]:
         return {"name": name, "decode_ms": ms, "prefill_tokens_per_s": prefill, "sessions": sessions}
@@ -164,11 +201,8 @@ def header_and_embedding(path: Path) -> int:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (
-            ("--peers", "recompute,vllm"),
-            2,
-            "'vllm' is unknown; choose from recompute, rotation, executorch, llama.cpp, openvino",
-        ),
+        (("--leave-out", "recompute,vllm"), 1, "no contestant has 'vllm' in its name, so none is left out; there are"),
+        (("--leave-out", "trtstream"), 1, "do not leave out all its formats"),
         (("--json", "/nowhere/compare.json"), 2, "the folder /nowhere does not exist"),
         (("--max-attention-window", 16, "--sink-token-length", 16), 1, "no room for recent tokens"),
         (("--text", __file__, "--json", "{folder}/x.json", "--plot", "{folder}/x.png"), 1, "has no tokenizer"),

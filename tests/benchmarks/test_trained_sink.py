@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks import float_weights
 from benchmarks.trained_sink import __main__ as trained_sink
 from benchmarks.trained_sink import training
 from benchmarks.trained_sink.training import NOT_PREDICTED, SINK, Size, _with_sink, train_tokenizer, trained
@@ -73,3 +74,19 @@ def test_a_pair_is_trained_measured_and_not_trained_again(tmp_path: Path, monkey
     assert usual["perplexity"]["4"] != with_sink["perplexity"]["4"]
     assert len(with_sink["attention_to_first"]) == 2
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+    output = tmp_path / "float_weights.json"
+    monkeypatch.setattr(sys, "argv", ["float_weights", str(tmp_path), "--json", str(output)])
+    float_weights.main()
+    (found_by_format,) = json.loads(output.read_text())["models"].values()
+    exact = found_by_format.pop("float32")
+    assert list(found_by_format) == ["bfloat16", "int8", "int4"]
+    for perplexity in found_by_format.values():
+        assert perplexity != exact
+        assert perplexity == pytest.approx(exact, rel=0.05)
+
+
+def test_without_trained_models_nothing_is_rounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["float_weights", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"has no model that benchmarks\.trained_sink trained; run it first"):
+        float_weights.main()
