@@ -21,17 +21,22 @@ from trtstream.machine import machine
 from trtstream.settings import BuildConfig
 
 WINDOW = 128  # tokens
-# The cache is in float32 wherever the weights are not rounded to bfloat16, so that it costs nothing.
-FORMATS = {"bfloat16": ("bfloat16", "none"), "int8": ("float32", "int8"), "int4": ("float32", "int4")}
+# Of each format the dtype and the quantization. The cache is in float32 beside blocks, so that it costs nothing.
+FORMATS = {
+    "float32": ("float32", "none"),
+    "bfloat16": ("bfloat16", "none"),
+    "int8": ("float32", "int8"),
+    "int4": ("float32", "int4"),
+}
 
 
 def measure(checkpoint: Path, text: Path) -> dict[str, float]:
-    """The perplexity by format, that of float32 first."""
-    build = BuildConfig(max_batch_size=1, max_attention_window=WINDOW, dtype="float32")
-    builds = {"float32": build} | {
-        name: replace(build, dtype=dtype, quantization=quantization) for name, (dtype, quantization) in FORMATS.items()
+    """The perplexity by format."""
+    build = BuildConfig(max_batch_size=1, max_attention_window=WINDOW)
+    return {
+        name: perplexity(checkpoint, text, replace(build, dtype=dtype, quantization=quantization))
+        for name, (dtype, quantization) in FORMATS.items()
     }
-    return {name: perplexity(checkpoint, text, each) for name, each in builds.items()}
 
 
 def main() -> None:

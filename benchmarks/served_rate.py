@@ -79,24 +79,23 @@ def measure(folder: Path, url: str, model: str, rounds: int, tokens: int) -> lis
         engine.prefill(lane, prompt)
     rows = []
     # A process of their own, as an engine's threads wait actively for a while after each step.
-    clients = ProcessPoolExecutor(1, get_context("spawn"))
-    for sessions in SESSIONS:
-        alone, rates, shares = [], [], []
-        for _ in range(rounds):
-            alone.append(own(engine, sessions, tokens))
-            rate, share = clients.submit(served, url, model, prompts[:sessions], tokens).result()
-            rates.append(rate)
-            shares.append(share)
-        rows.append(
-            {
-                "sessions": sessions,
-                "engine_tokens_per_s": statistics.median(alone),
-                "served_tokens_per_s": statistics.median(rates),
-                "served_to_engine": statistics.median(map(truediv, rates, alone)),
-                "clients_share_of_a_core": statistics.median(shares),
-            }
-        )
-    clients.shutdown()
+    with ProcessPoolExecutor(1, get_context("spawn")) as clients:
+        for sessions in SESSIONS:
+            alone, rates, shares = [], [], []
+            for _ in range(rounds):
+                alone.append(own(engine, sessions, tokens))
+                rate, share = clients.submit(served, url, model, prompts[:sessions], tokens).result()
+                rates.append(rate)
+                shares.append(share)
+            rows.append(
+                {
+                    "sessions": sessions,
+                    "engine_tokens_per_s": statistics.median(alone),
+                    "served_tokens_per_s": statistics.median(rates),
+                    "served_to_engine": statistics.median(map(truediv, rates, alone)),
+                    "clients_share_of_a_core": statistics.median(shares),
+                }
+            )
     return rows
 
 

@@ -32,7 +32,7 @@ class Generated:
 
 
 def load_generated(path: Path, identity: Identity) -> Generated | None:
-    """The run that `Generated.save` wrote to ``path``, or None if there is no such file.
+    """Read back what `Generated.save` wrote to ``path``. Returns None if the file does not exist.
 
     Raises TrtstreamError if the file cannot be read, or if its run's identity is not ``identity``.
     """
